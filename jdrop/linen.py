@@ -1,0 +1,174 @@
+"""Dropout for Flax linen, and the adapter that makes a linen module a `Network`.
+
+Replace `flax.linen.Dropout` by `jdrop.linen.Dropout` and the rest of a project stays as it is.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jdrop import functional
+from jdrop.network import Network, Variables
+
+
+class Dropout(nn.Module):
+    """Drops each element of its inputs with probability `rate`; see `jdrop.dropout`.
+
+    The constructor and the call take what those of `flax.linen.Dropout` take, with the same
+    meaning. In addition the rate may be given at the call, and may then be traced.
+
+    Masks given and recorded: where the variable collection `masks` holds a `mask` for this layer,
+    the layer applies it and draws nothing. The value is one Boolean array, used at every call, or
+    a tuple with one for each call of the layer in a pass; each is broadcastable to the inputs. A
+    layer applied with `masks` mutable, and none given, draws and records such a tuple (but not
+    during `init`). So `module.apply(variables | {"masks": masks}, ...)` replays a pass.
+
+    Attributes:
+        rate: the probability to drop, in [0, 1]; at 1 the output is zeros.
+        broadcast_dims: axes along which one decision is shared.
+        deterministic: whether to return the inputs as they are; here or at the call.
+        rng_collection: the name of the rng stream that keys are made from.
+
+    Raises:
+        ValueError: a rate out of range; `deterministic` given in both places or in neither.
+        flax.errors.InvalidRngError: no rng for `rng_collection` and no `rng` at the call.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, flax.linen as nn, jdrop.linen
+        >>> class MLP(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, x, train):
+        ...         x = nn.relu(nn.Dense(8)(x))
+        ...         x = jdrop.linen.Dropout(0.5, deterministic=not train)(x)
+        ...         return nn.Dense(2)(x)
+        >>> x = jnp.ones((4, 3))
+        >>> variables = MLP().init(jax.random.key(0), x, train=False)
+        >>> y, drawn = MLP().apply(
+        ...     variables, x, train=True, rngs={"dropout": jax.random.key(1)}, mutable=["masks"]
+        ... )
+        >>> replayed = MLP().apply(variables | drawn, x, train=True)
+        >>> bool(jnp.array_equal(y, replayed))
+        True
+    """
+
+    rate: float
+    broadcast_dims: Sequence[int] = ()
+    deterministic: bool | None = None
+    rng_collection: str = "dropout"
+
+    def __post_init__(self) -> None:
+        """Checks the rate as soon as it is known."""
+        functional.check_rate(self.rate, allow_one=True)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: Array,
+        deterministic: bool | None = None,
+        rng: Array | None = None,
+        *,
+        rate: ArrayLike | None = None,
+    ) -> Array:
+        """Applies dropout, or returns the inputs as they are.
+
+        Args:
+            inputs: float or complex, any shape.
+            deterministic: whether to return the inputs as they are; here or in the constructor.
+            rng: the key for the mask; made from `rng_collection` if not given.
+            rate: instead of the constructor's; may be traced, a scalar or broadcastable to
+                `inputs`.
+        """
+        deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
+        rate = functional.check_rate(self.rate if rate is None else rate, allow_one=True)
+        if deterministic or functional.is_static(rate, 0):
+            return inputs
+        if functional.is_static(rate, 1):
+            return jnp.zeros_like(inputs)
+
+        assert self.scope is not None  # Flax binds a module before it calls it.
+        # Flax counts the calls of a layer here, through every lifted transformation; so do we.
+        counters = self.scope.rng_counters
+        drawn, used = counters.get("masks drawn", 0), counters.get("masks used", 0)
+        if self.has_variable("masks", "mask") and not drawn:
+            mask = functional.mask_of_call(self.get_variable("masks", "mask"), used)
+            counters["masks used"] = used + 1
+            return functional.apply_mask(mask, inputs, rate)
+
+        key = self.make_rng(self.rng_collection) if rng is None else rng
+        mask = functional.draw_mask_like(key, inputs, rate, self.broadcast_dims)
+        if self.is_mutable_collection("masks") and not self.is_initializing():
+            self.put_variable("masks", "mask", (*self.get_variable("masks", "mask", ()), mask))
+            counters["masks drawn"] = drawn + 1
+        return functional.apply_mask(mask, inputs, rate)
+
+
+def as_network(module: nn.Module) -> Network:
+    """What the rest of jdrop needs of a linen module: see `jdrop.network.Network`.
+
+    The module's `__call__` takes the inputs and, if it has modes, one flag named `deterministic`,
+    `train`, `training` or `is_training`. Variables are linen's collections. Training updates every
+    collection but `params` and `masks`, batch statistics for instance. With a key and outside
+    training, masks are drawn while batch normalisation uses its running averages.
+
+    Args:
+        module: any linen module whose output is one array.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, flax.linen as nn
+        >>> network = as_network(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)]))
+        >>> variables = network.init(jax.random.key(0), jnp.ones((1, 3)))
+        >>> network(variables, jnp.ones((4, 3)), None).shape
+        (4, 2)
+    """
+    parameters = inspect.signature(type(module).__call__).parameters
+
+    def mode(*, training: bool) -> dict[str, Any]:
+        if "deterministic" in parameters:
+            return {"deterministic": not training}
+        return {
+            name: training for name in ("train", "training", "is_training") if name in parameters
+        }
+
+    def rngs(key: Array) -> dict[str, Array]:
+        params_key, dropout_key = jax.random.split(key)
+        return {"params": params_key, "dropout": dropout_key}
+
+    def init(key: Array, inputs: Array) -> Variables:
+        return dict(module.init(rngs(key), inputs, **mode(training=False)))
+
+    def apply(variables: Variables, inputs: Array, key: Array | None) -> Any:
+        if key is None:
+            return module.apply(variables, inputs, **mode(training=False))
+        with nn.intercept_methods(_use_running_averages):
+            return module.apply(variables, inputs, **mode(training=True), rngs=rngs(key))
+
+    def apply_train(variables: Variables, inputs: Array, key: Array) -> tuple[Array, Variables]:
+        mutable = [name for name in variables if name not in ("params", "masks")]
+        outputs, updates = module.apply(
+            variables, inputs, **mode(training=True), rngs=rngs(key), mutable=mutable
+        )
+        return outputs, {**variables, **updates}
+
+    return Network(apply, init, apply_train)
+
+
+def _use_running_averages(
+    next_method: Callable[..., Any], args: Any, kwargs: Any, context: Any
+) -> Any:
+    """Makes every batch normalisation use its running averages, whatever its flags say."""
+    module = context.module
+    if not (isinstance(module, nn.BatchNorm) and context.method_name == "__call__"):
+        return next_method(*args, **kwargs)
+    flag = module.use_running_average
+    object.__setattr__(module, "use_running_average", None)
+    try:
+        return next_method(args[0], **{**kwargs, "use_running_average": True})
+    finally:
+        object.__setattr__(module, "use_running_average", flag)
