@@ -1,0 +1,127 @@
+"""The training of MANY networks: `jdrop.train` mapped over keys, and their predictions.
+
+Member `i` depends on the key and on `i` alone, never on how many members there are.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.typing import ArrayLike
+
+from jdrop import train
+from jdrop.annotations import Float
+from jdrop.network import ApplyFn, Network, Variables
+from jdrop.train import LossFn, TrainState, cross_entropy
+
+
+def member_keys(key: Array, ensemble_size: int) -> Array:
+    """The keys of the members: `fold_in(key, i)`, so that the first ones never change.
+
+    Example:
+        >>> few, many = member_keys(jax.random.key(0), 2), member_keys(jax.random.key(0), 5)
+        >>> bool(jnp.all(few == many[:2]))
+        True
+    """
+    if ensemble_size < 1:
+        raise ValueError(f"ensemble_size must be at least 1, got {ensemble_size}.")
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(ensemble_size))
+
+
+@partial(jax.jit, static_argnames=("network", "optimizer", "ensemble_size", "loss_fn"))
+def init_ensemble(
+    key: Array,
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    inputs: ArrayLike,
+    *,
+    ensemble_size: int,
+    loss_fn: LossFn = cross_entropy,
+) -> TrainState:
+    """Networks before their first step, each with its own initial weights.
+
+    Args:
+        key: consumed.
+        network: a network with an `init_fn`.
+        optimizer: any optax optimizer.
+        inputs: example inputs, `[batch, ...]`; their shape and dtype matter.
+        ensemble_size: how many members.
+        loss_fn: see `TrainState.create`.
+
+    Returns:
+        A `TrainState` whose every array has a leading member axis.
+    """
+
+    def member(key: Array) -> TrainState:
+        variables = network.init(key, jnp.asarray(inputs))
+        return TrainState.create(network, variables, optimizer, loss_fn)
+
+    return jax.vmap(member)(member_keys(key, ensemble_size))
+
+
+@partial(jax.jit, static_argnames=("num_epochs", "batch_size"))
+def fit_ensemble(
+    key: Array,
+    state: TrainState,
+    inputs: ArrayLike,
+    labels: ArrayLike,
+    *,
+    num_epochs: int,
+    batch_size: int,
+) -> tuple[TrainState, Float[Array, "member epoch"]]:
+    """Trains all members at once: `jdrop.train.fit`, vmapped across their keys.
+
+    Every member sees all examples, in its own order and with its own masks; the data is held once.
+    A member equals the same member trained alone up to the rounding of batched products.
+
+    Args:
+        key: consumed.
+        state: what `init_ensemble` gave, or an earlier call of this function.
+        inputs: all training inputs, `[example, ...]`.
+        labels: all training labels, `[example, ...]`.
+        num_epochs: how many passes over the examples.
+        batch_size: how many examples a step of a member sees.
+
+    Returns:
+        The trained members, and the mean training loss of each member and epoch.
+
+    Raises:
+        ValueError: see `jdrop.train.fit`.
+
+    Example:
+        >>> def init_fn(key, inputs):
+        ...     return {"params": jax.random.normal(key, (inputs.shape[1], 2))}
+        >>> network = Network(lambda variables, x, key: x @ variables["params"], init_fn)
+        >>> inputs, labels = jnp.eye(4), jnp.array([0, 1, 0, 1])
+        >>> init_key, fit_key = jax.random.split(jax.random.key(0))
+        >>> state = init_ensemble(init_key, network, optax.adam(0.1), inputs, ensemble_size=3)
+        >>> state, losses = fit_ensemble(
+        ...     fit_key, state, inputs, labels, num_epochs=2, batch_size=2
+        ... )
+        >>> predict(network, state.variables, inputs).shape
+        (3, 4, 2)
+    """
+    keys = member_keys(key, state.step.shape[0])
+    fit = partial(train.fit, num_epochs=num_epochs, batch_size=batch_size)
+    return jax.vmap(fit, in_axes=(0, 0, None, None))(keys, state, inputs, labels)
+
+
+@partial(jax.jit, static_argnames="network")
+def predict(
+    network: ApplyFn, variables: Variables, inputs: ArrayLike
+) -> Float[Array, "member batch classes"]:
+    """Log-probabilities of each member, read without dropout.
+
+    Args:
+        network: an `apply_fn` that gives logits.
+        variables: of all members, with a leading member axis: `state.variables`.
+        inputs: `[batch, ...]`.
+
+    Returns:
+        `[member, batch, class]`; average them with `jdrop.inference.pool`.
+    """
+    inputs = jnp.asarray(inputs)
+    # One member after another: the activations of a whole ensemble would fill the memory.
+    return jax.lax.map(lambda member: jax.nn.log_softmax(network(member, inputs, None)), variables)

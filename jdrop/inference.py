@@ -1,0 +1,212 @@
+"""The ways to read one dropout network, and the pools that average predictions.
+
+Log-probabilities throughout: an average of probabilities is formed as a `logsumexp`, so that a
+confident prediction neither underflows nor needs clipping.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jdrop.annotations import Float
+from jdrop.network import ApplyFn, Variables
+
+
+class _Pool(NamedTuple):
+    """An average as a running one, so that its parts need not be held at once.
+
+    Attributes:
+        start: what is carried before the first prediction, from an array of its shape.
+        add: what is carried after one more prediction, which counts `weight` times.
+        finish: the average, from what is carried and the sum of the weights.
+    """
+
+    start: Callable[[Array], Any]
+    add: Callable[[Any, Array, Array], Any]
+    finish: Callable[[Any, Array], Array]
+
+
+def _arithmetic_add(log_sum: Array, log_probs: Array, weight: Array) -> Array:
+    return jnp.logaddexp(log_sum, jnp.log(weight) + log_probs)
+
+
+def _arithmetic_finish(log_sum: Array, total: Array) -> Array:
+    return log_sum - jnp.log(total)
+
+
+def _geometric_add(log_sum: Array, log_probs: Array, weight: Array) -> Array:
+    # A member that does not count must not make NaN of 0 * -inf.
+    return log_sum + jnp.where(weight > 0, weight * log_probs, 0)
+
+
+def _vote_add(
+    carry: tuple[Array, Array], log_probs: Array, weight: Array
+) -> tuple[Array, Array]:
+    votes, log_sum = carry
+    vote = jax.nn.one_hot(jnp.argmax(log_probs, -1), log_probs.shape[-1], dtype=log_probs.dtype)
+    return votes + weight * vote, _arithmetic_add(log_sum, log_probs, weight)
+
+
+def _vote_finish(carry: tuple[Array, Array], total: Array) -> Array:
+    votes, log_sum = carry
+    return jnp.log(votes + jnp.exp(_arithmetic_finish(log_sum, total))) - jnp.log(total + 1)
+
+
+POOLS = {
+    "arithmetic": _Pool(
+        start=lambda like: jnp.full_like(like, -jnp.inf),
+        add=_arithmetic_add,
+        finish=_arithmetic_finish,
+    ),
+    "geometric": _Pool(
+        start=jnp.zeros_like,
+        add=_geometric_add,
+        finish=lambda log_sum, total: jax.nn.log_softmax(log_sum / total),
+    ),
+    "vote": _Pool(
+        start=lambda like: (jnp.zeros_like(like), jnp.full_like(like, -jnp.inf)),
+        add=_vote_add,
+        finish=_vote_finish,
+    ),
+}
+
+
+def _named_pool(kind: str) -> _Pool:
+    if kind not in POOLS:
+        raise ValueError(f"kind must be one of {', '.join(POOLS)}, got {kind!r}.")
+    return POOLS[kind]
+
+
+@partial(jax.jit, static_argnames="kind")
+def pool(
+    log_probs: Float[ArrayLike, "member *batch classes"],
+    kind: str = "arithmetic",
+    *,
+    weights: Float[ArrayLike, " member"] | None = None,
+) -> Float[Array, "*batch classes"]:
+    r"""Averages the predictions of several networks, or of several masks of one network.
+
+    | kind | probabilities of the pool, up to normalisation |
+    |---|---|
+    | arithmetic | $\bar p = \frac{1}{W} \sum_m w_m p_m$, $W = \sum_m w_m$ |
+    | geometric | $\exp \frac{1}{W} \sum_m w_m \log p_m$, the average of the logits |
+    | vote | $(v_c + \bar p_c) / (W + 1)$, where $v_c$ members have their largest $p$ at $c$ |
+
+    In a vote the arithmetic average has one vote more, which it divides among the classes: enough
+    to break ties between classes and to keep every logarithm finite, too little to overrule a
+    majority.
+
+    Args:
+        log_probs: normalised log-probabilities, the axis to average over first.
+        kind: "arithmetic", "geometric" or "vote".
+        weights: how often each member counts, at least 0; once if not given. In a vote they are
+            numbers of votes.
+
+    Returns:
+        Normalised log-probabilities, without the first axis.
+
+    Raises:
+        ValueError: an unknown kind.
+
+    Example:
+        >>> log_probs = jnp.log(jnp.array([[0.5, 0.5], [0.9, 0.1]]))
+        >>> [f"{p:.2f}" for p in jnp.exp(pool(log_probs))]
+        ['0.70', '0.30']
+        >>> [f"{p:.2f}" for p in jnp.exp(pool(log_probs, "geometric"))]
+        ['0.75', '0.25']
+    """
+    chosen = _named_pool(kind)
+    log_probs = jnp.asarray(log_probs)
+    if weights is None:
+        weights = jnp.ones(log_probs.shape[0], log_probs.dtype)
+    weights = jnp.asarray(weights)
+    carry, _ = jax.lax.scan(
+        lambda carry, member: (chosen.add(carry, *member), None),
+        chosen.start(log_probs[0]),
+        (log_probs, weights),
+    )
+    return chosen.finish(carry, jnp.sum(weights))
+
+
+@partial(jax.jit, static_argnames="network")
+def weight_scaling(
+    network: ApplyFn, variables: Variables, inputs: ArrayLike
+) -> Float[Array, "batch classes"]:
+    """Log-probabilities of the deterministic network: all units present, none random.
+
+    With dropout that is scaled in training the weights serve as they are; those of unscaled
+    dropout go through `jdrop.scale_weights` first. One forward pass. For one linear layer with a
+    softmax this is exactly the geometric pool over all masks, otherwise an approximation of it.
+
+    Args:
+        network: an `apply_fn` that gives logits.
+        variables: of one network.
+        inputs: `[batch, ...]`.
+
+    Reference:
+        Hinton et al. 2012, arXiv:1207.0580 ("mean network").
+    """
+    return jax.nn.log_softmax(network(variables, jnp.asarray(inputs), None))
+
+
+@partial(jax.jit, static_argnames=("network", "num_samples", "kind"))
+def monte_carlo(
+    key: Array,
+    network: ApplyFn,
+    variables: Variables,
+    inputs: ArrayLike,
+    *,
+    num_samples: int,
+    kind: str = "arithmetic",
+) -> Float[Array, "batch classes"]:
+    """Log-probabilities of the average over sampled masks: Monte-Carlo dropout.
+
+    `num_samples` forward passes, each with a mask of its own for every example. The average is a
+    running one: memory does not grow with `num_samples`.
+
+    Args:
+        key: consumed; sample `t` depends on the key and on `t` alone.
+        network: an `apply_fn` that gives logits and draws masks when it has a key.
+        variables: of one network.
+        inputs: `[batch, ...]`.
+        num_samples: how many masks, at least 1.
+        kind: how to average, see `pool`.
+
+    Raises:
+        ValueError: fewer than 1 sample; an unknown kind.
+
+    Example:
+        >>> import jdrop
+        >>> def apply_fn(variables, inputs, key):
+        ...     x = inputs if key is None else jdrop.dropout(key, inputs, 0.5)
+        ...     return x @ variables["params"]
+        >>> variables = {"params": jnp.ones((3, 2))}
+        >>> key = jax.random.key(0)
+        >>> monte_carlo(key, apply_fn, variables, jnp.ones((4, 3)), num_samples=10).shape
+        (4, 2)
+
+    Reference:
+        Gal and Ghahramani 2016, arXiv:1506.02142.
+    """
+    chosen = _named_pool(kind)
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+    inputs = jnp.asarray(inputs)
+
+    def log_probs(sample: ArrayLike) -> Array:
+        return jax.nn.log_softmax(network(variables, inputs, jax.random.fold_in(key, sample)))
+
+    like = jax.eval_shape(log_probs, 0)
+    once = jnp.ones((), like.dtype)
+    carry = jax.lax.fori_loop(
+        0,
+        num_samples,
+        lambda sample, carry: chosen.add(carry, log_probs(sample), once),
+        chosen.start(jnp.zeros(like.shape, like.dtype)),
+    )
+    return chosen.finish(carry, num_samples * once)

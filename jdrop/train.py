@@ -1,0 +1,200 @@
+"""The training of ONE network: its state, one step, and a whole fit as a pure function of a key.
+
+Nothing here knows of ensembles: `jdrop.ensemble` maps these functions over keys.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.typing import ArrayLike
+
+from jdrop.annotations import Float, Int, Shaped
+from jdrop.network import ApplyFn, Network, Variables
+
+LossFn = Callable[[Array, Array], Array]
+"""`loss_fn(outputs, labels)` -> one loss for each example, `[batch]`."""
+
+Batch = tuple[Array, Array]
+"""Inputs `[batch, ...]` and labels `[batch, ...]`."""
+
+
+def cross_entropy(
+    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]
+) -> Float[Array, " batch"]:
+    r"""The negative log-likelihood of integer labels: $-\log \mathrm{softmax}(z)_y$, in nats."""
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """One network in training. In an ensemble every array has a leading member axis.
+
+    Attributes:
+        variables: collections of arrays; `params` is what the optimizer changes.
+        opt_state: the optimizer's state.
+        step: how many steps have been made.
+        network: what is trained.
+        optimizer: any optax optimizer.
+        loss_fn: one loss for each example, from outputs and labels.
+    """
+
+    variables: Variables
+    opt_state: Any
+    step: Shaped[Any, "..."]
+    network: Network = field(metadata={"static": True})
+    optimizer: optax.GradientTransformation = field(metadata={"static": True})
+    loss_fn: LossFn = field(metadata={"static": True})
+
+    @classmethod
+    def create(
+        cls,
+        network: ApplyFn,
+        variables: Variables,
+        optimizer: optax.GradientTransformation,
+        loss_fn: LossFn = cross_entropy,
+    ) -> "TrainState":
+        """A state before its first step.
+
+        Args:
+            network: a `Network` or any `apply_fn(variables, inputs, key)`.
+            variables: collections of arrays, `params` among them.
+            optimizer: any optax optimizer.
+            loss_fn: `loss_fn(outputs, labels)` -> `[batch]`; its mean is made small.
+
+        Raises:
+            ValueError: variables without `params`.
+        """
+        if "params" not in variables:
+            raise ValueError(
+                f"variables must hold the collection 'params', got {sorted(variables)}; "
+                "wrap bare parameters as {'params': params}."
+            )
+        return cls(
+            variables=variables,
+            opt_state=optimizer.init(variables["params"]),
+            step=jnp.zeros((), jnp.int32),
+            network=network if isinstance(network, Network) else Network(network),
+            optimizer=optimizer,
+            loss_fn=loss_fn,
+        )
+
+
+def train_step(key: Array, state: TrainState, batch: Batch) -> tuple[TrainState, Float[Array, ""]]:
+    """One step of dropout training: thin the network, run it forward and backward, restore it.
+
+    Args:
+        key: the key of this step's masks; it is consumed.
+        state: the network before the step.
+        batch: inputs and labels.
+
+    Returns:
+        The network after the step, and the mean loss of the batch before it.
+
+    Raises:
+        TypeError: no key, which would train without dropout.
+
+    Example:
+        >>> import jdrop
+        >>> def apply_fn(variables, inputs, key):
+        ...     x = inputs if key is None else jdrop.dropout(key, inputs, 0.2)
+        ...     return x @ variables["params"]
+        >>> state = TrainState.create(apply_fn, {"params": jnp.zeros((3, 2))}, optax.sgd(0.1))
+        >>> batch = jnp.ones((4, 3)), jnp.zeros(4, int)
+        >>> state, loss = train_step(jax.random.key(0), state, batch)
+        >>> int(state.step), round(float(loss), 4)
+        (1, 0.6931)
+
+    Reference:
+        Hinton et al. 2012, arXiv:1207.0580.
+    """
+    if key is None:
+        raise TypeError("train_step needs a key: without one it would train without dropout.")
+    inputs, labels = batch
+
+    def mean_loss(params: Any) -> tuple[Array, Variables]:
+        variables = {**state.variables, "params": params}
+        outputs, variables = state.network.apply_train(variables, inputs, key)
+        return jnp.mean(state.loss_fn(outputs, labels)), variables
+
+    params = state.variables["params"]
+    (loss, variables), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
+    updates, opt_state = state.optimizer.update(grads, state.opt_state, params)
+    variables = {**variables, "params": optax.apply_updates(params, updates)}
+    return replace(state, variables=variables, opt_state=opt_state, step=state.step + 1), loss
+
+
+@partial(jax.jit, static_argnames=("num_epochs", "batch_size"))
+def fit(
+    key: Array,
+    state: TrainState,
+    inputs: ArrayLike,
+    labels: ArrayLike,
+    *,
+    num_epochs: int,
+    batch_size: int,
+) -> tuple[TrainState, Float[Array, " epoch"]]:
+    """Trains one network for some epochs: a scan of `train_step` over shuffled batches.
+
+    Each epoch goes through the examples in a new order; the examples left over when `batch_size`
+    does not divide their number sit that epoch out. The order of an epoch and the masks of a step
+    depend on the key and on the number of the epoch or step, counted from the first step of
+    `state`. So a fit in parts, each with a clone of the same key, equals the fit in one.
+
+    Args:
+        key: consumed.
+        state: the network to go on with.
+        inputs: all training inputs, `[example, ...]`.
+        labels: all training labels, `[example, ...]`.
+        num_epochs: how many passes over the examples.
+        batch_size: how many examples a step sees.
+
+    Returns:
+        The trained network, and the mean training loss of each epoch.
+
+    Raises:
+        ValueError: a batch size that is not in [1, examples]; unequal numbers of inputs and labels.
+
+    Example:
+        >>> network = Network(lambda variables, inputs, key: inputs @ variables["params"])
+        >>> state = TrainState.create(network, {"params": jnp.zeros((3, 2))}, optax.sgd(0.1))
+        >>> inputs, labels = jnp.eye(3), jnp.array([0, 1, 0])
+        >>> state, losses = fit(
+        ...     jax.random.key(0), state, inputs, labels, num_epochs=2, batch_size=1
+        ... )
+        >>> int(state.step), losses.shape
+        (6, (2,))
+    """
+    inputs, labels = jnp.asarray(inputs), jnp.asarray(labels)
+    num_examples = inputs.shape[0]
+    if labels.shape[0] != num_examples:
+        raise ValueError(
+            f"inputs and labels must hold the same number of examples, "
+            f"got {num_examples} and {labels.shape[0]}."
+        )
+    if not 1 <= batch_size <= num_examples:
+        raise ValueError(
+            f"batch_size must lie in [1, {num_examples}], the number of examples, got {batch_size}."
+        )
+    steps_per_epoch = num_examples // batch_size
+    order_key, mask_key = jax.random.split(key)
+
+    def step(state: TrainState, rows: Array) -> tuple[TrainState, Array]:
+        return train_step(
+            jax.random.fold_in(mask_key, state.step), state, (inputs[rows], labels[rows])
+        )
+
+    def epoch(state: TrainState, _: None) -> tuple[TrainState, Array]:
+        number = state.step // steps_per_epoch
+        order = jax.random.permutation(jax.random.fold_in(order_key, number), num_examples)
+        rows = order[: steps_per_epoch * batch_size].reshape(steps_per_epoch, batch_size)
+        state, losses = jax.lax.scan(step, state, rows)
+        return state, jnp.mean(losses)
+
+    return jax.lax.scan(epoch, state, length=num_epochs)

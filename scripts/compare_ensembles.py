@@ -1,0 +1,162 @@
+"""How many independently trained networks is one dropout network worth? Trains both and tells.
+
+Without options it runs on scikit-learn's digits, needs no network, and takes about a minute.
+"""
+
+import math
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import click
+from jdrop.study.data import DATASETS, DataError, Dataset, load
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from jdrop.study import report
+from jdrop.study.comparison import Comparison, Settings, compare
+
+DEFAULTS = Settings()
+
+
+class Rate(click.ParamType):
+    """A probability below 1, as the options for rates and label noise take it."""
+
+    name = "rate"
+
+    def __init__(self, *, zero: bool) -> None:
+        self.zero = zero
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The rate as a float, or the error that it deserves."""
+        allowed = "[0, 1)" if self.zero else "(0, 1)"
+        try:
+            rate = float(str(value))
+        except ValueError:
+            rate = math.nan
+        if not ((rate >= 0 if self.zero else rate > 0) and rate < 1):
+            self.fail(f"must lie in {allowed}, got {value}.", param, ctx)
+        return rate
+
+
+class Hidden(click.ParamType):
+    """Units of the hidden layers, such as 256,256."""
+
+    name = "units"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """The numbers of units, or the error that they deserve."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            units = tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            units = ()
+        if not units or min(units) < 1:
+            self.fail(f"must be positive numbers such as 256,256, got {value}.", param, ctx)
+        return units
+
+
+@click.command(context_settings={"show_default": True, "max_content_width": 100}, help=__doc__)
+@click.option("--dataset", type=click.Choice(DATASETS), default="digits")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where MNIST-form files lie.")
+@click.option("--train-size", type=click.IntRange(min=1), help="Training examples; 500 of digits.")
+@click.option("--label-noise", type=Rate(zero=True), default=0.0, help="Share of wrong labels.")
+@click.option("--hidden", type=Hidden(), default=DEFAULTS.hidden, help="Units of hidden layers.")
+@click.option("--rate", type=Rate(zero=False), default=DEFAULTS.rate, help="Of hidden units.")
+@click.option("--input-rate", type=Rate(zero=True), default=DEFAULTS.input_rate)
+@click.option("--members", type=click.IntRange(min=2), default=DEFAULTS.members)
+@click.option("--samples", type=click.IntRange(min=1), default=DEFAULTS.samples, help="Masks.")
+@click.option("--epochs", type=click.IntRange(min=1), default=DEFAULTS.epochs)
+@click.option("--batch-size", type=click.IntRange(min=1), default=DEFAULTS.batch_size)
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    default=DEFAULTS.learning_rate,
+    help="Of Adam.",
+)
+@click.option("--seed", type=click.IntRange(min=0, max=2**32 - 1), default=DEFAULTS.seed)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="comparison")
+def main(
+    dataset: str,
+    data_dir: Path | None,
+    train_size: int | None,
+    label_noise: float,
+    out: Path,
+    **options: object,
+) -> None:
+    """Runs the comparison and shows what it found."""
+    settings = Settings(**options)
+    try:
+        data = load(
+            dataset,
+            train_size=train_size,
+            label_noise=label_noise,
+            seed=settings.seed,
+            data_dir=data_dir,
+        )
+    except DataError as error:
+        raise click.UsageError(str(error)) from error
+    if settings.batch_size > len(data.train_labels):
+        raise click.UsageError(
+            f"--batch-size must not exceed the {len(data.train_labels)} training examples, "
+            f"got {settings.batch_size}."
+        )
+    try:
+        # Before hours of work, not after them.
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "results.json.partial").touch()
+    except OSError as error:
+        raise click.UsageError(f"--out {out} cannot be written: {error.strerror}.") from error
+
+    console = Console()
+    comparison = run(settings, data, console)
+    console.print(report.terminal_table(comparison))
+    console.print(comparison.sentence(), highlight=False)
+    try:
+        written = report.write(comparison, out, shlex.join(["python", *sys.argv]))
+    except OSError as error:
+        raise click.ClickException(
+            f"{out} could not be written whole: {error.strerror}. The table above is complete."
+        ) from error
+    console.print(f"Written: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
+
+
+def run(settings: Settings, data: Dataset, console: Console) -> Comparison:
+    """Compares, with a bar that tells the time left or, where there is no terminal, with lines."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        tasks: dict[str, tuple[object, float]] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total), time.monotonic()
+            task, start = tasks[what]
+            bars.update(task, completed=done)
+            if not console.is_terminal and (done == total or done % -(-total // 10) == 0):
+                left = (time.monotonic() - start) * (total - done) / max(done - 1, 1)
+                console.print(f"{what}: {done}/{total}, {left:.0f} s left", highlight=False)
+
+        return compare(settings, data, progress)
+
+
+if __name__ == "__main__":
+    try:
+        main(standalone_mode=False)
+    except click.Abort:
+        sys.exit("stopped; nothing was written.")
+    except click.ClickException as error:
+        sys.stderr.write(f"error: {' '.join(error.format_message().split())}\n")
+        sys.exit(error.exit_code)

@@ -1,0 +1,117 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from networks import NETWORKS
+from test_train import counting_network, make_data
+
+from jdrop import ensemble
+from jdrop.inference import weight_scaling
+from jdrop.train import TrainState, fit
+
+# Not Adam, which makes full steps of gradients that are nothing but rounding, such as those of a
+# bias before a batch normalisation.
+OPTIMIZER = optax.sgd(0.1, momentum=0.9)
+
+# Batched matrix products sum in another order than single ones: terms of order 1, rounded at 6e-8,
+# through 20 steps of size 0.1.
+ROUNDING = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def train_members(key, network, inputs, labels, ensemble_size):
+    init_key, fit_key = jax.random.split(key)
+    state = ensemble.init_ensemble(
+        init_key, network, OPTIMIZER, inputs, ensemble_size=ensemble_size
+    )
+    return ensemble.fit_ensemble(fit_key, state, inputs, labels, num_epochs=5, batch_size=4)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_vmapped_member_equals_the_same_member_trained_alone(getkey, kind):
+    network = NETWORKS[kind]
+    inputs, labels = make_data(getkey())
+    key = getkey()
+    state, losses = train_members(key, network, inputs, labels, 3)
+    init_key, fit_key = jax.random.split(jax.random.clone(key))
+    init_keys, fit_keys = ensemble.member_keys(init_key, 3), ensemble.member_keys(fit_key, 3)
+    for member in range(3):
+        alone = TrainState.create(network, network.init(init_keys[member], inputs), OPTIMIZER)
+        alone, alone_losses = fit(
+            fit_keys[member], alone, inputs, labels, num_epochs=5, batch_size=4
+        )
+        np.testing.assert_allclose(losses[member], alone_losses, **ROUNDING)
+        jax.tree.map(
+            lambda many, one, member=member: np.testing.assert_allclose(
+                many[member], one, **ROUNDING
+            ),
+            state.variables,
+            alone.variables,
+        )
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_member_does_not_depend_on_the_size_of_the_ensemble(getkey, kind):
+    inputs, labels = make_data(getkey())
+    key = getkey()
+    few, few_losses = train_members(key, NETWORKS[kind], inputs, labels, 2)
+    many, many_losses = train_members(jax.random.clone(key), NETWORKS[kind], inputs, labels, 5)
+    np.testing.assert_allclose(many_losses[:2], few_losses, **ROUNDING)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a[:2], b, **ROUNDING),
+        many.variables,
+        few.variables,
+    )
+
+
+def test_every_leaf_has_the_member_axis_first(getkey):
+    inputs, labels = make_data(getkey())
+    state, losses = train_members(getkey(), NETWORKS["linen"], inputs, labels, 3)
+    assert losses.shape == (3, 5)
+    assert all(leaf.shape[0] == 3 for leaf in jax.tree.leaves(state))
+
+
+def test_members_differ_in_weights_order_and_masks(getkey):
+    inputs, labels = make_data(getkey())
+    state, losses = train_members(getkey(), NETWORKS["linen"], inputs, labels, 4)
+    assert len(np.unique(np.asarray(losses[:, -1]))) == 4
+    # Equal weights to begin with: what remains is the order of the examples and the masks.
+    init = jax.tree.map(lambda leaf: jnp.stack([leaf[0]] * 4), state)
+    _, losses = ensemble.fit_ensemble(getkey(), init, inputs, labels, num_epochs=1, batch_size=16)
+    assert len(np.unique(np.asarray(losses[:, 0]))) == 4
+
+
+def test_all_keys_of_a_run_are_distinct(getkey):
+    """The checker of key reuse is blind to `fold_in`, so the keys themselves are compared."""
+    network = counting_network(20, 8)
+    inputs = jnp.arange(20.0)[:, None]
+    init_key, fit_key = jax.random.split(getkey())
+    state = ensemble.init_ensemble(init_key, network, OPTIMIZER, inputs, ensemble_size=5)
+    state, _ = ensemble.fit_ensemble(
+        fit_key, state, inputs, jnp.zeros(20, int), num_epochs=2, batch_size=5
+    )
+    step_keys = np.asarray(state.variables["keys"]).reshape(-1, 2).tolist()
+    members = [ensemble.member_keys(jax.random.clone(key), 5) for key in (init_key, fit_key)]
+    member_keys = [jax.random.key_data(keys).tolist() for keys in members]
+    keys = [tuple(key) for key in [*step_keys, *member_keys[0], *member_keys[1]]]
+    assert len(set(keys)) == len(keys) == 5 * 8 + 10
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_predictions_are_those_of_each_member(getkey, kind):
+    network = NETWORKS[kind]
+    inputs, labels = make_data(getkey())
+    state, _ = train_members(getkey(), network, inputs, labels, 3)
+    log_probs = ensemble.predict(network, state.variables, inputs)
+    assert log_probs.shape == (3, 16, 3)
+    np.testing.assert_allclose(jnp.exp(log_probs).sum(-1), 1, rtol=1e-5)
+    for member in range(3):
+        variables = jax.tree.map(lambda leaf, member=member: leaf[member], state.variables)
+        np.testing.assert_allclose(
+            log_probs[member], weight_scaling(network, variables, inputs), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_an_ensemble_of_none_is_an_error(getkey):
+    with pytest.raises(ValueError, match="ensemble_size must be at least 1, got 0"):
+        ensemble.member_keys(getkey(), 0)

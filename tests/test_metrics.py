@@ -1,0 +1,110 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sklearn.metrics
+
+from jdrop import metrics
+from jdrop.inference import POOLS, pool
+
+
+@pytest.fixture
+def predictions(getkey):
+    """Random predictions of 7 members, `[member, batch, class]`, and labels."""
+    logit_key, label_key = jax.random.split(getkey())
+    log_probs = jax.nn.log_softmax(2 * jax.random.normal(logit_key, (7, 300, 5)))
+    return log_probs, jax.random.randint(label_key, (300,), 0, 5)
+
+
+def ece_in_float64(log_probs, labels, num_bins):
+    probs = np.exp(np.asarray(log_probs, np.float64))
+    confidence, right = probs.max(1), probs.argmax(1) == np.asarray(labels)
+    total = 0.0
+    for b in range(num_bins):
+        inside = (confidence > b / num_bins) & (confidence <= (b + 1) / num_bins)
+        if inside.any():
+            total += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    return total
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_scores_of_every_pool_equal_those_of_scikit_learn(predictions, kind):
+    log_probs, labels = predictions
+    pooled = pool(log_probs, kind)
+    probs = np.exp(np.asarray(pooled, np.float64))
+    probs /= probs.sum(1, keepdims=True)
+    classes = list(range(5))
+    expected = {
+        "error": 1 - sklearn.metrics.accuracy_score(labels, probs.argmax(1)),
+        "nll": sklearn.metrics.log_loss(labels, probs, labels=classes),
+        "brier": sklearn.metrics.brier_score_loss(
+            labels, probs, labels=classes, scale_by_half=False
+        ),
+        "ece": ece_in_float64(pooled, labels, 15),
+    }
+    for name, value in expected.items():
+        assert float(getattr(metrics, name)(pooled, labels)) == pytest.approx(value, rel=1e-5), name
+
+
+@pytest.mark.parametrize("num_bins", [1, 2, 10, 15])
+def test_ece_equals_its_definition_in_float64(predictions, num_bins):
+    log_probs, labels = predictions
+    expected = ece_in_float64(log_probs[0], labels, num_bins)
+    assert float(metrics.ece(log_probs[0], labels, num_bins=num_bins)) == pytest.approx(
+        expected, rel=1e-4
+    )
+
+
+def test_a_confidence_of_exactly_one_is_counted():
+    log_probs = jnp.array([[0.0, -math.inf], [0.0, -math.inf]])
+    assert float(metrics.ece(log_probs, jnp.array([0, 1]))) == 0.5
+    assert float(metrics.ece(log_probs, jnp.array([1, 1]))) == 1.0
+
+
+def test_bins_are_closed_on_the_right():
+    """Confidences 0.5 and 0.75 share the bin (0.25, 0.5] with nothing: one bin each of four."""
+    log_probs = jnp.log(jnp.array([[0.5, 0.5], [0.75, 0.25]]))
+    labels = jnp.array([1, 0])
+    # Bins (.25, .5] and (.5, .75]: |0 - .5| / 2 + |1 - .75| / 2.
+    assert float(metrics.ece(log_probs, labels, num_bins=4)) == pytest.approx(0.375)
+
+
+def test_scores_worked_by_hand():
+    """Two examples, two classes: one right with 0.8, one wrong with 0.6."""
+    log_probs = jnp.log(jnp.array([[0.8, 0.2], [0.6, 0.4]]))
+    labels = jnp.array([0, 1])
+    assert float(metrics.error(log_probs, labels)) == 0.5
+    assert float(metrics.nll(log_probs, labels)) == pytest.approx(-math.log(0.8 * 0.4) / 2)
+    assert float(metrics.brier(log_probs, labels)) == pytest.approx((0.08 + 0.72) / 2)
+
+
+def test_a_uniform_prediction_scores_the_logarithm_of_the_number_of_classes():
+    log_probs = jnp.full((6, 10), -math.log(10))
+    labels = jnp.arange(6)
+    assert float(metrics.nll(log_probs, labels)) == pytest.approx(math.log(10))
+    assert float(metrics.brier(log_probs, labels)) == pytest.approx(0.9)
+
+
+def test_averaging_never_scores_worse_than_the_mean_member(predictions):
+    """Jensen: NLL and Brier are convex in the probabilities, NLL also in their logarithms."""
+    log_probs, labels = predictions
+    for score in (metrics.nll, metrics.brier):
+        members = jax.vmap(score, (0, None))(log_probs, labels)
+        assert score(pool(log_probs), labels) <= members.mean()
+    members = jax.vmap(metrics.nll, (0, None))(log_probs, labels)
+    assert metrics.nll(pool(log_probs, "geometric"), labels) <= members.mean()
+
+
+def test_huge_logits_score_finitely():
+    log_probs = jax.nn.log_softmax(jnp.array([[1e4, -1e4], [-1e4, 1e4]]))
+    labels = jnp.array([0, 0])
+    for name in ("error", "nll", "brier", "ece"):
+        assert math.isfinite(getattr(metrics, name)(log_probs, labels))
+
+
+def test_no_bins_are_an_error(predictions):
+    log_probs, labels = predictions
+    with pytest.raises(ValueError, match="num_bins must be at least 1, got 0"):
+        metrics.ece(log_probs[0], labels, num_bins=0)
