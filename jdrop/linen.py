@@ -57,7 +57,7 @@ class Dropout(nn.Module):
         True
     """
 
-    rate: float
+    rate: ArrayLike
     broadcast_dims: Sequence[int] = ()
     deterministic: bool | None = None
     rng_collection: str = "dropout"
@@ -115,7 +115,7 @@ def as_network(module: nn.Module) -> Network:
     The module's `__call__` takes the inputs and, if it has modes, one flag named `deterministic`,
     `train`, `training` or `is_training`. Variables are linen's collections. Training updates every
     collection but `params` and `masks`, batch statistics for instance. With a key and outside
-    training, masks are drawn while batch normalisation uses its running averages.
+    training, masks are drawn while batch and spectral normalisation use their running statistics.
 
     Args:
         module: any linen module whose output is one array.
@@ -146,7 +146,7 @@ def as_network(module: nn.Module) -> Network:
     def apply(variables: Variables, inputs: Array, key: Array | None) -> Any:
         if key is None:
             return module.apply(variables, inputs, **mode(training=False))
-        with nn.intercept_methods(_use_running_averages):
+        with nn.intercept_methods(_use_running_statistics):
             return module.apply(variables, inputs, **mode(training=True), rngs=rngs(key))
 
     def apply_train(variables: Variables, inputs: Array, key: Array) -> tuple[Array, Variables]:
@@ -159,16 +159,21 @@ def as_network(module: nn.Module) -> Network:
     return Network(apply, init, apply_train)
 
 
-def _use_running_averages(
+def _use_running_statistics(
     next_method: Callable[..., Any], args: Any, kwargs: Any, context: Any
 ) -> Any:
-    """Makes every batch normalisation use its running averages, whatever its flags say."""
+    """Makes every normalisation use its running statistics, whatever its flags say."""
     module = context.module
-    if not (isinstance(module, nn.BatchNorm) and context.method_name == "__call__"):
+    if context.method_name != "__call__":
         return next_method(*args, **kwargs)
+    if isinstance(module, nn.SpectralNorm):
+        return next_method(*args, **{**kwargs, "update_stats": False})
+    if not isinstance(module, nn.BatchNorm):
+        return next_method(*args, **kwargs)
+    # Flax wants the flag in one place; the second argument of the call is the flag too.
     flag = module.use_running_average
     object.__setattr__(module, "use_running_average", None)
     try:
-        return next_method(args[0], **{**kwargs, "use_running_average": True})
+        return next_method(*args[:1], **{**kwargs, "use_running_average": True})
     finally:
         object.__setattr__(module, "use_running_average", flag)

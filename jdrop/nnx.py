@@ -62,7 +62,7 @@ class Dropout(nnx.Module):
 
     def __init__(
         self,
-        rate: float,
+        rate: float | int,
         *,
         broadcast_dims: Sequence[int] = (),
         deterministic: bool | None = False,
@@ -174,16 +174,16 @@ def replay_masks(model: Module, masks: Any) -> Module:
     """
     if isinstance(masks, nnx.State):
         masks = nnx.to_pure_dict(masks)
-    flat = flatten_dict(masks)
-    by_path = {path[:-1]: mask for path, mask in flat.items()}
+    by_path = flatten_dict(masks)
     view = nnx.view(model, record_masks=False, raise_if_not_found=False)
     for path, module in nnx.iter_modules(view):
-        if isinstance(module, Dropout) and path in by_path:
-            module.mask = Mask(by_path.pop(path))
+        site = (*path, "mask")
+        if isinstance(module, Dropout) and site in by_path:
+            module.mask = Mask(by_path.pop(site))
     if by_path:
         raise ValueError(
-            f"masks names {', '.join('/'.join(map(str, path)) for path in by_path)}, "
-            "where the model has no jdrop.nnx.Dropout."
+            f"masks names {', '.join('/'.join(map(str, site)) for site in by_path)}, "
+            "which is not the mask of a jdrop.nnx.Dropout of the model."
         )
     return view
 
