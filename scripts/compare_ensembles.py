@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import click
-from jdrop.study.data import DATASETS, DataError, Dataset, load
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jdrop.study import report
 from jdrop.study.comparison import Comparison, Settings, compare
+from jdrop.study.data import DATASETS, DataError, Dataset, load
 
 DEFAULTS = Settings()
 
@@ -114,7 +114,7 @@ def main(
     except OSError as error:
         raise click.UsageError(f"--out {out} cannot be written: {error.strerror}.") from error
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 100)
     comparison = run(settings, data, console)
     console.print(report.terminal_table(comparison))
     console.print(comparison.sentence(), highlight=False)
@@ -152,11 +152,18 @@ def run(settings: Settings, data: Dataset, console: Console) -> Comparison:
         return compare(settings, data, progress)
 
 
-if __name__ == "__main__":
+def run_command(arguments: list[str]) -> int:
+    """Runs the command and returns its exit code; an error is one line on the standard error."""
     try:
-        main(standalone_mode=False)
-    except click.Abort:
-        sys.exit("stopped; nothing was written.")
+        main(arguments, standalone_mode=False)
     except click.ClickException as error:
         sys.stderr.write(f"error: {' '.join(error.format_message().split())}\n")
-        sys.exit(error.exit_code)
+        return error.exit_code
+    except click.Abort:
+        sys.stderr.write("stopped; nothing was written.\n")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(sys.argv[1:]))

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jdrop.study.data import Dataset
 
 import jdrop.linen
 from jdrop import ensemble, inference, metrics
 from jdrop.network import Network
 from jdrop.statistics import Interval, mean_interval
+from jdrop.study.data import Dataset
 from jdrop.study.results import SCORES, Comparison, Curve, Row
 from jdrop.train import TrainState
 
@@ -226,13 +226,13 @@ def _rows(
     num_members = len(test_log_probs)
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(pool.state.variables["params"]))
     tests = _group_scores(test_log_probs, data.test_labels)
-    trains = None
-    if train_log_probs is not None:
-        trains = _group_scores(train_log_probs, data.train_labels)
+    trains = train_log_probs is not None and _group_scores(train_log_probs, data.train_labels)
     rows = []
     for size in range(1, num_members + 1):
-        test = tests[size]
-        train = trains and trains[size]
+        train = gap = None
+        if trains:
+            train = _intervals(trains[size])
+            gap = _intervals({name: tests[size][name] - trains[size][name] for name in SCORES})
         rows.append(
             Row(
                 networks=networks,
@@ -241,9 +241,9 @@ def _rows(
                 passes=size * passes,
                 parameters=size * (num_parameters // num_members),
                 train_seconds=size * pool.fit_seconds / num_members,
-                test=_intervals(test),
-                train=train and _intervals(train),
-                gap=train and _intervals({name: test[name] - train[name] for name in SCORES}),
+                test=_intervals(tests[size]),
+                train=train,
+                gap=gap,
             )
         )
     return rows

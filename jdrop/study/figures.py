@@ -62,6 +62,7 @@ def learning_curves(comparison: Comparison) -> Figure:
         )
         axes.set_title(f"{networks} networks", loc="left")
         axes.set_xlabel("epochs")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False)
         _finish(axes, percent=True)
     # The first epochs are far above the rest and would press the end of the curves together.
@@ -100,7 +101,8 @@ def _ensemble_curve(
         if interval.num_replicates >= 3 and interval.low is not None
     ]
     if banded and not thin:
-        axes.fill_between(*zip(*banded, strict=True), color=colour, alpha=0.15, lw=0)
+        banded_sizes, low, high = zip(*banded, strict=True)
+        axes.fill_between(banded_sizes, low, high, color=colour, alpha=0.15, lw=0)
 
 
 def _line(
@@ -109,7 +111,7 @@ def _line(
     interval = row.test[score]
     style = (0, (4, 2)) if dashed else "-"
     axes.axhline(interval.mean, color=colour, lw=1.6, ls=style, label=label, zorder=3)
-    if interval.low is not None and not dashed:
+    if interval.low is not None and interval.high is not None and not dashed:
         axes.axhspan(interval.low, interval.high, color=colour, alpha=0.12, lw=0)
 
 
@@ -117,4 +119,4 @@ def _finish(axes: Axes, *, percent: bool) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
     if percent:
-        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=1))
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import jinja2
 from matplotlib.figure import Figure
+from rich import box
 from rich.table import Table
 
 from jdrop.study import figures
 from jdrop.study.results import SCORES, Comparison, Row, format_score, write_text
 
-SCORE_TITLES = {"error": "test error", "nll": "NLL", "brier": "Brier", "ece": "ECE"}
-HEADER = ("", *SCORE_TITLES.values(), "gap in error", "train s", "passes", "parameters")
+SCORE_TITLES = {"error": "test error %", "nll": "test NLL", "brier": "test Brier", "ece": "ECE %"}
+HEADER = ("", *SCORE_TITLES.values(), "gap %", "train s", "passes", "parameters")
 FIGURES = {
     "networks": (
         figures.score_against_ensemble_size,
@@ -43,12 +44,16 @@ def table_rows(comparison: Comparison) -> list[tuple[str, ...]]:
 
 
 def terminal_table(comparison: Comparison) -> Table:
-    """The headline rows for a terminal."""
-    table = Table(title=_title(comparison), title_justify="left")
-    for column in HEADER:
-        table.add_column(column, justify="right" if column else "left")
-    for row in table_rows(comparison):
-        table.add_row(*row)
+    """The headline rows for a terminal of 80 columns: a column for each, a line for each score."""
+    table = Table(
+        title=_title(comparison), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    table.add_column("")
+    rows = table_rows(comparison)
+    for label, *_ in rows:
+        table.add_column(label, justify="right", vertical="bottom", max_width=12)
+    for index, name in enumerate(HEADER[1:], start=1):
+        table.add_row(name, *(row[index].replace(" ± ", "±") for row in rows))
     return table
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,10 +45,7 @@ class Row:
     def label(self) -> str:
         """The row's name in tables and figures."""
         count = "one" if self.ensemble_size == 1 else f"average of {self.ensemble_size}"
-        network = "network" if self.ensemble_size == 1 else "networks"
-        if self.networks == "plain":
-            return f"{count} plain {network}"
-        return f"{count} dropout {network}, {self.reading}"
+        return f"{count} plain" if self.networks == "plain" else f"{count} dropout, {self.reading}"
 
 
 @dataclass(frozen=True)
@@ -115,37 +111,48 @@ class Comparison:
             self.row("dropout", size),
         ]
 
-    def matching_size(self, score: str, row: Row) -> int | None:
-        """The smallest plain ensemble whose mean score is at least as good as that of `row`.
+    def matching_size(self, score: str, value: float) -> int | None:
+        """The smallest plain ensemble whose mean score is at least as good as `value`.
 
         None where no size up to the pool is.
         """
         for size in range(1, self.settings["members"] + 1):
-            if self.row("plain", size).test[score].mean <= row.test[score].mean:
+            if self.row("plain", size).test[score].mean <= value:
                 return size
         return None
+
+    def worth(self, score: str) -> str:
+        """How many averaged plain networks match one dropout network, read by weight scaling.
+
+        In brackets the same for the worse and the better end of the dropout network's interval;
+        "≤1" where one plain network does as well, ">20" where an average of 20 does not.
+        """
+
+        def matched(value: float) -> str:
+            size = self.matching_size(score, value)
+            return (
+                f">{self.settings['members']}" if size is None else "≤1" if size == 1 else f"{size}"
+            )
+
+        interval = self.row("dropout", 1).test[score]
+        text = matched(interval.mean)
+        if interval.low is not None and interval.high is not None:
+            text += f" [{matched(interval.high)}, {matched(interval.low)}]"
+        return text
 
     def sentence(self) -> str:
         """The answer: how many plain networks one dropout network is worth."""
         dropout, plain = self.row("dropout", 1), self.row("plain", 1)
         ensemble = self.row("plain", self.headline_size)
-
-        def matched(score: str) -> str:
-            size = self.matching_size(score, dropout)
-            if size is None:
-                return f"more than {self.settings['members']} plain networks averaged"
-            if size == 1:
-                return "one plain network"
-            return f"the average of {size} plain networks"
-
         return (
             f"On {self.data['name']} with {self.data['train_size']:,} training examples, one "
-            f"dropout network (weight scaling) is worth {matched('nll')} in NLL and "
-            f"{matched('error')} in error: NLL {_number('nll', dropout)}, error "
-            f"{_number('error', dropout)}, beside {_number('nll', plain)}, "
-            f"{_number('error', plain)} of one plain network and {_number('nll', ensemble)}, "
-            f"{_number('error', ensemble)} of the average of {ensemble.ensemble_size}, at "
-            f"{dropout.train_seconds / plain.train_seconds:.1f} times the training time of one."
+            f"dropout network (weight scaling) is worth {self.worth('nll')} averaged plain "
+            f"networks in NLL and {self.worth('error')} in error, at "
+            f"{dropout.train_seconds / plain.train_seconds:.1f} times the training time of one: "
+            f"NLL {_number('nll', dropout)} and error {_number('error', dropout)}, beside "
+            f"{_number('nll', plain)} and {_number('error', plain)} of one plain network, "
+            f"{_number('nll', ensemble)} and {_number('error', ensemble)} of the average of "
+            f"{ensemble.ensemble_size}."
         )
 
     def to_json(self) -> str:
@@ -169,23 +176,20 @@ class Comparison:
 
 
 def format_score(score: str, interval: Interval) -> str:
-    """A score for people: its mean and, where there is one, half the width of its interval."""
-    scale, digits, unit = (100, 2, " %") if score in ("error", "ece") else (1, 4, "")
+    """A score for people: its mean and, where there is one, half the width of its interval.
+
+    Error and ECE are shown in percent, without a sign for it.
+    """
+    scale, digits = (100, 2) if score in ("error", "ece") else (1, 3)
     text = f"{interval.mean * scale:.{digits}f}"
     if interval.high is not None:
         text += f" ± {(interval.high - interval.mean) * scale:.{digits}f}"
-    return text + unit
+    return text
 
 
 def _number(score: str, row: Row) -> str:
     mean = row.test[score].mean
-    return f"{mean:.1%}" if score == "error" else f"{mean:.3f}"
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{mean:.2%}" if score == "error" else f"{mean:.3f}"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,0 +1,1 @@
+"""The comparison as an application: its data sets, runs, results, figures and report."""
