@@ -175,11 +175,14 @@ def replay_masks(model: Module, masks: Any) -> Module:
     if isinstance(masks, nnx.State):
         masks = nnx.to_pure_dict(masks)
     by_path = flatten_dict(masks)
-    view = nnx.view(model, record_masks=False, raise_if_not_found=False)
+    # What `nnx.view` does, except that it draws a key from each Rngs that the model holds.
+    view = nnx.clone(model, variables=False)
     for path, module in nnx.iter_modules(view):
-        site = (*path, "mask")
-        if isinstance(module, Dropout) and site in by_path:
-            module.mask = Mask(by_path.pop(site))
+        if isinstance(module, Dropout):
+            module.set_view(record_masks=False)
+            site = (*path, "mask")
+            if site in by_path:
+                module.mask = Mask(by_path.pop(site))
     if by_path:
         raise ValueError(
             f"masks names {', '.join('/'.join(map(str, site)) for site in by_path)}, "

@@ -108,8 +108,8 @@ def test_mode_rate_and_key_lead_where_they_lead_in_flax(
     np.testing.assert_equal(actual, expected)
 
 
-@pytest.mark.parametrize("broadcast_dims", [(), (0,), (-1,), (0, 2)])
-@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("broadcast_dims", [(), (-1,), (0, 2)])
+@pytest.mark.parametrize("rate", [0.1, 0.9])
 def test_given_a_key_the_layer_is_the_function(layer, rate, broadcast_dims, getkey):
     key, x = getkey(), jax.random.normal(getkey(), (4, 5, 6))
     expected = jdrop.dropout(jax.random.clone(key), x, rate, broadcast_dims=broadcast_dims)
@@ -118,8 +118,9 @@ def test_given_a_key_the_layer_is_the_function(layer, rate, broadcast_dims, getk
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.complex64])
-@pytest.mark.parametrize("broadcast_dims", [(), [1], (0, -1)])
-@pytest.mark.parametrize("rng_collection", ["dropout", "noise"])
+@pytest.mark.parametrize(
+    ("rng_collection", "broadcast_dims"), [("dropout", ()), ("noise", [1]), ("params", (0, -1))]
+)
 def test_equals_flax_with_the_same_bits(layer, rng_collection, broadcast_dims, dtype, getkey):
     """So the key of a layer, made from the stream's key, is Flax's too."""
     key, x = getkey(), jax.random.normal(getkey(), (4, 5, 6), dtype)

@@ -13,9 +13,6 @@ from jdrop.study.comparison import Settings, _group_scores, compare
 from jdrop.study.data import Dataset
 from jdrop.study.results import SCORES, Comparison, format_score, write_text
 
-# One worker runs them all, since they share what the fixture trained.
-pytestmark = pytest.mark.xdist_group("comparison")
-
 SETTINGS = Settings(hidden=(16,), members=4, samples=3, epochs=3, batch_size=20, seed=1)
 
 
