@@ -1,0 +1,335 @@
+"""Where the dropout of Flax, Haiku or Equinox goes wrong today, and what jdrop does there.
+
+Each test has two halves. The first asserts the misbehaviour of the other library, so that this
+list stays honest: when a library mends its ways, its test fails and says so. The second asserts
+what jdrop does in its place.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox
+import flax.linen
+import haiku
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import jdrop
+import jdrop.linen
+import jdrop.nnx
+
+Dropout = Callable[..., jax.Array]
+"""`dropout(key, x, rate, broadcast_dims=())`."""
+
+
+def of_linen(key: Any, x: Any, rate: Any, **options: Any) -> Any:
+    return flax.linen.Dropout(rate, deterministic=False, **options).apply({}, x, rng=key)
+
+
+def of_nnx(key: Any, x: Any, rate: Any, **options: Any) -> Any:
+    return nnx.Dropout(rate, **options)(x, rngs=key)
+
+
+def of_haiku(key: Any, x: Any, rate: Any, **options: Any) -> Any:
+    return haiku.dropout(key, rate, x, **options)
+
+
+def of_equinox(key: Any, x: Any, rate: Any) -> Any:
+    return equinox.nn.Dropout(rate)(x, key=key)
+
+
+def our_linen(key: Any, x: Any, rate: Any, **options: Any) -> Any:
+    layer = jdrop.linen.Dropout(0.1, deterministic=False, **options)
+    return layer.apply({}, x, rng=key, rate=rate)
+
+
+def our_nnx(key: Any, x: Any, rate: Any, **options: Any) -> Any:
+    return jdrop.nnx.Dropout(0.1, **options)(x, rngs=key, rate=rate)
+
+
+FLAX = [of_linen, of_nnx]
+OURS = [jdrop.dropout, our_linen, our_nnx]
+
+
+def name(value: Any) -> str:
+    return value.__name__.removeprefix("of_") if callable(value) else str(value)
+
+
+@pytest.mark.parametrize("rate", [-0.5, 1.5, math.nan])
+@pytest.mark.parametrize("theirs", [*FLAX, of_equinox], ids=name)
+def test_a_rate_out_of_range(theirs, rate, getkey):
+    """Taken in silence: a negative one shrinks the inputs, the others make zeros of them."""
+    y = theirs(getkey(), jnp.ones(64), rate)
+    np.testing.assert_allclose(y, np.full(64, 2 / 3 if rate < 0 else 0), rtol=1e-6)
+
+    for ours in OURS:
+        with pytest.raises(ValueError, match="rate must lie in"):
+            ours(getkey(), jnp.ones(64), rate)
+
+
+def test_a_rate_that_is_not_a_number(getkey):
+    """Haiku checks the range, and NaN passes: the output is NaN."""
+    assert jnp.isnan(haiku.dropout(getkey(), math.nan, jnp.ones(64))).all()
+
+    with pytest.raises(ValueError, match="rate must lie in"):
+        jdrop.dropout(getkey(), jnp.ones(64), math.nan)
+
+
+@pytest.mark.parametrize("theirs", [of_haiku, of_equinox], ids=name)
+def test_a_traced_rate_out_of_range(theirs, getkey):
+    """Not checked and not seen: the output is the inputs times 2/3."""
+    run = jax.jit(lambda key, rate: theirs(key, jnp.ones(64), rate))
+    np.testing.assert_allclose(run(getkey(), -0.5), np.full(64, 2 / 3), rtol=1e-6)
+
+    for ours in OURS:
+        run = jax.jit(lambda key, rate, ours=ours: ours(key, jnp.ones(64), rate))
+        assert jnp.isnan(run(getkey(), -0.5)).all()
+
+
+@pytest.mark.parametrize("theirs", FLAX, ids=name)
+def test_a_traced_rate(theirs, getkey):
+    """An error; so a rate that is annealed, or differs by member, is a compilation each."""
+    with pytest.raises(jax.errors.TracerBoolConversionError):
+        jax.jit(lambda key, rate: theirs(key, jnp.ones(64), rate))(getkey(), 0.5)
+
+    for ours in OURS:
+        run = jax.jit(lambda key, rate, ours=ours: ours(key, jnp.ones(64), rate))
+        assert set(np.unique(run(getkey(), 0.5))) == {0, 2}
+
+
+def test_an_array_as_the_rate_of_an_nnx_layer(getkey):
+    """Allowed where it is marked as data, and then an error under `nnx.jit`."""
+    layer = nnx.Dropout(0.1, rngs=nnx.Rngs(getkey()))
+    layer.rate = nnx.data(jnp.float32(0.5))
+    forward = nnx.jit(lambda layer, x: layer(x))
+    with pytest.raises(jax.errors.TracerBoolConversionError):
+        forward(layer, jnp.ones(64))
+
+    layer = jdrop.nnx.Dropout(0.1, rngs=nnx.Rngs(getkey()))
+    layer.rate = nnx.data(jnp.float32(0.5))
+    assert set(np.unique(forward(layer, jnp.ones(64)))) == {0, 2}
+
+
+def test_three_rates_are_three_compilations(getkey):
+    """In nnx and in Equinox, where a number is part of what is compiled."""
+    rates, traces = (0.1, 0.2, 0.3), []
+
+    def forward(layer: Any, x: jax.Array, **options: Any) -> jax.Array:
+        traces.append(layer)
+        return layer(x, **options)
+
+    in_nnx, in_equinox = nnx.jit(forward), equinox.filter_jit(forward)
+    for rate in rates:
+        in_nnx(nnx.Dropout(rate, rngs=nnx.Rngs(getkey())), jnp.ones(8))
+    assert len(traces) == 3
+    for rate in rates:
+        in_equinox(equinox.nn.Dropout(rate), jnp.ones(8), key=getkey())
+    assert len(traces) == 6
+
+    layer = jdrop.nnx.Dropout(0.5, rngs=nnx.Rngs(getkey()))
+    for rate in rates:
+        in_nnx(layer, jnp.ones(8), rate=rate)
+    assert len(traces) == 7
+
+
+@pytest.mark.parametrize("theirs", [*FLAX, of_haiku], ids=name)
+def test_a_rate_for_each_channel(theirs, getkey):
+    """An error: an array has no truth value."""
+    rates = jnp.array([0.0, 0.5, 1.0])
+    with pytest.raises(ValueError, match="truth value of an array"):
+        theirs(getkey(), jnp.ones((64, 3)), rates)
+
+    for ours in OURS:
+        y = ours(getkey(), jnp.ones((64, 3)), rates)
+        assert [set(np.unique(column)) for column in y.T] == [{1}, {0, 2}, {0}]
+
+
+def gradient_at_one(dropout: Dropout, key: jax.Array, traced: bool) -> jax.Array:
+    def run(x: jax.Array, rate: Any) -> jax.Array:
+        return dropout(key, x, rate).sum()
+
+    return jax.grad(jax.jit(run) if traced else run)(jnp.ones(64), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "traced"), [(of_equinox, False), (of_equinox, True), (of_haiku, True)], ids=name
+)
+def test_the_gradient_at_rate_one(theirs, traced, getkey):
+    """NaN: the scale is 1 / 0."""
+    assert jnp.isnan(gradient_at_one(theirs, getkey(), traced)).all()
+
+    # The function wants a rate below 1 of a number; the layers do as Flax's and give zeros.
+    for ours in OURS if traced else OURS[1:]:
+        assert (gradient_at_one(ours, getkey(), traced) == 0).all()
+
+
+@pytest.mark.parametrize("theirs", [*FLAX, of_haiku], ids=name)
+def test_the_gradient_with_respect_to_the_rate(theirs, getkey):
+    """That of the scale alone, the mask held still: not the gradient of the mean, which is 0."""
+    x = jnp.ones(4096)
+    gradient = jax.grad(lambda rate, key: theirs(key, x, rate).mean())
+    # It is (number kept) / n / (1 - rate)^2, about 2: eight standard errors are 0.25.
+    assert gradient(0.5, getkey()) == pytest.approx(2, abs=0.25)
+
+    for ours in OURS:
+        assert jax.grad(lambda rate, key, ours=ours: ours(key, x, rate).mean())(0.5, getkey()) == 0
+
+
+@pytest.mark.parametrize("dim", [2, -3])
+@pytest.mark.parametrize("theirs", [*FLAX, of_haiku], ids=name)
+def test_broadcast_dims_out_of_range(theirs, dim, getkey):
+    """An IndexError of a list; Haiku has a check, and it lets 2 pass for a matrix."""
+    with pytest.raises(IndexError, match="list assignment index out of range"):
+        theirs(getkey(), jnp.ones((3, 4)), 0.5, broadcast_dims=(dim,))
+
+    for ours in OURS:
+        with pytest.raises(ValueError, match=rf"broadcast_dims must lie in .*got {dim}"):
+            ours(getkey(), jnp.ones((3, 4)), 0.5, broadcast_dims=(dim,))
+
+
+@pytest.mark.parametrize("theirs", FLAX, ids=name)
+def test_integer_inputs(theirs, getkey):
+    """An error that speaks of `lax.select`, which the user did not call."""
+    with pytest.raises(TypeError, match=r"lax\.select requires arguments to have the same dtypes"):
+        theirs(getkey(), jnp.ones(8, int), 0.5)
+
+    for ours in OURS:
+        with pytest.raises(TypeError, match="x must be a float or complex array, got int32"):
+            ours(getkey(), jnp.ones(8, int), 0.5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_])
+@pytest.mark.parametrize("theirs", [of_haiku, of_equinox], ids=name)
+def test_integer_inputs_become_floats(theirs, dtype, getkey):
+    """In silence, though with rate 0 they stay integers."""
+    x = jnp.ones(8, dtype)
+    assert theirs(getkey(), x, 0.5).dtype == jnp.float32
+    assert theirs(getkey(), x, 0.0).dtype == dtype
+
+    with pytest.raises(TypeError, match="x must be a float or complex array"):
+        jdrop.dropout(getkey(), x, 0.0)
+
+
+@pytest.mark.parametrize("theirs", FLAX, ids=name)
+def test_a_float32_rate_and_bfloat16_inputs(theirs, getkey):
+    """An error of `lax.select`."""
+    x, rate = jnp.ones(8, jnp.bfloat16), jnp.float32(0.5)
+    with pytest.raises(TypeError, match=r"lax\.select requires arguments to have the same dtypes"):
+        theirs(getkey(), x, rate)
+
+    for ours in OURS:
+        assert ours(getkey(), x, rate).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("theirs", [of_haiku, of_equinox], ids=name)
+def test_a_float32_rate_makes_float32_of_bfloat16_inputs(theirs, getkey):
+    """Traced or as an array: twice the memory from there on."""
+    x, rate = jnp.ones(8, jnp.bfloat16), jnp.float32(0.5)
+    assert theirs(getkey(), x, rate).dtype == jnp.float32
+
+    for ours in OURS:
+        assert ours(getkey(), x, rate).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("theirs", [*FLAX, of_haiku, of_equinox], ids=name)
+def test_the_mean_in_bfloat16(theirs, getkey):
+    """Shifted, as 1 - rate is rounded before the division: by 0.15% at rate 0.3 over many x."""
+    rate, key = 0.3, getkey()
+    x = jnp.linspace(1, 2, 2**10, endpoint=False).astype(jnp.bfloat16)
+
+    def bias(dropout: Dropout) -> float:
+        """Of the mean over masks: the places that are kept all have the same scale."""
+        keys = jax.random.split(jax.random.clone(key), 32)
+        y = jax.vmap(lambda key: dropout(key, x, rate).astype(jnp.float32))(keys).max(axis=0)
+        ratio = y.astype(jnp.float32) / x.astype(jnp.float32) * (1 - rate)
+        return float(ratio.mean()) - 1
+
+    # A place is dropped by all 32 masks with probability 0.3^32, 2e-17.
+    assert bias(theirs) > 7e-4
+    for ours in OURS:
+        assert abs(bias(ours)) < 3e-4
+
+
+def stacked_residuals(dropout: Dropout) -> list[Any]:
+    """What a scan over 16 steps keeps of each step for the backward pass of dropout."""
+    x, keys = jnp.ones((8, 32)), jax.random.split(jax.random.key(0), 16)
+
+    @jax.jit
+    def backward(x: jax.Array) -> Any:
+        steps = lambda x: jax.lax.scan(lambda x, key: (dropout(key, x, 0.5), None), x, keys)[0]  # noqa: E731
+        return jax.vjp(steps, x)[1]
+
+    return [leaf.dtype for leaf in jax.tree.leaves(backward(x)) if leaf.shape == (16, 8, 32)]
+
+
+def test_what_is_kept_for_the_backward_pass():
+    """Haiku keeps the mask as floats, four bytes an element."""
+    assert stacked_residuals(of_haiku) == [jnp.float32]
+
+    for ours in OURS:
+        assert stacked_residuals(ours) == [jnp.bool_]
+
+
+def on_a_mesh(dropout: Dropout, key: jax.Array, **options: Any) -> jax.Array:
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        sharding = NamedSharding(mesh, PartitionSpec("batch", None))
+        return dropout(key, jax.device_put(jnp.ones((8, 4)), sharding), 0.5, **options)
+
+
+def test_inputs_sharded_explicitly():
+    """An error in linen: the mask is not sharded as the inputs are."""
+    # The type of this error is not public in JAX.
+    with pytest.raises(Exception, match="select `which` must be scalar or have the same sharding"):
+        on_a_mesh(of_linen, jax.random.key(0))
+
+    for ours in OURS:
+        expected = ours(jax.random.key(0), jnp.ones((8, 4)), 0.5)
+        y = on_a_mesh(ours, jax.random.key(0))
+        np.testing.assert_array_equal(np.asarray(y), np.asarray(expected))
+
+
+def test_a_mask_shared_along_a_sharded_axis():
+    """An error in nnx: an axis of size 1 is to be sharded."""
+    with pytest.raises(ValueError, match="does not evenly divide the dimension size 1"):
+        on_a_mesh(of_nnx, jax.random.key(0), broadcast_dims=(0,))
+
+    for ours in OURS:
+        y = np.asarray(on_a_mesh(ours, jax.random.key(0), broadcast_dims=(0,)))
+        assert (y == y[0]).all()
+
+
+def test_the_gradient_of_a_model_with_an_equinox_layer(getkey):
+    """An error: the rate and the mode are leaves of the model, and the mode is no number."""
+    key, x = getkey(), jnp.ones(8)
+    model = {"weight": jnp.ones(8), "dropout": equinox.nn.Dropout(0.5)}
+    with pytest.raises(TypeError, match="grad requires real- or complex-valued inputs"):
+        jax.grad(lambda model: model["dropout"](model["weight"] * x, key=key).sum())(model)
+
+    dropout = jdrop.nnx.Dropout(0.5)
+    graphdef, state = nnx.split(dropout)
+    assert jax.tree.leaves(state) == []
+    gradient = jax.grad(lambda weight: nnx.merge(graphdef, state)(weight * x, rngs=key).sum())
+    assert set(np.unique(gradient(jnp.ones(8)))) <= {0, 2}
+
+
+def test_a_view_of_a_model_that_holds_its_rngs():
+    """`nnx.view` draws a key from them: a model looked at goes on with other masks."""
+
+    class Model(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.dropout = jdrop.nnx.Dropout(0.5)
+            self.rngs = rngs
+
+    model = Model(nnx.Rngs(0))
+    nnx.view(model, deterministic=True)
+    assert model.rngs.default.count[...] == 1
+
+    model = Model(nnx.Rngs(0))
+    jdrop.nnx.replay_masks(model, {"dropout": {"mask": jnp.ones(3, bool)}})
+    assert model.rngs.default.count[...] == 0
