@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax_reference import flax_drawing_our_bits
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jdrop
 from jdrop.linen import Dropout, as_network
@@ -249,6 +250,19 @@ def test_recording_inside_jit(getkey):
     np.testing.assert_allclose(model.apply(variables | drawn, x), y, rtol=1e-6)
 
 
+def test_the_mask_of_sharded_inputs_is_sharded_as_they_are(getkey):
+    """Not replicated, though the output would be the same; and whole where it is shared."""
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        sharding = NamedSharding(mesh, PartitionSpec("batch", None))
+        x = jax.device_put(jnp.ones((8, 6)), sharding)
+        for broadcast_dims, spec in (((), ("batch", None)), ((1,), ("batch", None)), ((0,), ())):
+            layer = Dropout(0.5, broadcast_dims, deterministic=False)
+            _, drawn = layer.apply({}, x, rngs={"dropout": getkey()}, mutable=["masks"])
+            (mask,) = drawn["masks"]["mask"]
+            assert mask.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec(*spec)), 2)
+
+
 # The adapter.
 
 
@@ -360,6 +374,24 @@ def test_samples_use_running_averages(module, getkey):
         network.apply_train(variables, inputs, jax.random.clone(key))[0] for inputs in (x, others)
     )
     assert not np.allclose(one[0], two[0], rtol=1e-2, atol=1e-2)
+
+
+def test_sampling_leaves_the_flag_of_batch_normalisation_as_it_was(getkey):
+    seen = []
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            norm = nn.BatchNorm(use_running_average=not train)
+            y = norm(x)
+            seen.append(norm.use_running_average)
+            return y
+
+    network, x = as_network(Net()), jnp.ones((3, 4))
+    variables = network.init(getkey(), x)
+    network(variables, x, getkey())
+    network(variables, x, None)
+    assert seen == [True, False, True]
 
 
 def test_a_module_without_modes(getkey):
