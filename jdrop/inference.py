@@ -44,9 +44,7 @@ def _geometric_add(log_sum: Array, log_probs: Array, weight: Array) -> Array:
     return log_sum + jnp.where(weight > 0, weight * log_probs, 0)
 
 
-def _vote_add(
-    carry: tuple[Array, Array], log_probs: Array, weight: Array
-) -> tuple[Array, Array]:
+def _vote_add(carry: tuple[Array, Array], log_probs: Array, weight: Array) -> tuple[Array, Array]:
     votes, log_sum = carry
     vote = jax.nn.one_hot(jnp.argmax(log_probs, -1), log_probs.shape[-1], dtype=log_probs.dtype)
     return votes + weight * vote, _arithmetic_add(log_sum, log_probs, weight)

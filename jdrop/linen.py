@@ -27,7 +27,9 @@ class Dropout(nn.Module):
     the layer applies it and draws nothing. The value is one Boolean array, used at every call, or
     a tuple with one for each call of the layer in a pass; each is broadcastable to the inputs. A
     layer applied with `masks` mutable, and none given, draws and records such a tuple (but not
-    during `init`). So `module.apply(variables | {"masks": masks}, ...)` replays a pass.
+    during `init`). So `module.apply(variables | {"masks": masks}, ...)` replays a pass. With
+    `mutable=True`, which makes every collection mutable, masks are among what comes back: leave
+    them out of the variables of the next step, or they are replayed for ever.
 
     Attributes:
         rate: the probability to drop, in [0, 1]; at 1 the output is zeros.

@@ -114,7 +114,7 @@ def main(
     except OSError as error:
         raise click.UsageError(f"--out {out} cannot be written: {error.strerror}.") from error
 
-    console = Console(width=None if sys.stdout.isatty() else 100)
+    console = Console(width=None if sys.stdout.isatty() else 80)
     comparison = run(settings, data, console)
     console.print(report.terminal_table(comparison))
     console.print(comparison.sentence(), highlight=False)

@@ -46,7 +46,11 @@ def table_rows(comparison: Comparison) -> list[tuple[str, ...]]:
 def terminal_table(comparison: Comparison) -> Table:
     """The headline rows for a terminal of 80 columns: a column for each, a line for each score."""
     table = Table(
-        title=_title(comparison), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+        title=_title(comparison),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),
+        pad_edge=False,
     )
     table.add_column("")
     rows = table_rows(comparison)

@@ -144,8 +144,10 @@ class Comparison:
         """The answer: how many plain networks one dropout network is worth."""
         dropout, plain = self.row("dropout", 1), self.row("plain", 1)
         ensemble = self.row("plain", self.headline_size)
+        noise = self.data["label_noise"]
+        wrong = f", {noise:.0%} of them with wrong labels," if noise else ","
         return (
-            f"On {self.data['name']} with {self.data['train_size']:,} training examples, one "
+            f"On {self.data['name']} with {self.data['train_size']:,} training examples{wrong} one "
             f"dropout network (weight scaling) is worth {self.worth('nll')} averaged plain "
             f"networks in NLL and {self.worth('error')} in error, at "
             f"{dropout.train_seconds / plain.train_seconds:.1f} times the training time of one: "
