@@ -35,10 +35,10 @@ def threshold(rate: float | Array) -> UInt32[Array | np.ndarray, "..."]:
     """
     # A Python number is worked out now, in the same float32 arithmetic as a traced one.
     xp: Any = np if isinstance(rate, float) else jnp
-    drop_prob = xp.asarray(rate, np.float32)
-    kept_levels = xp.round((1 - drop_prob) * LEVELS)
-    kept_levels = xp.where(drop_prob < 1, xp.maximum(kept_levels, 1), 0)
-    in_range = (drop_prob >= 0) & (drop_prob <= 1)
+    kept_levels = xp.round((1 - xp.asarray(rate, np.float32)) * LEVELS)
+    # Compared before that rounding, which may carry a float64 rate to 1 or across it.
+    kept_levels = xp.where(rate < 1, xp.maximum(kept_levels, 1), 0)
+    in_range = (rate >= 0) & (rate <= 1)
     return xp.where(in_range, kept_levels, LEVELS).astype(np.uint32)
 
 
@@ -57,4 +57,4 @@ def draw_mask(
         out_sharding: the sharding of the mask where the mesh has explicit axes, else None.
     """
     bits = jax.random.bits(key, shape, jnp.uint16, out_sharding=out_sharding)
-    return bits < thresholds
+    return bits.astype(jnp.uint32) < thresholds

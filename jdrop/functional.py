@@ -263,7 +263,7 @@ def mask_of_call(given: Any, call: int) -> Array:
     return given[call % len(given)] if isinstance(given, tuple) else given
 
 
-def _draw(key: Array, shape: tuple[int, ...], rate: Rate, x: Array | None) -> Array:
+def _draw(key: Any, shape: tuple[int, ...], rate: Rate, x: Array | None) -> Array:
     """Draws a mask of `shape`, sharded as `x` is."""
     _check_key(key)
     thresholds = bits.threshold(_expand(rate, "rate", shape, "the mask"))
@@ -284,7 +284,7 @@ def _mask_sharding(x: Array | None, shape: tuple[int, ...]) -> NamedSharding | N
     return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
 
-def _check_key(key: Array) -> None:
+def _check_key(key: Any) -> None:
     dtype = getattr(key, "dtype", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     legacy = dtype == jnp.uint32
@@ -332,7 +332,7 @@ def _keep_prob(rate: Rate, x: Array) -> Any:
     That dtype is real and at least float32, so that rounding to the dtype of `x` happens once.
     NaN where a traced rate is out of range.
     """
-    dtype = jnp.promote_types(jnp.finfo(x.dtype).dtype, jnp.float32)
+    dtype = np.dtype(np.float64 if jnp.finfo(x.dtype).bits == 64 else np.float32)
     keep_prob = bits.threshold(rate).astype(dtype) / np.asarray(bits.LEVELS, dtype)
     if isinstance(rate, float):
         return keep_prob
