@@ -17,6 +17,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jdrop
+from jdrop import functional
 
 clone = jax.random.clone
 
@@ -198,6 +199,11 @@ def test_at_rate_one_all_is_zero_and_the_gradient_finite(rate, scale, getkey):
     assert (y[ones] == 0).all()
     assert (gradients[0][ones] == 0).all()
     assert all(jnp.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_at_rate_one_no_bits_whatever_keep_an_element(getkey):
+    # More elements than 16 bits have values, so a comparison off by one shows.
+    assert not jdrop.keep_mask(getkey(), (2**20,), jnp.float32(1)).any()
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0, "per channel"])
@@ -680,6 +686,15 @@ def test_explicitly_sharded(case, spec, jit, wide_x, getkey):
             assert result.sharding.is_equivalent_to(x.sharding, 2)
             # The map is linear and symmetric, so what pulls x back is what pushes it on.
             assert_same_bits(result, expected)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("dims", [(), (0,), (1,), (0, 1)])
+def test_an_explicitly_sharded_mask_is_drawn_where_it_is_used(spec, dims, wide_x, getkey):
+    with jax.set_mesh(mesh_of(AxisType.Explicit)):
+        mask = functional.draw_mask_like(getkey(), jax.device_put(wide_x, spec), 0.3, dims)
+        expected = P(*(None if axis in dims else name for axis, name in enumerate(spec)))
+        assert jax.typeof(mask).sharding.spec == expected
 
 
 @pytest.mark.parametrize("case", SHARDED_CASES, ids=str)
