@@ -35,7 +35,8 @@ def dropout(
     $$y = \frac{m \odot x}{q}, \qquad m \sim \mathrm{Bernoulli}(q), \qquad q = 1 - \mathrm{rate}$$
 
     The mean over masks is `x`, for every dtype: `q` is the probability that the random bits
-    realise (within 2e-5 of `1 - rate`), and `1 / q` is rounded once, to the dtype of `x`.
+    realise (within 2e-5 of `1 - rate`), `1 / q` is a float32 (float64 for 64-bit `x`), and only
+    the product is rounded to the dtype of `x`.
     The mask depends on the key, the shape, the rate and `broadcast_dims` alone; not on the dtype,
     nor on `jit`, `vmap`, `remat` or sharding.
 

@@ -6,6 +6,7 @@ Without options it runs on scikit-learn's digits, needs no network, and takes ab
 import math
 import shlex
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -110,7 +111,7 @@ def main(
     try:
         # Before hours of work, not after them.
         out.mkdir(parents=True, exist_ok=True)
-        (out / "results.json.partial").touch()
+        tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
         raise click.UsageError(f"--out {out} cannot be written: {error.strerror}.") from error
 
