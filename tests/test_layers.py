@@ -198,7 +198,7 @@ def test_a_traced_rate_compiles_once_and_gives_what_a_number_gives(layer, where,
             return layer.with_key(key, x, rate)
         return layer.with_key(key, x, 0.5, at_call={"rate": rate})
 
-    for rate in (0.0, 0.125, 0.3, 0.9):
+    for rate in (0.0, 0.15, 0.3, 0.9):
         expected = layer.with_key(jax.random.clone(key), x, rate)
         # Scaled in the same precision, but a traced scale is not rounded by the same code.
         actual = run(jnp.float32(rate), jax.random.clone(key))
