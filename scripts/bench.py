@@ -1,0 +1,255 @@
+"""Times jdrop's dropout beside no dropout and beside other libraries, in one process.
+
+Variants are timed in turn, round after round, so that what slows the machine slows them all, and
+what is printed are ratios of medians with the middle half of the rounds in brackets. Each variant
+is a function of its own: jax caches what it traced by the identity of the function.
+"""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import click
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+
+import jdrop
+
+Dropout = Callable[[Array, Array], Array]
+"""`dropout(key, x)`, the rate being fixed."""
+
+ROUNDS = 15
+
+
+def no_dropout(key: Array, x: Array) -> Array:
+    """The floor of every benchmark but `op`."""
+    return x
+
+
+def of_jdrop(rate: float) -> Dropout:
+    """What is measured."""
+    return lambda key, x: jdrop.dropout(key, x, rate)
+
+
+def of_flax(rate: float) -> Dropout:
+    """Flax's layer, given its key."""
+    layer = nn.Dropout(rate, deterministic=False)
+    return lambda key, x: layer.apply({}, x, rng=key)
+
+
+def of_haiku(rate: float) -> Dropout:
+    """Haiku's function."""
+    import haiku
+
+    return lambda key, x: haiku.dropout(key, rate, x)
+
+
+def of_equinox(rate: float) -> Dropout:
+    """Equinox's layer."""
+    import equinox
+
+    layer = equinox.nn.Dropout(rate)
+    return lambda key, x: layer(x, key=key)
+
+
+LIBRARIES = {"jdrop": of_jdrop, "flax": of_flax, "haiku": of_haiku, "equinox": of_equinox}
+
+
+def variants(rates: tuple[float, ...]) -> Iterator[tuple[str, Dropout]]:
+    """Each installed library at each rate, under its name in the tables."""
+    for rate in rates:
+        for name, make in LIBRARIES.items():
+            try:
+                yield f"{name} {rate:g}", make(rate)
+            except ImportError:
+                continue
+
+
+def time_in_turn(
+    runs: dict[str, Callable[[], Any]], rounds: int = ROUNDS
+) -> dict[str, list[float]]:
+    """Seconds of each run in each round, after one round that compiles and is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for counted in [False] + [True] * ROUNDS:
+        for name, run in runs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            if counted:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def show(title: str, seconds: dict[str, list[float]], per: int = 1) -> dict[str, Any]:
+    """Prints a table, the first variant being 1, and returns its numbers."""
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    floor = next(iter(medians.values()))
+    click.echo(f"\n{title}")
+    rows = {}
+    for name, values in seconds.items():
+        low, _, high = statistics.quantiles(values, n=4)
+        milliseconds, ratio = 1e3 * medians[name] / per, medians[name] / floor
+        spread = [low / floor, high / floor]
+        rows[name] = {"ms": milliseconds, "ratio": ratio, "middle_half": spread}
+        click.echo(
+            f"  {name:14s} {milliseconds:10.3f} ms {ratio:8.2f} [{spread[0]:.2f}, {spread[1]:.2f}]"
+        )
+    return rows
+
+
+def looped(op: Dropout, shape: tuple[int, ...], repeats: int) -> Callable[[], Array]:
+    """`repeats` applications in one compiled loop, so that buffers are used again."""
+
+    @jax.jit
+    def loop(key: Array, x: Array) -> Array:
+        return lax.fori_loop(0, repeats, lambda i, x: op(jax.random.fold_in(key, i), x), x)
+
+    return partial(loop, jax.random.key(0), jnp.ones(shape))
+
+
+def bench_op() -> dict[str, Any]:
+    """One dropout inside a loop; 1 is `x * c`, which reads and writes the array."""
+    results = {}
+    for shape, repeats in (((4096, 4096), 4), ((128, 1024), 200), ((50, 256), 500)):
+        runs = {"x * c": looped(lambda key, x: x * 1.0001, shape, repeats)}
+        for name, dropout in variants((0.5, 0.25, 0.1)):
+            runs[name] = looped(dropout, shape, repeats)
+        name = " x ".join(map(str, shape))
+        results[name] = show(f"op, float32 {name}", time_in_turn(runs), repeats)
+    return results
+
+
+def bench_block() -> dict[str, Any]:
+    """The gradient of a transformer block: batch 8, length 256, width 256, 8 heads, 4 dropouts."""
+    batch, length, width, heads = 8, 256, 256, 8
+    keys = jax.random.split(jax.random.key(0), 7)
+    shapes = {name: (width, width) for name in ("query", "key", "value", "out")}
+    shapes |= {"up": (width, 4 * width), "down": (4 * width, width)}
+    params = {
+        name: 0.05 * jax.random.normal(key, shape)
+        for key, (name, shape) in zip(keys, shapes.items(), strict=False)
+    }
+    inputs = jax.random.normal(keys[6], (batch, length, width))
+
+    def norm(x: Array) -> Array:
+        centred = x - x.mean(-1, keepdims=True)
+        return centred * lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + 1e-5)
+
+    def gradient(dropout: Dropout) -> Callable[[], Any]:
+        def loss(params: dict[str, Array], x: Array, key: Array) -> Array:
+            embedded, attention, residual, feed_forward = jax.random.split(key, 4)
+            x = dropout(embedded, x)
+            query, keys, value = (
+                (norm(x) @ params[name]).reshape(batch, length, heads, width // heads)
+                for name in ("query", "key", "value")
+            )
+            scores = jnp.einsum("bthd,bshd->bhts", query, keys) / (width / heads) ** 0.5
+            weights = dropout(attention, jax.nn.softmax(scores))
+            mixed = jnp.einsum("bhts,bshd->bthd", weights, value).reshape(x.shape)
+            x = x + dropout(residual, mixed @ params["out"])
+            hidden = jax.nn.gelu(norm(x) @ params["up"]) @ params["down"]
+            return jnp.sum((x + dropout(feed_forward, hidden)) ** 2)
+
+        return partial(jax.jit(jax.grad(loss)), params, inputs, jax.random.key(1))
+
+    runs = {"no dropout": gradient(no_dropout)}
+    runs |= {name: gradient(dropout) for name, dropout in variants((0.1, 0.3, 0.5))}
+    return show("block, gradient", time_in_turn(runs))
+
+
+def bench_mlp() -> dict[str, Any]:
+    """A training step of 20 vmapped networks 64-256-256-10, batch 50, Adam."""
+    members, steps = 20, 40
+    optimizer = optax.adam(1e-3)
+    keys = jax.random.split(jax.random.key(0), members)
+    sizes = [(64, 256), (256, 256), (256, 10)]
+    params = [0.05 * jax.random.normal(jax.random.key(1), (members, *size)) for size in sizes]
+    opt_state = jax.vmap(optimizer.init)(params)
+    inputs, labels = jax.random.normal(jax.random.key(2), (50, 64)), jnp.arange(50) % 10
+
+    def training(dropout: Dropout) -> Callable[[], Any]:
+        def loss(params: list[Array], key: Array) -> Array:
+            first, second = jax.random.split(key)
+            x = dropout(first, jax.nn.relu(inputs @ params[0]))
+            x = dropout(second, jax.nn.relu(x @ params[1]))
+            return optax.losses.softmax_cross_entropy_with_integer_labels(
+                x @ params[2], labels
+            ).mean()
+
+        def member(key: Array, params: list[Array], opt_state: Any) -> Any:
+            def step(carry: tuple[Any, Any], i: Array) -> tuple[Any, None]:
+                params, opt_state = carry
+                grads = jax.grad(loss)(params, jax.random.fold_in(key, i))
+                updates, opt_state = optimizer.update(grads, opt_state)
+                return (optax.apply_updates(params, updates), opt_state), None
+
+            return lax.scan(step, (params, opt_state), jnp.arange(steps))[0]
+
+        return partial(jax.jit(jax.vmap(member)), keys, params, opt_state)
+
+    runs = {"no dropout": training(no_dropout)}
+    runs |= {name: training(dropout) for name, dropout in variants((0.1, 0.5))}
+    return show(f"mlp, a step of {members} networks", time_in_turn(runs), steps)
+
+
+def bench_memory() -> dict[str, Any]:
+    """Temporary memory of the gradient of six dropout sites, as the compiler plans it."""
+    weights, inputs = jnp.ones((6, 512, 512)), jnp.ones((512, 512))
+
+    def temporary_mib(dropout: Dropout) -> float:
+        def loss(x: Array, weights: Array, key: Array) -> Array:
+            for site_key, matrix in zip(jax.random.split(key, 6), weights, strict=True):
+                x = jnp.sin(dropout(site_key, x @ matrix))
+            return x.sum()
+
+        lowered = jax.jit(jax.grad(loss)).lower(inputs, weights, jax.random.key(0))
+        return lowered.compile().memory_analysis().temp_size_in_bytes / 2**20
+
+    floor = temporary_mib(no_dropout)
+    rows = {"no dropout": {"MiB": floor, "ratio": 1.0}}
+    for name, dropout in variants((0.5, 0.1)):
+        mib = temporary_mib(dropout)
+        rows[name] = {"MiB": mib, "ratio": mib / floor}
+    click.echo("\nmemory, gradient of six sites of 512 x 512 float32")
+    for name, row in rows.items():
+        click.echo(f"  {name:14s} {row['MiB']:10.2f} MiB {row['ratio']:8.2f}")
+    return rows
+
+
+BENCHMARKS = {"op": bench_op, "block": bench_block, "mlp": bench_mlp, "memory": bench_memory}
+
+
+def versions() -> dict[str, str]:
+    """Of what is compared, and the device."""
+    found = {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
+    for package in ("jdrop", "jax", "flax", "dm-haiku", "equinox"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@click.command(help=__doc__)
+@click.argument("benchmarks", nargs=-1, type=click.Choice([*BENCHMARKS]))
+@click.option("--json", "path", type=click.Path(path_type=Path), help="Where to write the numbers.")
+def main(benchmarks: tuple[str, ...], path: Path | None) -> None:
+    """Runs the benchmarks named, or all."""
+    results: dict[str, Any] = {"versions": versions()}
+    click.echo(", ".join(f"{name} {value}" for name, value in results["versions"].items()))
+    for name in benchmarks or BENCHMARKS:
+        results[name] = BENCHMARKS[name]()
+    if path is not None:
+        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
