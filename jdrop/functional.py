@@ -6,6 +6,7 @@
 import math
 import numbers
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -76,7 +77,7 @@ def dropout(
     shape = mask_shape(x.shape, broadcast_dims)
     if is_static(rate, 0):
         return x
-    return apply_mask(_draw(key, shape, rate, x), x, rate, scale=scale)
+    return _draw_and_apply(key, x, rate, shape, scale)
 
 
 def keep_mask(key: Array, shape: Sequence[int], rate: ArrayLike) -> Bool[Array, "..."]:
@@ -239,6 +240,18 @@ def mask_shape(shape: tuple[int, ...], broadcast_dims: Sequence[int]) -> tuple[i
     return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
 
 
+def draw_and_apply(
+    key: Array, x: ArrayLike, rate: ArrayLike, broadcast_dims: Sequence[int] = ()
+) -> Inexact[Array, "..."]:
+    """`dropout` for layers, which allow a rate of 1.
+
+    The arguments, the result and the errors are those of `dropout`.
+    """
+    x = _as_inexact("x", x)
+    rate = check_rate(rate, allow_one=True)
+    return _draw_and_apply(key, x, rate, mask_shape(x.shape, broadcast_dims), scale=True)
+
+
 def draw_mask_like(
     key: Array, x: Array, rate: ArrayLike, broadcast_dims: Sequence[int] = ()
 ) -> Bool[Array, "..."]:
@@ -262,6 +275,34 @@ def mask_of_call(given: Any, call: int) -> Array:
         call: counted from 0, on through later passes.
     """
     return given[call % len(given)] if isinstance(given, tuple) else given
+
+
+def _draw_and_apply(key: Any, x: Array, rate: Rate, shape: tuple[int, ...], scale: bool) -> Array:
+    _check_key(key)
+    if isinstance(rate, float):
+        return _drop(key, x, None, rate, shape, scale)
+    return _drop(key, x, rate, None, shape, scale)
+
+
+# Compiled, since a checkpoint outside of `jit` is slow; inline, so that within it nothing shows.
+@partial(jax.jit, static_argnums=(3, 4, 5), inline=True)
+def _drop(
+    key: Array,
+    x: Array,
+    traced_rate: Array | None,
+    static_rate: float | None,
+    shape: tuple[int, ...],
+    scale: bool,
+) -> Array:
+    """Draws a mask and applies it; the backward pass draws it again, so nothing of it is kept."""
+    rate = traced_rate if static_rate is None else static_rate
+    assert rate is not None
+
+    def drop(key: Array, x: Array) -> Array:
+        return apply_mask(_draw(key, shape, rate, x), x, rate, scale=scale)
+
+    # The compiler may still keep what it drew: only in a loop would that be a mask for each turn.
+    return jax.checkpoint(drop, prevent_cse=False)(key, x)
 
 
 def _draw(key: Any, shape: tuple[int, ...], rate: Rate, x: Array | None) -> Array:

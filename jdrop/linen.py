@@ -104,10 +104,11 @@ class Dropout(nn.Module):
             return functional.apply_mask(mask, inputs, rate)
 
         key = self.make_rng(self.rng_collection) if rng is None else rng
+        if self.is_initializing() or not self.is_mutable_collection("masks"):
+            return functional.draw_and_apply(key, inputs, rate, self.broadcast_dims)
         mask = functional.draw_mask_like(key, inputs, rate, self.broadcast_dims)
-        if self.is_mutable_collection("masks") and not self.is_initializing():
-            self.put_variable("masks", "mask", (*self.get_variable("masks", "mask", ()), mask))
-            counters["masks drawn"] = drawn + 1
+        self.put_variable("masks", "mask", (*self.get_variable("masks", "mask", ()), mask))
+        counters["masks drawn"] = drawn + 1
         return functional.apply_mask(mask, inputs, rate)
 
 

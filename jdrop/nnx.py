@@ -124,10 +124,12 @@ class Dropout(nnx.Module):
                 self.mask.set_value((*given[1:], given[0]))
             return functional.apply_mask(mask, inputs, rate)
 
-        mask = functional.draw_mask_like(self._make_key(rngs), inputs, rate, self.broadcast_dims)
-        if self.record_masks:
-            drawn = () if self.mask is None else self.mask.get_value()
-            self.mask = Mask((*drawn, mask))
+        key = self._make_key(rngs)
+        if not self.record_masks:
+            return functional.draw_and_apply(key, inputs, rate, self.broadcast_dims)
+        mask = functional.draw_mask_like(key, inputs, rate, self.broadcast_dims)
+        drawn = () if self.mask is None else self.mask.get_value()
+        self.mask = Mask((*drawn, mask))
         return functional.apply_mask(mask, inputs, rate)
 
     def _make_key(self, rngs: nnx.Rngs | nnx.RngStream | Array | None) -> Array:
