@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from bounds import binomial_bounds
+from jax.extend.random import threefry_2x32
 
 from jdrop import bits
 
@@ -52,3 +53,46 @@ def test_the_mask_has_the_probability_of_the_threshold(rate, getkey):
     kept = int(bits.draw_mask(getkey(), (n,), bits.threshold(rate), None).sum())
     low, high = binomial_bounds(n, probability(rate))
     assert low <= kept <= high, f"kept {kept} of {n}, expected {low} to {high}"
+
+
+def test_the_hash_is_that_of_jax(getkey):
+    """JAX's own threefry is the oracle; its quality and its test vectors are known."""
+    first_key, second_key, first, second = jax.random.bits(getkey(), (4, 1000), jnp.uint32)
+    ours = bits._threefry2x32(first_key[0], second_key[0], first, second)
+    key = jnp.stack([first_key[0], second_key[0]])
+    theirs = threefry_2x32(key, jnp.concatenate([first, second]))
+    np.testing.assert_array_equal(jnp.concatenate(ours), theirs)
+
+
+EXACT_IN = {1: 0.5, 2: 0.25, 4: 1 / 16, 8: 3 / 256, 16: 0.1}
+"""By number of bits, a rate that is drawn with it."""
+
+
+@pytest.mark.parametrize("num_bits", EXACT_IN)
+@pytest.mark.parametrize("shape", [(16384,), (3, 8192), (5, 4096, 2), (97, 331), (1,)], ids=str)
+def test_elements_read_the_bits_that_the_layout_gives_them(num_bits, shape, getkey):
+    """Against the table at the head of the module, written with integers in NumPy."""
+    key = getkey()
+    threshold = bits.threshold(EXACT_IN[num_bits])
+    mask = bits.draw_mask(key, shape, threshold, None)
+    planes = 32 // num_bits
+    number = np.arange(math.prod(shape))
+    block, within = np.divmod(number, planes * bits.RUN)
+    plane, column = np.divmod(within, bits.RUN)
+    half, pair = np.divmod(column, bits.RUN // 2)
+    hashed = threefry_2x32(
+        jax.random.key_data(key), jnp.asarray(np.concatenate([block, pair]), jnp.uint32)
+    )
+    word = np.where(half == 0, *np.split(np.asarray(hashed), 2))
+    value = (word >> (plane * num_bits).astype(np.uint32)) % 2**num_bits
+    expected = value < int(threshold) >> (16 - num_bits)
+    np.testing.assert_array_equal(np.asarray(mask).ravel(), expected)
+
+
+@pytest.mark.parametrize("low", [0.1, 0.3])
+def test_a_higher_rate_drops_what_a_lower_one_drops(low, getkey):
+    key = getkey()
+    kept_at_low = bits.draw_mask(key, (1000,), bits.threshold(jnp.float32(low)), None)
+    again = jax.random.clone(key)
+    kept_at_high = bits.draw_mask(again, (1000,), bits.threshold(jnp.float32(low + 0.2)), None)
+    assert not (kept_at_high & ~kept_at_low).any()
