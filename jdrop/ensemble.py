@@ -4,6 +4,7 @@ Member `i` depends on the key and on `i` alone, never on how many members there 
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ def member_keys(key: Array, ensemble_size: int) -> Array:
 @partial(jax.jit, static_argnames=("network", "optimizer", "ensemble_size", "loss_fn"))
 def init_ensemble(
     key: Array,
-    network: Network,
+    network: Any,
     optimizer: optax.GradientTransformation,
     inputs: ArrayLike,
     *,
@@ -52,7 +53,16 @@ def init_ensemble(
 
     Returns:
         A `TrainState` whose every array has a leading member axis.
+
+    Raises:
+        TypeError: a network that is not a `Network`.
+        ValueError: fewer than 1 member; a network without an `init_fn`.
     """
+    if not isinstance(network, Network):
+        raise TypeError(
+            f"network must be a jdrop.network.Network, got {type(network).__name__}; make one "
+            "with `jdrop.linen.as_network` or `jdrop.nnx.as_network`."
+        )
 
     def member(key: Array) -> TrainState:
         variables = network.init(key, jnp.asarray(inputs))
@@ -88,7 +98,7 @@ def fit_ensemble(
         The trained members, and the mean training loss of each member and epoch.
 
     Raises:
-        ValueError: see `jdrop.train.fit`.
+        ValueError: a state without a member axis; and see `jdrop.train.fit`.
 
     Example:
         >>> def init_fn(key, inputs):
@@ -103,6 +113,11 @@ def fit_ensemble(
         >>> predict(network, state.variables, inputs).shape
         (3, 4, 2)
     """
+    if state.step.ndim != 1:
+        raise ValueError(
+            "state must have a member axis, as `init_ensemble` makes it, got one of a single "
+            "network; train that with `jdrop.train.fit`."
+        )
     keys = member_keys(key, state.step.shape[0])
     fit = partial(train.fit, num_epochs=num_epochs, batch_size=batch_size)
     return jax.vmap(fit, in_axes=(0, 0, None, None))(keys, state, inputs, labels)

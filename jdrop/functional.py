@@ -344,6 +344,8 @@ def _check_key(key: Any) -> None:
 
 def _as_inexact(name: str, x: ArrayLike) -> Array:
     x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        raise TypeError(f"{name} must be a float or complex array, got a key; the key goes first.")
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         raise TypeError(
             f"{name} must be a float or complex array, got {x.dtype}; convert it first, "

@@ -85,7 +85,7 @@ def pool(
     log_probs: Float[ArrayLike, "member *batch classes"],
     kind: str = "arithmetic",
     *,
-    weights: Float[ArrayLike, " member"] | None = None,
+    weights: Float[ArrayLike, " weights"] | None = None,
 ) -> Float[Array, "*batch classes"]:
     r"""Averages the predictions of several networks, or of several masks of one network.
 
@@ -109,7 +109,7 @@ def pool(
         Normalised log-probabilities, without the first axis.
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: an unknown kind; weights of another number than that of members.
 
     Example:
         >>> log_probs = jnp.log(jnp.array([[0.5, 0.5], [0.9, 0.1]]))
@@ -123,6 +123,11 @@ def pool(
     if weights is None:
         weights = jnp.ones(log_probs.shape[0], log_probs.dtype)
     weights = jnp.asarray(weights)
+    if weights.shape != log_probs.shape[:1]:
+        raise ValueError(
+            f"weights must hold one number for each of the {log_probs.shape[0]} members, "
+            f"got the shape {weights.shape}."
+        )
     carry, _ = jax.lax.scan(
         lambda carry, member: (chosen.add(carry, *member), None),
         chosen.start(log_probs[0]),

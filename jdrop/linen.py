@@ -112,7 +112,7 @@ class Dropout(nn.Module):
         return functional.apply_mask(mask, inputs, rate)
 
 
-def as_network(module: nn.Module) -> Network:
+def as_network(module: Any) -> Network:
     """What the rest of jdrop needs of a linen module: see `jdrop.network.Network`.
 
     The module's `__call__` takes the inputs and, if it has modes, one flag named `deterministic`,
@@ -123,6 +123,9 @@ def as_network(module: nn.Module) -> Network:
     Args:
         module: any linen module whose output is one array.
 
+    Raises:
+        TypeError: a class, or something else that is not a linen module.
+
     Example:
         >>> import jax, jax.numpy as jnp, flax.linen as nn
         >>> network = as_network(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)]))
@@ -130,6 +133,10 @@ def as_network(module: nn.Module) -> Network:
         >>> network(variables, jnp.ones((4, 3)), None).shape
         (4, 2)
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"module must be an instance of a linen module, got {module!r}; call its class first."
+        )
     parameters = inspect.signature(type(module).__call__).parameters
 
     def mode(*, training: bool) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Scores: log-probabilities and labels in, one number out. No plots, no files.
 
 Every score takes the log-probabilities of one prediction, be it a network's or a pool's, and is a
-mean over examples; lower is better for all of them.
+mean over examples; lower is better for all of them. Labels of another shape or dtype than
+`[batch]` integers, and predictions that are not `[batch, class]`, are a `ValueError`.
 """
 
 from functools import partial
@@ -14,6 +15,19 @@ from jdrop.annotations import Float, Int
 
 LogProbs = Float[Array, "batch classes"]
 Labels = Int[Array, " batch"]
+
+
+def _check(log_probs: Array, labels: Array) -> None:
+    if log_probs.ndim != 2:
+        raise ValueError(
+            f"log_probs must be [batch, class], got the shape {log_probs.shape}; average members "
+            "with `jdrop.inference.pool`, or score each with `jax.vmap`."
+        )
+    if labels.shape != log_probs.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"labels must be integers of shape {log_probs.shape[:1]}, "
+            f"got {labels.dtype} of shape {labels.shape}."
+        )
 
 
 @jax.jit
@@ -30,6 +44,7 @@ def error(log_probs: LogProbs, labels: Labels) -> Float[Array, ""]:
         >>> float(error(jnp.log(jnp.array([[0.8, 0.2], [0.6, 0.4]])), jnp.array([0, 1])))
         0.5
     """
+    _check(log_probs, labels)
     return jnp.mean(jnp.argmax(log_probs, -1) != labels)
 
 
@@ -45,6 +60,7 @@ def nll(log_probs: LogProbs, labels: Labels) -> Float[Array, ""]:
         >>> round(float(nll(jnp.log(jnp.full((3, 4), 0.25)), jnp.array([0, 1, 2]))), 4)
         1.3863
     """
+    _check(log_probs, labels)
     return -jnp.mean(jnp.take_along_axis(log_probs, labels[:, None], -1))
 
 
@@ -62,6 +78,7 @@ def brier(log_probs: LogProbs, labels: Labels) -> Float[Array, ""]:
         >>> float(brier(jnp.log(jnp.full((1, 2), 0.5)), jnp.array([0])))
         0.5
     """
+    _check(log_probs, labels)
     truth = jax.nn.one_hot(labels, log_probs.shape[-1], dtype=log_probs.dtype)
     return jnp.mean(jnp.sum((jnp.exp(log_probs) - truth) ** 2, -1))
 
@@ -88,6 +105,7 @@ def ece(log_probs: LogProbs, labels: Labels, *, num_bins: int = 15) -> Float[Arr
     Reference:
         Guo et al. 2017, arXiv:1706.04599, with 15 bins.
     """
+    _check(log_probs, labels)
     if num_bins < 1:
         raise ValueError(f"num_bins must be at least 1, got {num_bins}.")
     confidence = jnp.exp(jnp.max(log_probs, -1))

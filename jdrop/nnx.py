@@ -3,7 +3,7 @@
 Replace `flax.nnx.Dropout` by `jdrop.nnx.Dropout` and the rest of a project stays as it is.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -172,11 +172,15 @@ def replay_masks(model: Module, masks: Any) -> Module:
         masks: what `nnx.state(recorder, Mask)` gave, or nested dictionaries of the same form.
 
     Raises:
-        ValueError: masks for a path at which the model has no `Dropout`.
+        ValueError: masks for a path at which the model has no `Dropout`; no masks at all.
     """
     if isinstance(masks, nnx.State):
         masks = nnx.to_pure_dict(masks)
     by_path = flatten_dict(masks)
+    if not by_path:
+        raise ValueError(
+            "masks holds no mask; record some with a pass of `nnx.view(model, record_masks=True)`."
+        )
     # What `nnx.view` does, except that it draws a key from each Rngs that the model holds.
     view = nnx.clone(model, variables=False)
     for path, module in nnx.iter_modules(view):
@@ -187,13 +191,13 @@ def replay_masks(model: Module, masks: Any) -> Module:
                 module.mask = Mask(by_path.pop(site))
     if by_path:
         raise ValueError(
-            f"masks names {', '.join('/'.join(map(str, site)) for site in by_path)}, "
-            "which is not the mask of a jdrop.nnx.Dropout of the model."
+            f"masks holds {', '.join('/'.join(map(str, site)) for site in by_path)}, "
+            "but the model has no jdrop.nnx.Dropout there."
         )
     return view
 
 
-def as_network(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Network:
+def as_network(make_module: Any) -> Network:
     """What the rest of jdrop needs of an nnx module: see `jdrop.network.Network`.
 
     Variables are `params` (its `nnx.Param`s), `state` (all else but rngs and masks, batch
@@ -202,9 +206,13 @@ def as_network(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Network:
     drawn while batch normalisation uses its running averages.
 
     Args:
-        make_module: makes the module from rngs; the module's call takes the inputs, its output is
-            one array, and `deterministic` and `use_running_average` are the attributes of its
-            layers that set their modes, as in Flax.
+        make_module: makes the module from an argument named `rngs`: its class, or a function. The
+            module's call takes the inputs, its output is one array, and `deterministic` and
+            `use_running_average` are the attributes of its layers that set their modes, as in
+            Flax.
+
+    Raises:
+        TypeError: a module instead of what makes it.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -214,12 +222,17 @@ def as_network(make_module: Callable[[nnx.Rngs], nnx.Module]) -> Network:
         >>> network(variables, jnp.ones((4, 3)), None).shape
         (4, 2)
     """
-    abstract_model = nnx.eval_shape(lambda: make_module(nnx.Rngs(0)))
+    if isinstance(make_module, nnx.Module) or not callable(make_module):
+        raise TypeError(
+            f"make_module must be a function of rngs that makes the module, got "
+            f"{type(make_module).__name__}; give the class, or `lambda rngs: MyModule(rngs=rngs)`."
+        )
+    abstract_model = nnx.eval_shape(lambda: make_module(rngs=nnx.Rngs(0)))
     graphdef, *states = nnx.split(abstract_model, nnx.Param, nnx.RngState, ...)
     abstract_params, abstract_rngs, abstract_state = states
 
     def init(key: Array, inputs: Array) -> Variables:
-        model = make_module(nnx.Rngs(key))
+        model = make_module(rngs=nnx.Rngs(key))
         params, _, state = nnx.state(model, nnx.Param, nnx.RngState, ...)
         return {"params": nnx.to_pure_dict(params), "state": nnx.to_pure_dict(state)}
 

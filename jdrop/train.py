@@ -14,7 +14,7 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdrop.annotations import Float, Int, Shaped
+from jdrop.annotations import Float, Shaped
 from jdrop.network import ApplyFn, Network, Variables
 
 LossFn = Callable[[Array, Array], Array]
@@ -25,9 +25,18 @@ Batch = tuple[Array, Array]
 
 
 def cross_entropy(
-    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]
+    logits: Float[Array, "batch classes"], labels: Shaped[Array, "..."]
 ) -> Float[Array, " batch"]:
-    r"""The negative log-likelihood of integer labels: $-\log \mathrm{softmax}(z)_y$, in nats."""
+    r"""The negative log-likelihood of integer labels: $-\log \mathrm{softmax}(z)_y$, in nats.
+
+    Raises:
+        ValueError: labels that are not one integer for each example.
+    """
+    if labels.shape != logits.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"labels must be integers of shape {logits.shape[:-1]}, got {labels.dtype} of shape "
+            f"{labels.shape}; turn one-hot labels into integers with `labels.argmax(-1)`."
+        )
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
@@ -159,7 +168,8 @@ def fit(
         The trained network, and the mean training loss of each epoch.
 
     Raises:
-        ValueError: a batch size that is not in [1, examples]; unequal numbers of inputs and labels.
+        ValueError: a batch size that is not in [1, examples]; unequal numbers of inputs and labels;
+            a state with a member axis; a negative number of epochs.
 
     Example:
         >>> network = Network(lambda variables, inputs, key: inputs @ variables["params"])
@@ -172,6 +182,13 @@ def fit(
         (6, (2,))
     """
     inputs, labels = jnp.asarray(inputs), jnp.asarray(labels)
+    if state.step.ndim:
+        raise ValueError(
+            "state must be of one network, got one with a member axis; train an ensemble with "
+            "`jdrop.ensemble.fit_ensemble`."
+        )
+    if num_epochs < 0:
+        raise ValueError(f"num_epochs must be at least 0, got {num_epochs}.")
     num_examples = inputs.shape[0]
     if labels.shape[0] != num_examples:
         raise ValueError(

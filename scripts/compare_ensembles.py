@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jdrop.study import report
-from jdrop.study.comparison import Comparison, Settings, compare
+from jdrop.study.comparison import Comparison, DivergedError, Settings, compare
 from jdrop.study.data import DATASETS, DataError, Dataset, load
 
 DEFAULTS = Settings()
@@ -65,24 +65,71 @@ class Hidden(click.ParamType):
 
 @click.command(context_settings={"show_default": True, "max_content_width": 100}, help=__doc__)
 @click.option("--dataset", type=click.Choice(DATASETS), default="digits")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where MNIST-form files lie.")
-@click.option("--train-size", type=click.IntRange(min=1), help="Training examples; 500 of digits.")
-@click.option("--label-noise", type=Rate(zero=True), default=0.0, help="Share of wrong labels.")
-@click.option("--hidden", type=Hidden(), default=DEFAULTS.hidden, help="Units of hidden layers.")
-@click.option("--rate", type=Rate(zero=False), default=DEFAULTS.rate, help="Of hidden units.")
-@click.option("--input-rate", type=Rate(zero=True), default=DEFAULTS.input_rate)
-@click.option("--members", type=click.IntRange(min=2), default=DEFAULTS.members)
-@click.option("--samples", type=click.IntRange(min=1), default=DEFAULTS.samples, help="Masks.")
-@click.option("--epochs", type=click.IntRange(min=1), default=DEFAULTS.epochs)
-@click.option("--batch-size", type=click.IntRange(min=1), default=DEFAULTS.batch_size)
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    help="Folder with the four files of mnist or fashion-mnist; downloaded without it.",
+)
+@click.option(
+    "--train-size", type=click.IntRange(min=1), help="Training examples; 500 of digits, else all."
+)
+@click.option(
+    "--label-noise", type=Rate(zero=True), default=0.0, help="Share of training labels made wrong."
+)
+@click.option(
+    "--hidden",
+    type=Hidden(),
+    default=DEFAULTS.hidden,
+    help="Units of the hidden layers, as in 256,256.",
+)
+@click.option(
+    "--rate", type=Rate(zero=False), default=DEFAULTS.rate, help="Dropout rate of hidden units."
+)
+@click.option(
+    "--input-rate",
+    type=Rate(zero=True),
+    default=DEFAULTS.input_rate,
+    help="Dropout rate of inputs.",
+)
+@click.option(
+    "--members", type=click.IntRange(min=2), default=DEFAULTS.members, help="Networks of each kind."
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=DEFAULTS.samples,
+    help="Masks of Monte-Carlo dropout.",
+)
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    default=DEFAULTS.epochs,
+    help="Passes over the training examples.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=DEFAULTS.batch_size,
+    help="Examples in a step.",
+)
 @click.option(
     "--learning-rate",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(min=0, min_open=True, max=1e6),
     default=DEFAULTS.learning_rate,
-    help="Of Adam.",
+    help="Step size of Adam.",
 )
-@click.option("--seed", type=click.IntRange(min=0, max=2**32 - 1), default=DEFAULTS.seed)
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="comparison")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0, max=2**32 - 1),
+    default=DEFAULTS.seed,
+    help="Of all that is random.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="comparison",
+    help="Folder of the results; files in it are replaced.",
+)
 def main(
     dataset: str,
     data_dir: Path | None,
@@ -93,6 +140,10 @@ def main(
 ) -> None:
     """Runs the comparison and shows what it found."""
     settings = Settings(**options)
+    if not math.isfinite(settings.learning_rate):
+        raise click.UsageError(f"--learning-rate must be finite, got {settings.learning_rate}.")
+    if dataset == "digits" and data_dir is not None:
+        raise click.UsageError("--data-dir is for mnist and fashion-mnist; digits are embedded.")
     try:
         data = load(
             dataset,
@@ -116,9 +167,13 @@ def main(
         raise click.UsageError(f"--out {out} cannot be written: {error.strerror}.") from error
 
     console = Console(width=None if sys.stdout.isatty() else 80)
-    comparison = run(settings, data, console)
+    try:
+        comparison = run(settings, data, console)
+    except DivergedError as error:
+        raise click.ClickException(str(error)) from error
     console.print(report.terminal_table(comparison))
     console.print(comparison.sentence(), highlight=False)
+    console.print(report.LEGEND, highlight=False, style="dim")
     try:
         written = report.write(comparison, out, shlex.join(["python", *sys.argv]))
     except OSError as error:
@@ -148,7 +203,8 @@ def run(settings: Settings, data: Dataset, console: Console) -> Comparison:
             bars.update(task, completed=done)
             if not console.is_terminal and (done == total or done % -(-total // 10) == 0):
                 left = (time.monotonic() - start) * (total - done) / max(done - 1, 1)
-                console.print(f"{what}: {done}/{total}, {left:.0f} s left", highlight=False)
+                unit = "network" if "masks" in what else "epoch"
+                console.print(f"{what}: {unit} {done}/{total}, {left:.0f} s left", highlight=False)
 
         return compare(settings, data, progress)
 
@@ -161,7 +217,7 @@ def run_command(arguments: list[str]) -> int:
         sys.stderr.write(f"error: {' '.join(error.format_message().split())}\n")
         return error.exit_code
     except click.Abort:
-        sys.stderr.write("stopped; nothing was written.\n")
+        sys.stderr.write("stopped; no results were written.\n")
         return 130
     return 0
 

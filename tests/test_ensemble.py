@@ -3,9 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from networks import NETWORKS
+from flax import nnx
+from networks import NETWORKS, LinenMLP, NnxMLP
 from test_train import counting_network, make_data
 
+import jdrop.linen
+import jdrop.nnx
 from jdrop import ensemble
 from jdrop.inference import weight_scaling
 from jdrop.train import TrainState, fit
@@ -115,3 +118,28 @@ def test_predictions_are_those_of_each_member(getkey, kind):
 def test_an_ensemble_of_none_is_an_error(getkey):
     with pytest.raises(ValueError, match="ensemble_size must be at least 1, got 0"):
         ensemble.member_keys(getkey(), 0)
+
+
+def test_one_network_and_an_ensemble_are_not_mixed_up(getkey):
+    network, (inputs, labels) = NETWORKS["linen"], make_data(getkey())
+    one = TrainState.create(network, network.init(getkey(), inputs), OPTIMIZER)
+    many = ensemble.init_ensemble(getkey(), network, OPTIMIZER, inputs, ensemble_size=2)
+    with pytest.raises(ValueError, match="fit_ensemble"):
+        fit(getkey(), many, inputs, labels, num_epochs=1, batch_size=4)
+    with pytest.raises(ValueError, match=r"jdrop\.train\.fit"):
+        ensemble.fit_ensemble(getkey(), one, inputs, labels, num_epochs=1, batch_size=4)
+
+
+def test_a_module_in_place_of_a_network_is_an_error(getkey):
+    with pytest.raises(TypeError, match="as_network"):
+        ensemble.init_ensemble(getkey(), LinenMLP(), OPTIMIZER, jnp.ones((1, 4)), ensemble_size=2)
+
+
+@pytest.mark.parametrize(
+    ("as_network", "wrong"),
+    [(jdrop.linen.as_network, LinenMLP), (jdrop.nnx.as_network, NnxMLP(nnx.Rngs(0)))],
+    ids=["linen", "nnx"],
+)
+def test_a_class_is_no_module_and_a_module_no_class(as_network, wrong):
+    with pytest.raises(TypeError, match="must be"):
+        as_network(wrong)

@@ -215,3 +215,8 @@ def test_no_samples_are_an_error(getkey):
     network = Network(lambda variables, inputs, key: inputs)
     with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
         monte_carlo(getkey(), network, {}, jnp.ones((1, 2)), num_samples=0)
+
+
+def test_weights_of_another_number_than_the_members_are_an_error(getkey):
+    with pytest.raises(ValueError, match=r"each of the 3 members, got the shape \(2,\)"):
+        pool(random_log_probs(getkey(), 3, 4), weights=jnp.ones(2))

@@ -108,3 +108,18 @@ def test_no_bins_are_an_error(predictions):
     log_probs, labels = predictions
     with pytest.raises(ValueError, match="num_bins must be at least 1, got 0"):
         metrics.ece(log_probs[0], labels, num_bins=0)
+
+
+@pytest.mark.parametrize("name", ["error", "nll", "brier", "ece"])
+def test_what_is_not_one_prediction_for_each_label_is_an_error(predictions, name):
+    """Shapes that would broadcast to a number that means nothing."""
+    score = getattr(metrics, name)
+    log_probs, labels = predictions
+    # With the tests' type checks on, the annotations refuse them too, as a TypeError.
+    for wrong in [(log_probs, labels), (log_probs[0], labels[:, None]), (log_probs[0], labels / 1)]:
+        with pytest.raises((ValueError, TypeError)):
+            score(*wrong)
+    with pytest.raises(ValueError, match=r"log_probs must be \[batch, class\].*inference.pool"):
+        metrics._check(log_probs, labels)
+    with pytest.raises(ValueError, match=r"labels must be integers of shape \(300,\), got int32"):
+        metrics._check(log_probs[0], labels[:, None])

@@ -215,3 +215,15 @@ def test_unequal_numbers_of_inputs_and_labels_are_an_error(getkey):
 def test_variables_without_params_are_an_error():
     with pytest.raises(ValueError, match="'params'"):
         TrainState.create(lambda v, x, key: x, {"weights": jnp.ones(2)}, optax.sgd(0.1))
+
+
+def test_one_hot_labels_are_an_error():
+    with pytest.raises(ValueError, match=r"labels must be integers of shape \(4,\).*argmax"):
+        cross_entropy(jnp.zeros((4, 3)), jnp.eye(4, 3))
+
+
+def test_a_negative_number_of_epochs_is_an_error(getkey):
+    inputs, labels = make_data(getkey())
+    state = make_state(getkey(), NETWORKS["linen"], inputs)
+    with pytest.raises(ValueError, match="num_epochs must be at least 0, got -1"):
+        fit(getkey(), state, inputs, labels, num_epochs=-1, batch_size=4)

@@ -59,6 +59,10 @@ class Settings:
     seed: int = 0
 
 
+class DivergedError(ValueError):
+    """Training gave networks whose predictions are not numbers."""
+
+
 class MLP(nn.Module):
     """Dense layers with rectifiers, dropout on the inputs and after each hidden layer."""
 
@@ -102,6 +106,7 @@ def compare(settings: Settings, data: Dataset, progress: Progress) -> Comparison
 
     Raises:
         ValueError: settings that do not fit the data.
+        DivergedError: networks whose predictions are not numbers.
     """
     start = time.perf_counter()
     key = jax.random.key(settings.seed)
@@ -210,7 +215,14 @@ def _monte_carlo(
 def _predict(pool: _Pool, data: Dataset) -> tuple[Array, Array]:
     """Log-probabilities of every member on the test and on the training examples."""
     predict = partial(ensemble.predict, pool.network, pool.state.variables)
-    return predict(data.test_inputs), predict(data.train_inputs)
+    test, train = predict(data.test_inputs), predict(data.train_inputs)
+    diverged = int(jnp.sum(jnp.isnan(test).any((1, 2))))
+    if diverged:
+        raise DivergedError(
+            f"training diverged: {diverged} of {len(test)} networks predict no numbers; "
+            "take a smaller --learning-rate."
+        )
+    return test, train
 
 
 def _rows(

@@ -15,6 +15,12 @@ from jdrop.study.results import SCORES, Comparison, Row, format_score, write_tex
 
 SCORE_TITLES = {"error": "test error %", "nll": "test NLL", "brier": "test Brier", "ece": "ECE %"}
 HEADER = ("", *SCORE_TITLES.values(), "gap %", "train s", "passes", "parameters")
+LEGEND = (
+    "a [b, c]: the number for the dropout networks' mean score, and for the ends of its 95 % "
+    "interval; the spread of the averages of plain networks is not in it. ≤1: one plain network "
+    "does as well; >: no average up to the pool does. ±: half the width of the 95 % interval over "
+    "disjoint groups of networks, at fixed data."
+)
 FIGURES = {
     "networks": (
         figures.score_against_ensemble_size,
@@ -100,6 +106,7 @@ def _html(comparison: Comparison, images: list[dict[str, str]], command: str) ->
         ensembles=[_ensemble_row(comparison, row) for row in comparison.rows],
         images=images,
         command=command,
+        legend=LEGEND,
     )
 
 

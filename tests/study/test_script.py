@@ -1,14 +1,18 @@
 """The script as its user runs it."""
 
+import dataclasses
 import errno
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from jdrop.study.comparison import compare
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "compare_ensembles.py"
 TINY = ["--members", "2", "--epochs", "2", "--samples", "2", "--hidden", "8", "--train-size", "60"]
@@ -52,6 +56,8 @@ def test_a_tiny_run_leaves_its_results(tmp_path):
         (["--members", "1"], "'--members'"),
         (["--epochs", "0"], "'--epochs'"),
         (["--learning-rate", "0"], "'--learning-rate'"),
+        (["--learning-rate", "nan"], "--learning-rate must be finite, got nan"),
+        (["--data-dir", "nowhere"], "--data-dir is for mnist and fashion-mnist"),
         (["--batch-size", "501"], "--batch-size must not exceed the 500 training examples"),
         (["--train-size", "5000"], "5000"),
         (["--dataset", "mnist", "--data-dir", "nowhere"], "nowhere"),
@@ -81,6 +87,20 @@ def test_an_out_that_cannot_be_written_is_told_before_training(
     output = capsys.readouterr()
     assert "file/below" in output.err
     assert not output.out
+
+
+def test_training_that_diverges_is_told_and_gives_no_verdict(
+    run_command, tmp_path, monkeypatch, capsys
+):
+    def diverged(settings, data, progress):
+        return compare(dataclasses.replace(settings, learning_rate=math.inf), data, progress)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(run_command.__globals__, "compare", diverged)
+    assert run_command(TINY) == 1
+    output = capsys.readouterr()
+    assert "training diverged: 2 of 2 networks" in output.err
+    assert "worth" not in output.out
 
 
 def test_results_that_cannot_be_written_leave_the_table(run_command, tmp_path, monkeypatch, capsys):
