@@ -172,8 +172,8 @@ def main(
     except DivergedError as error:
         raise click.ClickException(str(error)) from error
     console.print(report.terminal_table(comparison))
-    console.print(comparison.sentence(), highlight=False)
-    console.print(report.LEGEND, highlight=False, style="dim")
+    console.print(comparison.sentence(), highlight=False, markup=False)
+    console.print(report.LEGEND, highlight=False, markup=False, style="dim")
     try:
         written = report.write(comparison, out, shlex.join(["python", *sys.argv]))
     except OSError as error:
