@@ -69,13 +69,11 @@ def draw_mask(
     """Decides for each element whether it is kept: True with probability `threshold / LEVELS`.
 
     Args:
-        key: one key; it is consumed.
+        key: one typed key; it is consumed.
         shape: the shape of the mask.
         thresholds: what `threshold` gave, of the rank of `shape` and broadcastable to it, or 0-d.
         out_sharding: the sharding of the mask where the mesh has explicit axes, else None.
     """
-    if key.dtype == jnp.uint32:
-        key = jax.random.wrap_key_data(key)
     num_bits = 16
     if not isinstance(thresholds, jax.Array):
         num_bits = next(n for n in (1, 2, 4, 8, 16) if thresholds % (LEVELS >> n) == 0)

@@ -278,7 +278,7 @@ def mask_of_call(given: Any, call: int) -> Array:
 
 
 def _draw_and_apply(key: Any, x: Array, rate: Rate, shape: tuple[int, ...], scale: bool) -> Array:
-    _check_key(key)
+    key = _as_key(key)
     if isinstance(rate, float):
         return _drop(key, x, None, rate, shape, scale)
     return _drop(key, x, rate, None, shape, scale)
@@ -307,7 +307,7 @@ def _drop(
 
 def _draw(key: Any, shape: tuple[int, ...], rate: Rate, x: Array | None) -> Array:
     """Draws a mask of `shape`, sharded as `x` is."""
-    _check_key(key)
+    key = _as_key(key)
     thresholds = bits.threshold(_expand(rate, "rate", shape, "the mask"))
     return bits.draw_mask(key, shape, thresholds, _mask_sharding(x, shape))
 
@@ -326,7 +326,8 @@ def _mask_sharding(x: Array | None, shape: tuple[int, ...]) -> NamedSharding | N
     return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
 
-def _check_key(key: Any) -> None:
+def _as_key(key: Any) -> Array:
+    """A single typed key, or the error that `key` deserves."""
     dtype = getattr(key, "dtype", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     legacy = dtype == jnp.uint32
@@ -340,6 +341,8 @@ def _check_key(key: Any) -> None:
             f"key must be a single key, got an array of shape {jnp.shape(key)}; "
             "map over many keys with `jax.vmap`."
         )
+    # What a legacy key means is a setting of jax, which compiled functions are not told of.
+    return key if typed else jax.random.wrap_key_data(key)
 
 
 def _as_inexact(name: str, x: ArrayLike) -> Array:

@@ -919,6 +919,8 @@ def test_keys_of_each_implementation_and_their_legacy_form(impl, getkey):
     assert_same_bits(y != 0, mask)
     with jax.default_prng_impl(impl):
         assert_same_bits(jdrop.keep_mask(jax.random.PRNGKey(7), (256, 256), 0.3), mask)
+        legacy = jdrop.dropout(jax.random.PRNGKey(7), jnp.ones((256, 256)), 0.3)
+        assert_same_bits(legacy != 0, mask)
     other = jdrop.keep_mask(jax.random.key(8, impl=impl), (256, 256), 0.3)
     assert (mask != other).any()
 
