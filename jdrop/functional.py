@@ -313,17 +313,14 @@ def _draw(key: Any, shape: tuple[int, ...], rate: Rate, x: Array | None) -> Arra
 
 
 def _mask_sharding(x: Array | None, shape: tuple[int, ...]) -> NamedSharding | None:
-    """The sharding of a mask for `x`: that of `x`, but for the axes along which it is 1.
-
-    Only a mesh with explicit axes needs it: elsewhere the compiler chooses.
-    """
+    """The sharding of a mask for `x`: that of `x`, but for the axes along which it is 1."""
     if x is None:
-        return None
-    sharding = jax.typeof(x).sharding
-    if sharding.mesh.empty or all(axis is None for axis in sharding.spec):
-        return None
-    spec = [None if size == 1 else axis for size, axis in zip(shape, sharding.spec, strict=True)]
-    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
+        mesh, spec = jax.sharding.get_abstract_mesh(), PartitionSpec(*[None] * len(shape))
+    else:
+        mesh, spec = jax.typeof(x).sharding.mesh, jax.typeof(x).sharding.spec
+        names = zip(shape, spec, strict=True)
+        spec = PartitionSpec(*(None if size == 1 else name for size, name in names))
+    return None if mesh.empty else NamedSharding(mesh, spec)
 
 
 def _as_key(key: Any) -> Array:

@@ -67,26 +67,53 @@ def test_the_hash_is_that_of_jax(getkey):
 EXACT_IN = {1: 0.5, 2: 0.25, 4: 1 / 16, 8: 3 / 256, 16: 0.1}
 """By number of bits, a rate that is drawn with it."""
 
+BLOCKS = {1: 8192, 2: 8192, 4: 4096, 8: 2048, 16: 1024}
+"""By number of bits, how many elements a block has."""
+
+SHAPES = [(16384,), (3, 8192), (5, 4096, 2), (97, 331), (1,), (2, 3, 5000), (3, 0), (70, 9, 31), ()]
+
+
+def mask_in_numpy(key, shape, num_bits: int, threshold: int) -> np.ndarray:
+    """The table at the head of `bits.py`, with integers."""
+    block_size = BLOCKS[num_bits]
+    row_size = 1
+    for size in (*reversed(shape), None):
+        filled = 8 * (-row_size % block_size) <= row_size
+        if size is None or (filled and row_size != 1):
+            break
+        row_size *= size
+    rows = math.prod(shape) // row_size if row_size else 0
+    row, within = np.divmod(np.arange(rows * row_size), max(row_size, 1))
+    block_of_row, within = np.divmod(within, block_size)
+    plane, column = np.divmod(within, bits.RUN)
+    block = row * math.ceil(row_size / block_size) + block_of_row
+    hashed = threefry_2x32(
+        jax.random.key_data(key), jnp.asarray(np.concatenate([block, column]), jnp.uint32)
+    )
+    first, second = np.split(np.asarray(hashed, np.uint64), 2)
+    value = (
+        (second << np.uint64(32) | first) >> (plane * num_bits).astype(np.uint64)
+    ) % 2**num_bits
+    return (value < threshold).reshape(shape)
+
 
 @pytest.mark.parametrize("num_bits", EXACT_IN)
-@pytest.mark.parametrize("shape", [(16384,), (3, 8192), (5, 4096, 2), (97, 331), (1,)], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_elements_read_the_bits_that_the_layout_gives_them(num_bits, shape, getkey):
-    """Against the table at the head of the module, written with integers in NumPy."""
     key = getkey()
     threshold = bits.threshold(EXACT_IN[num_bits])
     mask = bits.draw_mask(key, shape, threshold, None)
-    planes = 32 // num_bits
-    number = np.arange(math.prod(shape))
-    block, within = np.divmod(number, planes * bits.RUN)
-    plane, column = np.divmod(within, bits.RUN)
-    half, pair = np.divmod(column, bits.RUN // 2)
-    hashed = threefry_2x32(
-        jax.random.key_data(key), jnp.asarray(np.concatenate([block, pair]), jnp.uint32)
-    )
-    word = np.where(half == 0, *np.split(np.asarray(hashed), 2))
-    value = (word >> (plane * num_bits).astype(np.uint32)) % 2**num_bits
-    expected = value < int(threshold) >> (16 - num_bits)
-    np.testing.assert_array_equal(np.asarray(mask).ravel(), expected)
+    expected = mask_in_numpy(key, shape, num_bits, int(threshold) >> (16 - num_bits))
+    np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_thresholds_of_an_array_read_the_same_bits(shape, getkey):
+    key = getkey()
+    threshold = bits.threshold(0.1)
+    thresholds = jnp.full(shape, threshold)
+    mask = bits.draw_mask(key, shape, thresholds, None)
+    np.testing.assert_array_equal(mask, mask_in_numpy(key, shape, 16, int(threshold)))
 
 
 @pytest.mark.parametrize("low", [0.1, 0.3])

@@ -1,8 +1,10 @@
 """What a user of the functions may rely on, whatever generator draws the masks."""
 
+import contextlib
 import inspect
 import itertools
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -706,6 +708,70 @@ def test_automatically_sharded(case, spec, wide_x, getkey):
     sharding = NamedSharding(mesh_of(AxisType.Auto), spec)
     x = jax.device_put(wide_x, sharding)
     assert_same_bits(jax.jit(case, out_shardings=sharding)(clone(key), x), expected)
+
+
+ANY_SHARDING = [
+    ((24, 100), P(("a", "b"))), ((8, 13), P(("a", "b"))), ((8, 1), P(("a", "b"))),
+    ((40000,), P(("a", "b"))), ((64, 1000), P("a", "b")), ((8, 8, 257), P("a", "b")),
+    ((16, 64, 256), P("a", "b")), ((16, 64, 256), P(None, "a", "b")), ((16, 3, 1024), P("a")),
+    ((128, 1024), P("a", "b")), ((128, 1024), P(None, ("a", "b"))), ((128, 1024), P("b")),
+    ((8, 24576), P(None, ("a", "b"))), ((512, 4096), P(("a", "b"))), ((512, 4096), P("b", "a")),
+]  # fmt: skip
+"""Parts that are whole blocks of bits and parts that are not, along each axis."""
+
+
+def collectives(compiled: Any) -> set[str]:
+    names = (
+        r"all-gather|all-reduce|all-to-all|collective-permute|collective-broadcast|reduce-scatter"
+    )
+    return set(re.findall(names, compiled.as_text()))
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("rate", [0.5, 0.1])
+@pytest.mark.parametrize(("shape", "spec"), ANY_SHARDING, ids=str)
+def test_a_sharded_dropout_sends_nothing(shape, spec, rate, axis_type, getkey):
+    key, x = getkey(), jnp.ones(shape)
+    mesh = mesh_of(axis_type)
+    sharding = NamedSharding(mesh, spec)
+
+    def output_and_gradient(key: Array, x: Array) -> tuple[Array, Array]:
+        y, pull = jax.vjp(lambda x: jdrop.dropout(key, jnp.sin(x), rate), x)
+        return y, pull(y)[0]
+
+    expected = jdrop.dropout(clone(key), jnp.sin(x), rate)
+    with jax.set_mesh(mesh) if axis_type == AxisType.Explicit else contextlib.nullcontext():
+        sharded = jax.device_put(x, sharding)
+        run = jax.jit(output_and_gradient, out_shardings=sharding)
+        assert not collectives(run.lower(clone(key), sharded).compile())
+        assert_same_bits(run(clone(key), sharded)[0], expected)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("dims", [(), (0,), (1,), (2,), (0, 2)])
+def test_nor_does_one_with_broadcast_dims_or_rates_of_channels(dims, axis_type, getkey):
+    mesh, key = mesh_of(axis_type), getkey()
+    rates = jnp.linspace(0.0, 0.9, 24)
+    with jax.set_mesh(mesh):
+        x = jax.device_put(jnp.ones((8, 20, 24)), NamedSharding(mesh, P("a", "b")))
+        for rate in (0.1, rates) if 2 not in dims else (0.1,):
+            run = jax.jit(
+                lambda key, x, rate=rate: jdrop.dropout(key, x, rate, broadcast_dims=dims),
+                out_shardings=x.sharding,
+            )
+            assert not collectives(run.lower(clone(key), x).compile())
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_nor_do_members_over_the_mesh(axis_type, getkey):
+    mesh, keys = mesh_of(axis_type), jax.random.split(getkey(), 8)
+    with jax.set_mesh(mesh):
+        keys = jax.device_put(keys, P("a"))
+        xs = jax.device_put(jnp.ones((8, 50, 100)), P("a", "b"))
+        run = jax.jit(
+            jax.vmap(lambda key, x: jdrop.dropout(key, x, 0.1)), out_shardings=xs.sharding
+        )
+        assert not collectives(run.lower(keys, xs).compile())
 
 
 @pytest.mark.parametrize("rates", [P("b"), P("a"), P(None)], ids=str)
