@@ -5,6 +5,7 @@
 `jdrop.metrics`, and `jdrop.study` (the comparison).
 """
 
+from jdrop.attention import dot_product_attention as dot_product_attention
 from jdrop.functional import apply_mask as apply_mask
 from jdrop.functional import dropout as dropout
 from jdrop.functional import keep_mask as keep_mask

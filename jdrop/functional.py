@@ -135,7 +135,7 @@ def apply_mask(
         raise TypeError(
             f"mask must be Boolean (True = kept), got {mask.dtype}; make it so with `mask != 0`."
         )
-    mask = _expand(mask, "mask", x.shape, "x")
+    mask = expand(mask, "mask", x.shape, "x")
     rate = check_rate(rate)
     kept = _scaled(x, rate) if scale else _poisoned(x, rate)
     return jnp.where(mask, kept, jnp.zeros((), x.dtype))
@@ -183,10 +183,29 @@ def scale_weights(params: Any, rates: Mapping[str, ArrayLike]) -> Any:
         if name(path) not in rates:
             return leaf
         weight = _as_inexact(name(path), leaf)
-        rate = _expand(check_rate(rates[name(path)]), "rate", weight.shape, name(path))
+        rate = expand(check_rate(rates[name(path)]), "rate", weight.shape, name(path))
         return _times(weight, _keep_prob(rate, weight))
 
     return jax.tree_util.tree_map_with_path(scaled, params)
+
+
+def as_key(key: Any) -> Array:
+    """A single typed key, or the error that `key` deserves."""
+    dtype = getattr(key, "dtype", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    legacy = dtype == jnp.uint32
+    if not (typed or legacy):
+        raise TypeError(
+            f"key must be a JAX random key, got {type(key).__name__}; "
+            "make one with `jax.random.key(seed)`."
+        )
+    if jnp.ndim(key) != (0 if typed else 1):
+        raise TypeError(
+            f"key must be a single key, got an array of shape {jnp.shape(key)}; "
+            "map over many keys with `jax.vmap`."
+        )
+    # What a legacy key means is a setting of jax, which compiled functions are not told of.
+    return key if typed else jax.random.wrap_key_data(key)
 
 
 def check_rate(rate: ArrayLike, *, allow_one: bool = False) -> Rate:
@@ -240,6 +259,22 @@ def mask_shape(shape: tuple[int, ...], broadcast_dims: Sequence[int]) -> tuple[i
     return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
 
 
+def expand(value: Any, name: str, shape: tuple[int, ...], of: str) -> Any:
+    """`value` with axes of size 1 in front, so that it has the rank of `shape`; scalars stay."""
+    if jnp.ndim(value) == 0:
+        return value
+    try:
+        fits = np.broadcast_shapes(value.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{name} must be broadcastable to the shape {shape} of {of}, "
+            f"got the shape {value.shape}."
+        )
+    return jax.lax.expand_dims(value, range(len(shape) - value.ndim))
+
+
 def draw_and_apply(
     key: Array, x: ArrayLike, rate: ArrayLike, broadcast_dims: Sequence[int] = ()
 ) -> Inexact[Array, "..."]:
@@ -278,7 +313,7 @@ def mask_of_call(given: Any, call: int) -> Array:
 
 
 def _draw_and_apply(key: Any, x: Array, rate: Rate, shape: tuple[int, ...], scale: bool) -> Array:
-    key = _as_key(key)
+    key = as_key(key)
     if isinstance(rate, float):
         return _drop(key, x, None, rate, shape, scale)
     return _drop(key, x, rate, None, shape, scale)
@@ -307,8 +342,8 @@ def _drop(
 
 def _draw(key: Any, shape: tuple[int, ...], rate: Rate, x: Array | None) -> Array:
     """Draws a mask of `shape`, sharded as `x` is."""
-    key = _as_key(key)
-    thresholds = bits.threshold(_expand(rate, "rate", shape, "the mask"))
+    key = as_key(key)
+    thresholds = bits.threshold(expand(rate, "rate", shape, "the mask"))
     return bits.draw_mask(key, shape, thresholds, _mask_sharding(x, shape))
 
 
@@ -323,25 +358,6 @@ def _mask_sharding(x: Array | None, shape: tuple[int, ...]) -> NamedSharding | N
     return None if mesh.empty else NamedSharding(mesh, spec)
 
 
-def _as_key(key: Any) -> Array:
-    """A single typed key, or the error that `key` deserves."""
-    dtype = getattr(key, "dtype", None)
-    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    legacy = dtype == jnp.uint32
-    if not (typed or legacy):
-        raise TypeError(
-            f"key must be a JAX random key, got {type(key).__name__}; "
-            "make one with `jax.random.key(seed)`."
-        )
-    if jnp.ndim(key) != (0 if typed else 1):
-        raise TypeError(
-            f"key must be a single key, got an array of shape {jnp.shape(key)}; "
-            "map over many keys with `jax.vmap`."
-        )
-    # What a legacy key means is a setting of jax, which compiled functions are not told of.
-    return key if typed else jax.random.wrap_key_data(key)
-
-
 def _as_inexact(name: str, x: ArrayLike) -> Array:
     x = jnp.asarray(x)
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -352,22 +368,6 @@ def _as_inexact(name: str, x: ArrayLike) -> Array:
             f"for instance with `{name}.astype(jnp.float32)`."
         )
     return x
-
-
-def _expand(value: Any, name: str, shape: tuple[int, ...], of: str) -> Any:
-    """`value` with axes of size 1 in front, so that it has the rank of `shape`; scalars stay."""
-    if jnp.ndim(value) == 0:
-        return value
-    try:
-        fits = np.broadcast_shapes(value.shape, shape) == shape
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"{name} must be broadcastable to the shape {shape} of {of}, "
-            f"got the shape {value.shape}."
-        )
-    return jax.lax.expand_dims(value, range(len(shape) - value.ndim))
 
 
 def _keep_prob(rate: Rate, x: Array) -> Any:
@@ -384,7 +384,7 @@ def _keep_prob(rate: Rate, x: Array) -> Any:
 
 
 def _scaled(x: Array, rate: Rate) -> Array:
-    keep_prob = _keep_prob(_expand(rate, "rate", x.shape, "x"), x)
+    keep_prob = _keep_prob(expand(rate, "rate", x.shape, "x"), x)
     xp = np if isinstance(rate, float) else jnp
     # At rate 1 nothing is kept, and any finite scale keeps the gradient from being NaN.
     return _times(x, 1 / xp.where(keep_prob == 0, xp.ones_like(keep_prob), keep_prob))
@@ -402,5 +402,5 @@ def _poisoned(x: Array, rate: Rate) -> Array:
     """`x`, NaN where a traced rate is out of range."""
     if isinstance(rate, float):
         return x
-    rate = _expand(rate, "rate", x.shape, "x")
+    rate = expand(rate, "rate", x.shape, "x")
     return jnp.where((rate >= 0) & (rate <= 1), x, math.nan)

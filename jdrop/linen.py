@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdrop import functional
+from jdrop import attention, functional
 from jdrop.network import Network, Variables
 
 
@@ -110,6 +110,31 @@ class Dropout(nn.Module):
         self.put_variable("masks", "mask", (*self.get_variable("masks", "mask", ()), mask))
         counters["masks drawn"] = drawn + 1
         return functional.apply_mask(mask, inputs, rate)
+
+
+class MultiHeadDotProductAttention(nn.MultiHeadDotProductAttention):
+    """Flax's layer, with the attention of `jdrop.dot_product_attention`.
+
+    Arguments, parameters and calls are those of `flax.linen.MultiHeadDotProductAttention`. Of the
+    weights, which Flax holds in whole, and keeps with their masks for the backward pass, only
+    blocks are in memory. Each example and head has a mask of its own, where in Flax they share one
+    unless `broadcast_dropout=False`. Masks of attention are neither recorded nor replayed.
+
+    Raises:
+        ValueError: `sow_weights=True` at the call; products of one's own, as for quantisation.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jdrop.linen
+        >>> layer = jdrop.linen.MultiHeadDotProductAttention(num_heads=2, dropout_rate=0.1)
+        >>> x = jnp.ones((3, 10, 8))
+        >>> variables = layer.init(jax.random.key(0), x, deterministic=True)
+        >>> rngs = {"dropout": jax.random.key(1)}
+        >>> layer.apply(variables, x, deterministic=False, rngs=rngs).shape
+        (3, 10, 8)
+    """
+
+    broadcast_dropout: bool = False
+    attention_fn: Callable[..., Array] = attention.for_flax
 
 
 def as_network(module: Any) -> Network:

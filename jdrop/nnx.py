@@ -3,7 +3,7 @@
 Replace `flax.nnx.Dropout` by `jdrop.nnx.Dropout` and the rest of a project stays as it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdrop import functional
+from jdrop import attention, functional
 from jdrop.network import Network, Variables
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -160,6 +160,46 @@ class Dropout(nnx.Module):
         if record_masks is not None:
             self.record_masks = record_masks
             self.mask = nnx.data(None)
+
+
+class MultiHeadAttention(nnx.MultiHeadAttention):
+    """Flax's layer, with the attention of `jdrop.dot_product_attention`.
+
+    Arguments, parameters and calls are those of `flax.nnx.MultiHeadAttention`. Of the weights,
+    which Flax holds in whole, and keeps with their masks for the backward pass, only blocks are in
+    memory. Each example and head has a mask of its own, where in Flax they share one unless
+    `broadcast_dropout=False`. Masks of attention are neither recorded nor replayed.
+
+    Raises:
+        ValueError: `sow_weights=True` at the call.
+
+    Example:
+        >>> from flax import nnx
+        >>> import jax.numpy as jnp, jdrop.nnx
+        >>> layer = jdrop.nnx.MultiHeadAttention(
+        ...     num_heads=2, in_features=8, dropout_rate=0.1, decode=False, rngs=nnx.Rngs(0)
+        ... )
+        >>> layer(jnp.ones((3, 10, 8)), deterministic=False).shape
+        (3, 10, 8)
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        in_features: int,
+        *args: Any,
+        broadcast_dropout: bool = False,
+        attention_fn: Callable[..., Array] = attention.for_flax,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            num_heads,
+            in_features,
+            *args,
+            broadcast_dropout=broadcast_dropout,
+            attention_fn=attention_fn,
+            **kwargs,
+        )
 
 
 def replay_masks(model: Module, masks: Any) -> Module:
