@@ -4,7 +4,7 @@ The tests install jaxtyping and check every annotated call; the library itself n
 """
 
 try:
-    from jaxtyping import Bool, Float, Inexact, Int, Shaped, UInt32
+    from jaxtyping import Bool, Float, Inexact, Integer, Shaped, UInt32
 except ImportError:
 
     class _Unshaped:
@@ -13,6 +13,6 @@ except ImportError:
         def __class_getitem__(cls, item):  # type: ignore[no-untyped-def]
             return item[0]
 
-    Bool = Float = Inexact = Int = Shaped = UInt32 = _Unshaped  # type: ignore[assignment]
+    Bool = Float = Inexact = Integer = Shaped = UInt32 = _Unshaped  # type: ignore[assignment]
 
-__all__ = ["Bool", "Float", "Inexact", "Int", "Shaped", "UInt32"]
+__all__ = ["Bool", "Float", "Inexact", "Integer", "Shaped", "UInt32"]

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from jdrop import train
 from jdrop.annotations import Float
-from jdrop.network import ApplyFn, Network, Variables
+from jdrop.network import ApplyFn, Network, Variables, network_log_probs
 from jdrop.train import LossFn, TrainState, cross_entropy
 
 
@@ -135,8 +135,17 @@ def predict(
         inputs: `[batch, ...]`.
 
     Returns:
-        `[member, batch, class]`; average them with `jdrop.inference.pool`.
+        `[member, batch, class]`, at least float32; average them with `jdrop.inference.pool`.
+
+    Raises:
+        ValueError: variables without a member axis.
     """
     inputs = jnp.asarray(inputs)
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(variables)}
+    if len(sizes) != 1 or sizes == {()}:
+        raise ValueError(
+            "variables must have a leading member axis, the same for every array, as in the state "
+            "of an ensemble; read a single network with `jdrop.inference.weight_scaling`."
+        )
     # One member after another: the activations of a whole ensemble would fill the memory.
-    return jax.lax.map(lambda member: jax.nn.log_softmax(network(member, inputs, None)), variables)
+    return jax.lax.map(lambda member: network_log_probs(None, network, member, inputs), variables)

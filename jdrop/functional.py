@@ -39,10 +39,12 @@ def dropout(
     realise (within 2e-5 of `1 - rate`), `1 / q` is a float32 (float64 for 64-bit `x`), and only
     the product is rounded to the dtype of `x`.
     The mask depends on the key, the shape, the rate and `broadcast_dims` alone; not on the dtype,
-    nor on `jit`, `vmap`, `remat` or sharding.
+    nor on `jit`, `vmap`, `remat` or sharding. A number and an array of the same rate are two rates
+    here: for a number such as 0.5 fewer random bits serve, and so the masks differ.
 
     Args:
-        key: one key, such as `jax.random.key(0)`; it is consumed.
+        key: one key, such as `jax.random.key(0)`; it is consumed. At the rate 0, a number, it is
+            not looked at.
         x: float or complex, any shape.
         rate: the probability to drop. A Python number in [0, 1), checked; 0 returns `x` and draws
             nothing. Or an array in [0, 1], a scalar or broadcastable to `x` (one rate per channel,
@@ -100,6 +102,8 @@ def keep_mask(key: Array, shape: Sequence[int], rate: ArrayLike) -> Bool[Array, 
         (2, 3)
     """
     rate = check_rate(rate)
+    if isinstance(shape, int):
+        raise TypeError(f"shape must be a sequence of sizes, got {shape}; give ({shape},).")
     shape = tuple(shape)
     if is_static(rate, 0):
         return jnp.ones(shape, bool)
@@ -151,7 +155,9 @@ def scale_weights(params: Any, rates: Mapping[str, ArrayLike]) -> Any:
     Args:
         params: any pytree of arrays, for instance `variables["params"]`.
         rates: for each weight that reads dropped units, its path in `params`, parts joined by
-            "/", and the rate of that dropout. Biases are not named: they read no unit.
+            "/", and the rate of that dropout. Biases are not named: they read no unit. Rates of
+            single units, `[units]`, go to the axis of a kernel that reads them, the last but one;
+            rates of more axes are broadcast to the weight.
 
     Returns:
         `params` with the named leaves multiplied by `q`, the others as they were.
@@ -183,7 +189,10 @@ def scale_weights(params: Any, rates: Mapping[str, ArrayLike]) -> Any:
         if name(path) not in rates:
             return leaf
         weight = _as_inexact(name(path), leaf)
-        rate = expand(check_rate(rates[name(path)]), "rate", weight.shape, name(path))
+        rate = check_rate(rates[name(path)])
+        if jnp.ndim(rate) == 1 and weight.ndim > 1:
+            rate = jnp.asarray(rate)[:, None]
+        rate = expand(rate, "rate", weight.shape, name(path))
         return _times(weight, _keep_prob(rate, weight))
 
     return jax.tree_util.tree_map_with_path(scaled, params)
@@ -214,7 +223,7 @@ def check_rate(rate: ArrayLike, *, allow_one: bool = False) -> Rate:
     A Python number must lie in [0, 1) (in [0, 1] if `allow_one`), the values of an array in
     [0, 1]. Values that are not known yet, being traced, are not checked.
     """
-    if isinstance(rate, numbers.Real):
+    if isinstance(rate, numbers.Real | np.generic):
         value = float(rate)
         if not (0 <= value < 1 or (allow_one and value == 1)):
             allowed = "[0, 1]" if allow_one else "[0, 1)"
@@ -242,6 +251,11 @@ def is_static(rate: Rate, value: int) -> bool:
 
 def mask_shape(shape: tuple[int, ...], broadcast_dims: Sequence[int]) -> tuple[int, ...]:
     """`shape` with 1 in place of each of `broadcast_dims`, which are checked."""
+    if isinstance(broadcast_dims, int):
+        raise TypeError(
+            f"broadcast_dims must be a sequence of axes, got {broadcast_dims}; "
+            f"for one axis give ({broadcast_dims},)."
+        )
     ndim = len(shape)
     axes = []
     for dim in broadcast_dims:

@@ -14,15 +14,18 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdrop.annotations import Float
-from jdrop.network import ApplyFn, Variables
+from jdrop.network import ApplyFn, Variables, network_log_probs
 
 
 class _Pool(NamedTuple):
     """An average as a running one, so that its parts need not be held at once.
 
+    Running means, not sums: a sum of thousands of predictions loses the last digits of each.
+
     Attributes:
         start: what is carried before the first prediction, from an array of its shape.
-        add: what is carried after one more prediction, which counts `weight` times.
+        add: what is carried after one more prediction, of which `share` is its share of the
+            weights so far.
         finish: the average, from what is carried and the sum of the weights.
     """
 
@@ -31,46 +34,59 @@ class _Pool(NamedTuple):
     finish: Callable[[Any, Array], Array]
 
 
-def _arithmetic_add(log_sum: Array, log_probs: Array, weight: Array) -> Array:
-    return jnp.logaddexp(log_sum, jnp.log(weight) + log_probs)
+def _arithmetic_start(like: Array) -> tuple[Array, Array]:
+    return jnp.full_like(like, -jnp.inf), jnp.zeros_like(like)
 
 
-def _arithmetic_finish(log_sum: Array, total: Array) -> Array:
-    return log_sum - jnp.log(total)
+def _arithmetic_add(
+    carry: tuple[Array, Array], log_probs: Array, share: Array
+) -> tuple[Array, Array]:
+    """Carries the largest log-probability that counts, and the mean of `exp(. - largest)`."""
+    largest, mean = carry
+    log_probs = jnp.where(share > 0, log_probs, -jnp.inf)
+    new = jnp.maximum(largest, log_probs)
+    shift = jnp.where(new == -jnp.inf, 0, new)
+    mean *= jnp.exp(largest - shift)
+    return new, mean + share * (jnp.exp(log_probs - shift) - mean)
 
 
-def _geometric_add(log_sum: Array, log_probs: Array, weight: Array) -> Array:
-    # A member that does not count must not make NaN of 0 * -inf.
-    return log_sum + jnp.where(weight > 0, weight * log_probs, 0)
+def _arithmetic_finish(carry: tuple[Array, Array], total: Array) -> Array:
+    largest, mean = carry
+    return largest + jnp.log(mean)
 
 
-def _vote_add(carry: tuple[Array, Array], log_probs: Array, weight: Array) -> tuple[Array, Array]:
-    votes, log_sum = carry
+def _geometric_add(mean: Array, log_probs: Array, share: Array) -> Array:
+    # A class that one member rules out stays out: -inf, of which no difference may be taken.
+    step = jnp.where(mean == -jnp.inf, 0, log_probs - mean)
+    return mean + jnp.where(share > 0, share * step, 0)
+
+
+def _vote_start(like: Array) -> tuple[Array, tuple[Array, Array]]:
+    return jnp.zeros_like(like), _arithmetic_start(like)
+
+
+def _vote_add(
+    carry: tuple[Array, tuple[Array, Array]], log_probs: Array, share: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    mean, arithmetic = carry
     vote = jax.nn.one_hot(jnp.argmax(log_probs, -1), log_probs.shape[-1], dtype=log_probs.dtype)
-    return votes + weight * vote, _arithmetic_add(log_sum, log_probs, weight)
+    return mean + share * (vote - mean), _arithmetic_add(arithmetic, log_probs, share)
 
 
-def _vote_finish(carry: tuple[Array, Array], total: Array) -> Array:
-    votes, log_sum = carry
-    return jnp.log(votes + jnp.exp(_arithmetic_finish(log_sum, total))) - jnp.log(total + 1)
+def _vote_finish(carry: tuple[Array, tuple[Array, Array]], total: Array) -> Array:
+    mean, arithmetic = carry
+    votes = total * mean
+    return jnp.log(votes + jnp.exp(_arithmetic_finish(arithmetic, total))) - jnp.log(total + 1)
 
 
 POOLS = {
-    "arithmetic": _Pool(
-        start=lambda like: jnp.full_like(like, -jnp.inf),
-        add=_arithmetic_add,
-        finish=_arithmetic_finish,
-    ),
+    "arithmetic": _Pool(_arithmetic_start, _arithmetic_add, _arithmetic_finish),
     "geometric": _Pool(
         start=jnp.zeros_like,
         add=_geometric_add,
-        finish=lambda log_sum, total: jax.nn.log_softmax(log_sum / total),
+        finish=lambda mean, total: jax.nn.log_softmax(mean),
     ),
-    "vote": _Pool(
-        start=lambda like: (jnp.zeros_like(like), jnp.full_like(like, -jnp.inf)),
-        add=_vote_add,
-        finish=_vote_finish,
-    ),
+    "vote": _Pool(_vote_start, _vote_add, _vote_finish),
 }
 
 
@@ -97,19 +113,19 @@ def pool(
 
     In a vote the arithmetic average has one vote more, which it divides among the classes: enough
     to break ties between classes and to keep every logarithm finite, too little to overrule a
-    majority.
+    majority of whole votes.
 
     Args:
         log_probs: normalised log-probabilities, the axis to average over first.
         kind: "arithmetic", "geometric" or "vote".
-        weights: how often each member counts, at least 0; once if not given. In a vote they are
-            numbers of votes.
+        weights: how often each member counts, at least 0 and not all 0, or the result is NaN; once
+            if not given. In a vote they are numbers of votes, whole ones.
 
     Returns:
-        Normalised log-probabilities, without the first axis.
+        Normalised log-probabilities, without the first axis; float32, or float64 if they were.
 
     Raises:
-        ValueError: an unknown kind; weights of another number than that of members.
+        ValueError: an unknown kind; no members; weights of another number than that of members.
 
     Example:
         >>> log_probs = jnp.log(jnp.array([[0.5, 0.5], [0.9, 0.1]]))
@@ -120,20 +136,27 @@ def pool(
     """
     chosen = _named_pool(kind)
     log_probs = jnp.asarray(log_probs)
+    log_probs = log_probs.astype(jnp.promote_types(log_probs.dtype, jnp.float32))
+    num_members = log_probs.shape[0]
+    if num_members == 0:
+        raise ValueError(f"log_probs must hold a member at least, got the shape {log_probs.shape}.")
     if weights is None:
-        weights = jnp.ones(log_probs.shape[0], log_probs.dtype)
-    weights = jnp.asarray(weights)
+        weights = jnp.ones(num_members)
+    weights = jnp.asarray(weights).astype(log_probs.dtype)
     if weights.shape != log_probs.shape[:1]:
         raise ValueError(
-            f"weights must hold one number for each of the {log_probs.shape[0]} members, "
+            f"weights must hold one number for each of the {num_members} members, "
             f"got the shape {weights.shape}."
         )
+    totals = jnp.cumsum(weights)
+    shares = jnp.where(weights > 0, weights / totals, 0)
     carry, _ = jax.lax.scan(
         lambda carry, member: (chosen.add(carry, *member), None),
         chosen.start(log_probs[0]),
-        (log_probs, weights),
+        (log_probs, shares),
     )
-    return chosen.finish(carry, jnp.sum(weights))
+    usable = (weights >= 0).all() & (totals[-1] > 0)
+    return jnp.where(usable, chosen.finish(carry, totals[-1]), jnp.nan)
 
 
 @partial(jax.jit, static_argnames="network")
@@ -154,7 +177,7 @@ def weight_scaling(
     Reference:
         Hinton et al. 2012, arXiv:1207.0580 ("mean network").
     """
-    return jax.nn.log_softmax(network(variables, jnp.asarray(inputs), None))
+    return network_log_probs(None, network, variables, jnp.asarray(inputs))
 
 
 @partial(jax.jit, static_argnames=("network", "num_samples", "kind"))
@@ -202,14 +225,15 @@ def monte_carlo(
     inputs = jnp.asarray(inputs)
 
     def log_probs(sample: ArrayLike) -> Array:
-        return jax.nn.log_softmax(network(variables, inputs, jax.random.fold_in(key, sample)))
+        return network_log_probs(jax.random.fold_in(key, sample), network, variables, inputs)
 
     like = jax.eval_shape(log_probs, 0)
-    once = jnp.ones((), like.dtype)
     carry = jax.lax.fori_loop(
         0,
         num_samples,
-        lambda sample, carry: chosen.add(carry, log_probs(sample), once),
+        lambda sample, carry: chosen.add(
+            carry, log_probs(sample), 1 / (sample + jnp.ones((), like.dtype))
+        ),
         chosen.start(jnp.zeros(like.shape, like.dtype)),
     )
-    return chosen.finish(carry, num_samples * once)
+    return chosen.finish(carry, jnp.asarray(num_samples, like.dtype))

@@ -3,8 +3,8 @@
 Replace `flax.linen.Dropout` by `jdrop.linen.Dropout` and the rest of a project stays as it is.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +14,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdrop import attention, functional
-from jdrop.network import Network, Variables
+from jdrop.network import Network, Variables, mode_flags
 
 
 class Dropout(nn.Module):
@@ -150,6 +150,7 @@ def as_network(module: Any) -> Network:
 
     Raises:
         TypeError: a class, or something else that is not a linen module.
+        ValueError: a call with another argument that is True or False by default.
 
     Example:
         >>> import jax, jax.numpy as jnp, flax.linen as nn
@@ -162,14 +163,8 @@ def as_network(module: Any) -> Network:
         raise TypeError(
             f"module must be an instance of a linen module, got {module!r}; call its class first."
         )
-    parameters = inspect.signature(type(module).__call__).parameters
-
-    def mode(*, training: bool) -> dict[str, Any]:
-        if "deterministic" in parameters:
-            return {"deterministic": not training}
-        return {
-            name: training for name in ("train", "training", "is_training") if name in parameters
-        }
+    mode = partial(mode_flags, type(module).__call__)
+    mode(training=False)  # Raises now, not at the first call.
 
     def rngs(key: Array) -> dict[str, Array]:
         params_key, dropout_key = jax.random.split(key)

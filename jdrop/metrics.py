@@ -1,23 +1,26 @@
 """Scores: log-probabilities and labels in, one number out. No plots, no files.
 
 Every score takes the log-probabilities of one prediction, be it a network's or a pool's, and is a
-mean over examples; lower is better for all of them. Labels of another shape or dtype than
-`[batch]` integers, and predictions that are not `[batch, class]`, are a `ValueError`.
+mean over examples, computed in float32 or, for 64-bit predictions, in float64; lower is better for
+all of them. Labels of another shape or dtype than `[batch]` integers, and predictions that are not
+`[batch, class]`, are a `ValueError`; a label that is no class makes every score NaN.
 """
 
+import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jdrop.annotations import Float, Int
+from jdrop.annotations import Float, Integer
 
 LogProbs = Float[Array, "batch classes"]
-Labels = Int[Array, " batch"]
+Labels = Integer[Array, " batch"]
 
 
-def _check(log_probs: Array, labels: Array) -> None:
+def _checked(log_probs: Array, labels: Array) -> tuple[Array, Array]:
+    """`log_probs` in the dtype to compute in, and 0, or NaN if a label is no class."""
     if log_probs.ndim != 2:
         raise ValueError(
             f"log_probs must be [batch, class], got the shape {log_probs.shape}; average members "
@@ -28,6 +31,9 @@ def _check(log_probs: Array, labels: Array) -> None:
             f"labels must be integers of shape {log_probs.shape[:1]}, "
             f"got {labels.dtype} of shape {labels.shape}."
         )
+    log_probs = log_probs.astype(jnp.promote_types(log_probs.dtype, jnp.float32))
+    is_class = (labels >= 0) & (labels < log_probs.shape[-1])
+    return log_probs, jnp.where(is_class.all(), 0, math.nan).astype(log_probs.dtype)
 
 
 @jax.jit
@@ -44,8 +50,8 @@ def error(log_probs: LogProbs, labels: Labels) -> Float[Array, ""]:
         >>> float(error(jnp.log(jnp.array([[0.8, 0.2], [0.6, 0.4]])), jnp.array([0, 1])))
         0.5
     """
-    _check(log_probs, labels)
-    return jnp.mean(jnp.argmax(log_probs, -1) != labels)
+    log_probs, zero_or_nan = _checked(log_probs, labels)
+    return zero_or_nan + jnp.mean((jnp.argmax(log_probs, -1) != labels).astype(log_probs.dtype))
 
 
 @jax.jit
@@ -60,8 +66,8 @@ def nll(log_probs: LogProbs, labels: Labels) -> Float[Array, ""]:
         >>> round(float(nll(jnp.log(jnp.full((3, 4), 0.25)), jnp.array([0, 1, 2]))), 4)
         1.3863
     """
-    _check(log_probs, labels)
-    return -jnp.mean(jnp.take_along_axis(log_probs, labels[:, None], -1))
+    log_probs, zero_or_nan = _checked(log_probs, labels)
+    return zero_or_nan - jnp.mean(jnp.take_along_axis(log_probs, labels[:, None], -1))
 
 
 @jax.jit
@@ -78,9 +84,9 @@ def brier(log_probs: LogProbs, labels: Labels) -> Float[Array, ""]:
         >>> float(brier(jnp.log(jnp.full((1, 2), 0.5)), jnp.array([0])))
         0.5
     """
-    _check(log_probs, labels)
+    log_probs, zero_or_nan = _checked(log_probs, labels)
     truth = jax.nn.one_hot(labels, log_probs.shape[-1], dtype=log_probs.dtype)
-    return jnp.mean(jnp.sum((jnp.exp(log_probs) - truth) ** 2, -1))
+    return zero_or_nan + jnp.mean(jnp.sum((jnp.exp(log_probs) - truth) ** 2, -1))
 
 
 @partial(jax.jit, static_argnames="num_bins")
@@ -105,13 +111,15 @@ def ece(log_probs: LogProbs, labels: Labels, *, num_bins: int = 15) -> Float[Arr
     Reference:
         Guo et al. 2017, arXiv:1706.04599, with 15 bins.
     """
-    _check(log_probs, labels)
+    log_probs, zero_or_nan = _checked(log_probs, labels)
     if num_bins < 1:
         raise ValueError(f"num_bins must be at least 1, got {num_bins}.")
     confidence = jnp.exp(jnp.max(log_probs, -1))
     right = (jnp.argmax(log_probs, -1) == labels).astype(confidence.dtype)
     inner_edges = jnp.linspace(0, 1, num_bins + 1, dtype=confidence.dtype)[1:-1]
     bins = jnp.searchsorted(inner_edges, confidence, side="left")
-    # |n_b acc_b - n_b conf_b| / N: the sums serve, and an empty bin adds nothing.
-    gaps = jnp.zeros(num_bins, confidence.dtype).at[bins].add(right - confidence)
-    return jnp.sum(jnp.abs(gaps)) / confidence.shape[0]
+    # |acc_b - conf_b| n_b / N: a mean over all examples of what falls into the bin. As a mean and
+    # not as a sum built up in order, which would lose digits.
+    in_bin = bins[:, None] == jnp.arange(num_bins)[None]
+    gaps = jnp.mean(jnp.where(in_bin, (right - confidence)[:, None], 0), 0)
+    return zero_or_nan + jnp.sum(jnp.abs(gaps))

@@ -1,9 +1,12 @@
 """What a network is to the rest of jdrop: a function of variables, inputs and a key."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax import Array
 
 Variables = dict[str, Any]
@@ -65,3 +68,48 @@ class Network:
         if self.train_fn is None:
             return self.apply_fn(variables, inputs, key), variables
         return self.train_fn(variables, inputs, key)
+
+
+def check_network(network: Any) -> None:
+    """Raises the error that a module deserves which is given in place of a network."""
+    if hasattr(network, "apply") or not callable(network):
+        raise TypeError(
+            f"network must be a function apply_fn(variables, inputs, key), got {network!r}; make "
+            "one with `jdrop.linen.as_network` or `jdrop.nnx.as_network`."
+        )
+
+
+def network_log_probs(
+    key: Array | None, network: ApplyFn, variables: Variables, inputs: Array
+) -> Array:
+    """Normalised log-probabilities of a network that gives logits.
+
+    At least in float32: 16 bits are digits enough for logits, too few for what is averaged.
+    """
+    check_network(network)
+    logits = network(variables, inputs, key)
+    return jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+
+
+MODE_FLAGS = {"deterministic": False, "train": True, "training": True, "is_training": True}
+"""Arguments of a module's call that set its mode, and their value in training."""
+
+
+def mode_flags(call: Callable[..., Any], *, training: bool) -> dict[str, Any]:
+    """The mode flags among the arguments of a module's call, set.
+
+    Raises:
+        ValueError: an argument that is True or False by default and is no known flag, which might
+            be one under another name: left as it is, the network would train without dropout.
+    """
+    flags = {}
+    for name, parameter in inspect.signature(call).parameters.items():
+        if name in MODE_FLAGS:
+            flags[name] = MODE_FLAGS[name] == training
+        elif isinstance(parameter.default, bool):
+            raise ValueError(
+                f"the module's call has an argument {name!r} that is {parameter.default} by "
+                f"default; as_network sets {', '.join(MODE_FLAGS)} and cannot tell what it means. "
+                "Rename it to one of these, or fix it in a module around yours."
+            )
+    return flags

@@ -4,6 +4,7 @@ Replace `flax.nnx.Dropout` by `jdrop.nnx.Dropout` and the rest of a project stay
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -14,7 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdrop import attention, functional
-from jdrop.network import Network, Variables
+from jdrop.network import Network, Variables, mode_flags
 
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -247,12 +248,14 @@ def as_network(make_module: Any) -> Network:
 
     Args:
         make_module: makes the module from an argument named `rngs`: its class, or a function. The
-            module's call takes the inputs, its output is one array, and `deterministic` and
+            module's call takes the inputs and, if it has modes, a flag named `deterministic`,
+            `train`, `training` or `is_training`; its output is one array, and `deterministic` and
             `use_running_average` are the attributes of its layers that set their modes, as in
             Flax.
 
     Raises:
         TypeError: a module instead of what makes it.
+        ValueError: a call with another argument that is True or False by default.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -268,6 +271,8 @@ def as_network(make_module: Any) -> Network:
             f"{type(make_module).__name__}; give the class, or `lambda rngs: MyModule(rngs=rngs)`."
         )
     abstract_model = nnx.eval_shape(lambda: make_module(rngs=nnx.Rngs(0)))
+    flags = partial(mode_flags, type(abstract_model).__call__)
+    flags(training=False)  # Raises now, not at the first call.
     graphdef, *states = nnx.split(abstract_model, nnx.Param, nnx.RngState, ...)
     abstract_params, abstract_rngs, abstract_state = states
 
@@ -294,11 +299,11 @@ def as_network(make_module: Any) -> Network:
         return replay_masks(model, variables["masks"]) if "masks" in variables else model
 
     def apply(variables: Variables, inputs: Array, key: Array | None) -> Array:
-        return merge(variables, key, training=False)(inputs)
+        return merge(variables, key, training=False)(inputs, **flags(training=key is not None))
 
     def apply_train(variables: Variables, inputs: Array, key: Array) -> tuple[Array, Variables]:
         model = merge(variables, key, training=True)
-        outputs = model(inputs)
+        outputs = model(inputs, **flags(training=True))
         state = nnx.state(model, nnx.Param, nnx.RngState, Mask, ...)[-1]
         return outputs, {**variables, "state": nnx.to_pure_dict(state)}
 

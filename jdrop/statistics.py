@@ -24,15 +24,14 @@ class Interval:
     num_replicates: int
 
 
-def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
-    r"""The mean of independent replicates and Student's interval for it.
+def mean_interval(values: Sequence[float]) -> Interval:
+    r"""The mean of independent replicates and Student's 95 % interval for it.
 
     $\bar v \pm t_{n-1} \, s / \sqrt n$ with $s^2 = \sum_i (v_i - \bar v)^2 / (n - 1)$.
 
     Args:
-        values: one number from each replicate.
-        confidence: the share of such intervals that hold the true mean, where the replicates are
-            normal.
+        values: one number from each replicate; where these are normal, 95 % of such intervals hold
+            the true mean.
 
     Raises:
         ValueError: no values.
@@ -50,6 +49,6 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
     mean = float(replicates.mean())
     if count == 1:
         return Interval(mean, None, None, 1)
-    quantile = stats.t.ppf((1 + confidence) / 2, count - 1)
+    quantile = stats.t.ppf(0.975, count - 1)
     half_width = float(quantile * replicates.std(ddof=1) / np.sqrt(count))
     return Interval(mean, mean - half_width, mean + half_width, count)

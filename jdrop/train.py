@@ -15,7 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdrop.annotations import Float, Shaped
-from jdrop.network import ApplyFn, Network, Variables
+from jdrop.network import ApplyFn, Network, Variables, check_network
 
 LossFn = Callable[[Array, Array], Array]
 """`loss_fn(outputs, labels)` -> one loss for each example, `[batch]`."""
@@ -29,6 +29,8 @@ def cross_entropy(
 ) -> Float[Array, " batch"]:
     r"""The negative log-likelihood of integer labels: $-\log \mathrm{softmax}(z)_y$, in nats.
 
+    NaN for a label that is no class.
+
     Raises:
         ValueError: labels that are not one integer for each example.
     """
@@ -37,7 +39,10 @@ def cross_entropy(
             f"labels must be integers of shape {logits.shape[:-1]}, got {labels.dtype} of shape "
             f"{labels.shape}; turn one-hot labels into integers with `labels.argmax(-1)`."
         )
-    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+    is_class = (labels >= 0) & (labels < logits.shape[-1])
+    # As a factor it makes the gradient NaN too.
+    return losses * jnp.where(is_class, 1, jnp.nan).astype(losses.dtype)
 
 
 @jax.tree_util.register_dataclass
@@ -78,8 +83,10 @@ class TrainState:
             loss_fn: `loss_fn(outputs, labels)` -> `[batch]`; its mean is made small.
 
         Raises:
+            TypeError: a module instead of a network made of it.
             ValueError: variables without `params`.
         """
+        check_network(network)
         if "params" not in variables:
             raise ValueError(
                 f"variables must hold the collection 'params', got {sorted(variables)}; "
@@ -127,14 +134,23 @@ def train_step(key: Array, state: TrainState, batch: Batch) -> tuple[TrainState,
         raise TypeError("train_step needs a key: without one it would train without dropout.")
     inputs, labels = batch
 
-    def mean_loss(params: Any) -> tuple[Array, Variables]:
+    def mean_loss(params: Any, key: Array) -> tuple[Array, Variables]:
         variables = {**state.variables, "params": params}
         outputs, variables = state.network.apply_train(variables, inputs, key)
         return jnp.mean(state.loss_fn(outputs, labels)), variables
 
     params = state.variables["params"]
-    (loss, variables), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
-    updates, opt_state = state.optimizer.update(grads, state.opt_state, params)
+    (loss, variables), grads = jax.value_and_grad(mean_loss, has_aux=True)(params, key)
+    # A line search or a schedule by the loss asks for these; the masks are those of the gradient.
+    optimizer = optax.with_extra_args_support(state.optimizer)
+    updates, opt_state = optimizer.update(
+        grads,
+        state.opt_state,
+        params,
+        value=loss,
+        grad=grads,
+        value_fn=lambda params: mean_loss(params, jax.random.clone(key))[0],
+    )
     variables = {**variables, "params": optax.apply_updates(params, updates)}
     return replace(state, variables=variables, opt_state=opt_state, step=state.step + 1), loss
 

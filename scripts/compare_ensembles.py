@@ -202,9 +202,12 @@ def run(settings: Settings, data: Dataset, console: Console) -> Comparison:
             task, start = tasks[what]
             bars.update(task, completed=done)
             if not console.is_terminal and (done == total or done % -(-total // 10) == 0):
-                left = (time.monotonic() - start) * (total - done) / max(done - 1, 1)
                 unit = "network" if "masks" in what else "epoch"
-                console.print(f"{what}: {unit} {done}/{total}, {left:.0f} s left", highlight=False)
+                line = f"{what}: {unit} {done}/{total}"
+                if done > 1:  # The clock starts when the first is done.
+                    left = (time.monotonic() - start) * (total - done) / (done - 1)
+                    line += f", {left:.0f} s left"
+                console.print(line, highlight=False)
 
         return compare(settings, data, progress)
 

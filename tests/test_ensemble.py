@@ -143,3 +143,9 @@ def test_a_module_in_place_of_a_network_is_an_error(getkey):
 def test_a_class_is_no_module_and_a_module_no_class(as_network, wrong):
     with pytest.raises(TypeError, match="must be"):
         as_network(wrong)
+
+
+def test_predicting_with_one_network_s_variables_is_an_error():
+    variables = {"params": {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}}
+    with pytest.raises(ValueError, match="leading member axis"):
+        ensemble.predict(lambda variables, x, key: x, variables, jnp.ones((4, 3)))

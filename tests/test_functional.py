@@ -1123,3 +1123,27 @@ def test_in_the_strict_modes(mode, dtype, getkey):
         assert jnp.isfinite(run(clone(keys[5]), x, jnp.float32(1.0))).all()
         gradient = jax.grad(lambda x: jdrop.dropout(clone(keys[6]), x, rates[1]).real.sum())(x)
         assert gradient.dtype == dtype
+
+
+def test_one_axis_alone_is_not_a_sequence_of_axes(getkey):
+    with pytest.raises(TypeError, match=r"broadcast_dims must be a sequence of axes, got 0"):
+        jdrop.dropout(getkey(), jnp.ones((2, 3)), 0.5, broadcast_dims=0)
+    with pytest.raises(TypeError, match=r"shape must be a sequence of sizes, got 5"):
+        jdrop.keep_mask(getkey(), 5, 0.5)
+
+
+def test_a_scalar_of_any_float_dtype_is_a_rate(getkey):
+    key = getkey()
+    rate = jnp.bfloat16(0.25)
+    assert_same_bits(
+        jdrop.keep_mask(clone(key), (9,), np.asarray(rate)[()]), jdrop.keep_mask(key, (9,), 0.25)
+    )
+
+
+def test_rates_of_units_scale_the_weights_that_read_them():
+    weights = {"kernel": jnp.ones((2, 2)), "conv": jnp.ones((3, 3, 2, 4)), "scale": jnp.ones(2)}
+    rates = jnp.array([0.0, 0.5])
+    scaled = jdrop.scale_weights(weights, dict.fromkeys(weights, rates))
+    assert_same_bits(scaled["kernel"], jnp.array([[1.0, 1.0], [0.5, 0.5]]))
+    assert_same_bits(scaled["conv"][1, 2, :, 3], jnp.array([1.0, 0.5]))
+    assert_same_bits(scaled["scale"], jnp.array([1.0, 0.5]))

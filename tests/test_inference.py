@@ -1,6 +1,7 @@
 import itertools
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -220,3 +221,55 @@ def test_no_samples_are_an_error(getkey):
 def test_weights_of_another_number_than_the_members_are_an_error(getkey):
     with pytest.raises(ValueError, match=r"each of the 3 members, got the shape \(2,\)"):
         pool(random_log_probs(getkey(), 3, 4), weights=jnp.ones(2))
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_many_samples_of_few_digits_stay_probabilities(kind, getkey):
+    """Every sample the same: so is the average, in bfloat16 too and however many."""
+
+    def network(variables, inputs, key):
+        return jnp.broadcast_to(jnp.array([2.0, 0.0, 0.0], jnp.bfloat16), (len(inputs), 3))
+
+    log_probs = monte_carlo(
+        getkey(), network, {"params": {}}, jnp.ones((1, 1)), num_samples=20_000, kind=kind
+    )
+    assert log_probs.dtype == jnp.float32
+    assert float(jnp.exp(log_probs).sum()) == pytest.approx(1, abs=1e-5)
+    if kind != "vote":
+        expected = jax.nn.log_softmax(jnp.array([2.0, 0.0, 0.0]))
+        np.testing.assert_allclose(log_probs[0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_pools_of_half_precision_are_formed_in_float32(kind, getkey):
+    log_probs = jax.nn.log_softmax(jax.random.normal(getkey(), (500, 4, 3))).astype(jnp.bfloat16)
+    pooled = pool(log_probs, kind)
+    assert pooled.dtype == jnp.float32
+    expected = pool(log_probs.astype(jnp.float32), kind, weights=np.ones(500))
+    np.testing.assert_allclose(pooled, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", POOLS)
+@pytest.mark.parametrize("weights", [[-1.0, 2.0], [0.0, 0.0]])
+def test_weights_that_mean_nothing_give_nan(kind, weights):
+    log_probs = jnp.log(jnp.array([[[0.5, 0.5]], [[0.9, 0.1]]]))
+    assert jnp.isnan(pool(log_probs, kind, weights=jnp.array(weights))).all()
+
+
+@pytest.mark.parametrize("kind", ["arithmetic", "geometric"])
+def test_what_one_member_rules_out(kind):
+    log_probs = jnp.log(jnp.array([[0.0, 1.0], [0.5, 0.5], [0.5, 0.5]]))
+    expected = [1 / 3, 2 / 3] if kind == "arithmetic" else [0, 1]
+    for order in ([0, 1, 2], [1, 0, 2], [1, 2, 0]):
+        pooled = jnp.exp(pool(log_probs[jnp.array(order)], kind))
+        np.testing.assert_allclose(pooled, expected, rtol=1e-6)
+
+
+def test_no_members_are_an_error():
+    with pytest.raises(ValueError, match="a member at least"):
+        pool(jnp.zeros((0, 2, 3)))
+
+
+def test_a_module_in_place_of_a_network_is_an_error(getkey):
+    with pytest.raises(TypeError, match="as_network"):
+        weight_scaling(nn.Dense(2), {"params": {}}, jnp.ones((1, 3)))

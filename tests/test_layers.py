@@ -518,3 +518,63 @@ def test_samples_are_thinned_networks_and_converge_to_their_mean(model, getkey):
     # Six standard errors: each of the two outputs fails with probability 2e-9.
     errors = abs(np.asarray(samples, np.float64).mean(axis=0) - mean)
     assert (errors < 6 * np.sqrt(variance / n) + 1e-6).all(), (errors, variance)
+
+
+class OtherFlag(flax.linen.Module):
+    """A linen module with a mode flag under a name that nobody can know."""
+
+    @flax.linen.compact
+    def __call__(self, x, is_train=False):
+        return jdrop.linen.Dropout(0.5)(flax.linen.Dense(2)(x), deterministic=not is_train)
+
+
+class TwoFlags(flax.linen.Module):
+    """A linen module with two mode flags that mean the same."""
+
+    @flax.linen.compact
+    def __call__(self, x, deterministic=True, train=False):
+        x = flax.linen.BatchNorm(use_running_average=not train)(x)
+        return jdrop.linen.Dropout(0.5)(x, deterministic=deterministic)
+
+
+class NnxFlag(nnx.Module):
+    """An nnx module whose mode is an argument of its call."""
+
+    def __init__(self, rngs):
+        self.dropout = jdrop.nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x, train=False):
+        return self.dropout(x, deterministic=not train)
+
+
+class NnxOtherFlag(NnxFlag):
+    """The same under a name that nobody can know."""
+
+    def __call__(self, x, is_train=False):
+        return self.dropout(x, deterministic=not is_train)
+
+
+def test_a_mode_flag_under_an_unknown_name_is_an_error():
+    with pytest.raises(ValueError, match="'is_train'"):
+        jdrop.linen.as_network(OtherFlag())
+    with pytest.raises(ValueError, match="'is_train'"):
+        jdrop.nnx.as_network(NnxOtherFlag)
+
+
+def test_every_known_mode_flag_is_set(getkey):
+    network = jdrop.linen.as_network(TwoFlags())
+    x = jax.random.normal(getkey(), (4, 3))
+    variables = network.init(getkey(), x)
+    y, updated = network.apply_train(variables, x, getkey())
+    assert (y == 0).any()
+    before, after = (v["batch_stats"]["BatchNorm_0"]["mean"] for v in (variables, updated))
+    assert not jnp.allclose(before, after)
+
+
+def test_the_mode_flag_of_an_nnx_call_is_set(getkey):
+    network = jdrop.nnx.as_network(NnxFlag)
+    x = jnp.ones((40, 3))
+    variables = network.init(getkey(), x)
+    assert (network(variables, x, getkey()) == 0).any()
+    assert (network.apply_train(variables, x, getkey())[0] == 0).any()
+    assert (network(variables, x, None) == 1).all()

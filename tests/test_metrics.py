@@ -120,6 +120,34 @@ def test_what_is_not_one_prediction_for_each_label_is_an_error(predictions, name
         with pytest.raises((ValueError, TypeError)):
             score(*wrong)
     with pytest.raises(ValueError, match=r"log_probs must be \[batch, class\].*inference.pool"):
-        metrics._check(log_probs, labels)
+        metrics._checked(log_probs, labels)
     with pytest.raises(ValueError, match=r"labels must be integers of shape \(300,\), got int32"):
-        metrics._check(log_probs[0], labels[:, None])
+        metrics._checked(log_probs[0], labels[:, None])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_many_examples_lose_no_digits(dtype):
+    """All wrong at a confidence of nine tenths: every score is known."""
+    n = 1_000_000 if dtype == jnp.float32 else 20_000
+    log_probs = jnp.tile(jnp.log(jnp.array([[0.9, 0.1]])).astype(dtype), (n, 1))
+    labels = jnp.ones(n, jnp.int32)
+    confidence = float(jnp.exp(log_probs[0, 0].astype(jnp.float32)))
+    assert float(metrics.ece(log_probs, labels)) == pytest.approx(confidence, rel=1e-4)
+    assert float(metrics.error(log_probs, labels)) == 1
+    assert float(metrics.nll(log_probs, labels)) == pytest.approx(-float(log_probs[0, 1]), rel=1e-4)
+    other = float(jnp.exp(log_probs[0, 1].astype(jnp.float32)))
+    brier = confidence**2 + (1 - other) ** 2
+    assert float(metrics.brier(log_probs, labels)) == pytest.approx(brier, rel=1e-4)
+
+
+@pytest.mark.parametrize("score", [metrics.error, metrics.nll, metrics.brier, metrics.ece])
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_that_is_no_class_makes_every_score_nan(score, label):
+    log_probs = jnp.log(jnp.full((4, 3), 1 / 3))
+    assert jnp.isfinite(score(log_probs, jnp.array([0, 1, 2, 2])))
+    assert jnp.isnan(score(log_probs, jnp.array([0, 1, 2, label])))
+
+
+def test_labels_of_any_integer_dtype():
+    log_probs = jnp.log(jnp.array([[0.8, 0.2], [0.6, 0.4]]))
+    assert float(metrics.error(log_probs, jnp.array([0, 1], jnp.uint8))) == 0.5

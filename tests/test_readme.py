@@ -1,4 +1,4 @@
-"""The README's code runs, and what it says of files and options is so."""
+"""The README's code runs, its links lead somewhere, and its tests are those of `.ci/run`."""
 
 import re
 from pathlib import Path
@@ -26,7 +26,7 @@ def test_links_to_files_lead_somewhere(link):
         assert (README.parent / link).exists()
 
 
-def test_the_commands_stand_where_continuous_integration_runs_them():
+def test_the_command_of_the_tests_is_what_continuous_integration_runs():
     commands = blocks("bash")
     script = (README.parent / ".ci" / "run").read_text()
     assert len(commands) == 2

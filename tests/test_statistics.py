@@ -7,8 +7,8 @@ from jdrop.statistics import mean_interval
 
 def test_the_interval_is_that_of_scipy():
     values = np.random.default_rng(0).normal(size=8)
-    interval = mean_interval(list(values), confidence=0.9)
-    expected = stats.t.interval(0.9, 7, values.mean(), stats.sem(values))
+    interval = mean_interval(list(values))
+    expected = stats.t.interval(0.95, 7, values.mean(), stats.sem(values))
     assert (interval.low, interval.high) == pytest.approx(expected)
     assert interval.mean == pytest.approx(values.mean())
     assert interval.num_replicates == 8

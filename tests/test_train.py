@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -227,3 +228,34 @@ def test_a_negative_number_of_epochs_is_an_error(getkey):
     state = make_state(getkey(), NETWORKS["linen"], inputs)
     with pytest.raises(ValueError, match="num_epochs must be at least 0, got -1"):
         fit(getkey(), state, inputs, labels, num_epochs=-1, batch_size=4)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.polyak_sgd(0.1),
+        optax.lbfgs(),
+        optax.chain(optax.adam(1e-2), optax.contrib.reduce_on_plateau()),
+    ],
+    ids=["polyak", "lbfgs", "plateau"],
+)
+def test_optimizers_that_ask_for_the_loss(getkey, optimizer):
+    inputs, labels = make_data(getkey())
+    state = make_state(getkey(), NETWORKS["linen"], inputs, optimizer)
+    _, losses = fit(getkey(), state, inputs, labels, num_epochs=60, batch_size=16)
+    assert losses[-10:].mean() < losses[:10].mean()
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_that_is_no_class_makes_the_loss_and_its_gradient_nan(label):
+    def loss(logits):
+        return cross_entropy(logits, jnp.array([0, label])).sum()
+
+    value, gradient = jax.value_and_grad(loss)(jnp.zeros((2, 3)))
+    assert jnp.isnan(value)
+    assert jnp.isnan(gradient[1]).all()
+
+
+def test_a_module_in_place_of_a_network_is_an_error():
+    with pytest.raises(TypeError, match="as_network"):
+        TrainState.create(nn.Dense(2), {"params": {}}, optax.sgd(0.1))

@@ -1,4 +1,4 @@
-"""The comparison: a pool of plain networks, a pool of dropout networks, and every way to read them.
+"""The comparison: plain networks, dropout networks, and every way to read them.
 
 Numbers only: no files, no plots, no printing.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -40,12 +41,12 @@ class Settings:
         hidden: units of each hidden layer.
         rate: dropout rate of hidden units, in (0, 1).
         input_rate: dropout rate of inputs, in [0, 1).
-        members: networks in each pool.
+        members: networks of each kind.
         samples: masks of Monte-Carlo dropout.
         epochs: passes over the training examples.
         batch_size: examples in a step.
         learning_rate: of Adam.
-        seed: of everything random but the choice of the data.
+        seed: of the networks; the script gives it to the choice of the data too.
     """
 
     hidden: tuple[int, ...] = (256, 256)
@@ -82,7 +83,7 @@ class MLP(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Pool:
+class _Trained:
     """Trained networks of one kind and what was seen while they trained."""
 
     network: Network
@@ -95,9 +96,9 @@ class _Pool:
 def compare(settings: Settings, data: Dataset, progress: Progress) -> Comparison:
     """Trains both pools, reads them in every way, and scores what was read.
 
-    A row's interval is over disjoint groups of networks, which are independent given the data: the
-    average of 5 out of 20 networks has 4 replicates. Where one group is all there is, there is no
-    interval.
+    A row's mean is over many groups of networks, in which each network counts alike. The width of
+    its interval is that of disjoint groups, which are independent given the data: the average of 5
+    out of 20 networks has 4 replicates. Where one group is all there is, there is no interval.
 
     Args:
         settings: what is trained, and how.
@@ -108,6 +109,10 @@ def compare(settings: Settings, data: Dataset, progress: Progress) -> Comparison
         ValueError: settings that do not fit the data.
         DivergedError: networks whose predictions are not numbers.
     """
+    if not 0 < settings.rate < 1:
+        raise ValueError(
+            f"rate must lie in (0, 1), got {settings.rate}: at 0 the dropout networks are plain."
+        )
     start = time.perf_counter()
     key = jax.random.key(settings.seed)
     # One child for each kind of network: another kind would leave these as they are.
@@ -154,7 +159,7 @@ def _train(
     rate: float,
     input_rate: float,
     progress: Progress,
-) -> _Pool:
+) -> _Trained:
     network = jdrop.linen.as_network(MLP(settings.hidden, data.num_classes, rate, input_rate))
     init_key, fit_key = jax.random.split(key)
     inputs, labels = jnp.asarray(data.train_inputs), jnp.asarray(data.train_labels)
@@ -173,16 +178,17 @@ def _train(
     interval = max(1, settings.epochs // NUM_CURVE_POINTS)
     for epoch in range(1, settings.epochs + 1):
         start = time.perf_counter()
-        state, _ = jax.block_until_ready(
+        state, losses = jax.block_until_ready(
             fit_epoch(jax.random.clone(fit_key), state, inputs, labels)
         )
         fit_seconds += time.perf_counter() - start
+        _check_finite(~jnp.isfinite(losses).all(1))
         if epoch % interval == 0 or epoch == settings.epochs or epoch == 1:
             curve.epochs.append(epoch)
             curve.train_error.append(_mean_error(network, state, inputs, labels))
             curve.test_error.append(_mean_error(network, state, data.test_inputs, data.test_labels))
         progress(f"training {settings.members} {name} networks", epoch, settings.epochs)
-    return _Pool(network, state, curve, compile_seconds, fit_seconds)
+    return _Trained(network, state, curve, compile_seconds, fit_seconds)
 
 
 def _mean_error(
@@ -193,18 +199,18 @@ def _mean_error(
 
 
 def _monte_carlo(
-    key: Array, pool: _Pool, settings: Settings, data: Dataset, progress: Progress
+    key: Array, trained: _Trained, settings: Settings, data: Dataset, progress: Progress
 ) -> Array:
     """Log-probabilities `[member, batch, class]` of each network, averaged over its masks."""
     inputs = jnp.asarray(data.test_inputs)
     keys = ensemble.member_keys(key, settings.members)
     log_probs = []
     for member in range(settings.members):
-        variables = jax.tree.map(lambda leaf, member=member: leaf[member], pool.state.variables)
+        variables = jax.tree.map(lambda leaf, member=member: leaf[member], trained.state.variables)
         log_probs.append(
             jax.block_until_ready(
                 inference.monte_carlo(
-                    keys[member], pool.network, variables, inputs, num_samples=settings.samples
+                    keys[member], trained.network, variables, inputs, num_samples=settings.samples
                 )
             )
         )
@@ -212,33 +218,37 @@ def _monte_carlo(
     return jnp.stack(log_probs)
 
 
-def _predict(pool: _Pool, data: Dataset) -> tuple[Array, Array]:
+def _predict(trained: _Trained, data: Dataset) -> tuple[Array, Array]:
     """Log-probabilities of every member on the test and on the training examples."""
-    predict = partial(ensemble.predict, pool.network, pool.state.variables)
+    predict = partial(ensemble.predict, trained.network, trained.state.variables)
     test, train = predict(data.test_inputs), predict(data.train_inputs)
-    diverged = int(jnp.sum(jnp.isnan(test).any((1, 2))))
-    if diverged:
-        raise DivergedError(
-            f"training diverged: {diverged} of {len(test)} networks predict no numbers; "
-            "take a smaller --learning-rate."
-        )
+    _check_finite(jnp.isnan(test).any((1, 2)))
     return test, train
+
+
+def _check_finite(diverged: Array) -> None:
+    """Raises where a network has diverged: one Boolean for each."""
+    if diverged.any():
+        raise DivergedError(
+            f"training diverged: {int(diverged.sum())} of {len(diverged)} networks predict no "
+            "numbers; take a smaller --learning-rate."
+        )
 
 
 def _rows(
     networks: str,
     reading: str,
     passes: int,
-    pool: _Pool,
+    trained: _Trained,
     data: Dataset,
     test_log_probs: Array,
     train_log_probs: Array | None,
 ) -> list[Row]:
-    """One row for every ensemble size up to the pool."""
+    """One row for every ensemble size up to all networks."""
     num_members = len(test_log_probs)
-    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(pool.state.variables["params"]))
-    tests = _group_scores(test_log_probs, data.test_labels)
-    trains = train_log_probs is not None and _group_scores(train_log_probs, data.train_labels)
+    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(trained.state.variables["params"]))
+    tests = _scores_by_size(test_log_probs, data.test_labels)
+    trains = train_log_probs is not None and _scores_by_size(train_log_probs, data.train_labels)
     rows = []
     for size in range(1, num_members + 1):
         train = gap = None
@@ -252,7 +262,7 @@ def _rows(
                 ensemble_size=size,
                 passes=size * passes,
                 parameters=size * (num_parameters // num_members),
-                train_seconds=size * pool.fit_seconds / num_members,
+                train_seconds=size * trained.fit_seconds / num_members,
                 test=_intervals(tests[size]),
                 train=train,
                 gap=gap,
@@ -261,36 +271,82 @@ def _rows(
     return rows
 
 
-def _group_scores(log_probs: Array, labels: np.ndarray) -> dict[int, dict[str, np.ndarray]]:
-    """By ensemble size, every score of the average of each disjoint group of members, `[group]`.
+@dataclass(frozen=True)
+class _Scores:
+    """One score at one ensemble size.
 
-    A group is a vector of weights, 1 for its members: so groups of all sizes have one shape, and
-    the program that scores them is compiled once.
+    Attributes:
+        mean: over many groups of networks, in which each network counts alike.
+        replicates: of disjoint groups, `[group]`.
+    """
+
+    mean: float
+    replicates: np.ndarray
+
+    def __sub__(self, other: "_Scores") -> "_Scores":
+        return _Scores(self.mean - other.mean, self.replicates - other.replicates)
+
+    def interval(self) -> Interval:
+        """The mean over many groups, with the width that disjoint groups give."""
+        disjoint = mean_interval(list(self.replicates))
+        if disjoint.high is None:
+            return Interval(self.mean, None, None, disjoint.num_replicates)
+        half_width = disjoint.high - disjoint.mean
+        return Interval(
+            self.mean, self.mean - half_width, self.mean + half_width, disjoint.num_replicates
+        )
+
+
+def _scores_by_size(log_probs: Array, labels: np.ndarray) -> dict[int, dict[str, _Scores]]:
+    """By ensemble size, every score of the average of so many members.
+
+    The groups of a size are neighbours on circles in which all members stand in random order: each
+    member is in equally many. A few disjoint groups alone would leave a curve over sizes so rough
+    that the first size to reach a given score is a matter of luck.
     """
     num_members = len(log_probs)
-    sizes, groups = [], []
-    for size in range(1, num_members + 1):
-        for first in range(0, num_members - size + 1, size):
-            sizes.append(size)
-            groups.append((np.arange(num_members) // size == first // size).astype(np.float32))
-    scores = _score_groups(log_probs, jnp.asarray(np.stack(groups)), jnp.asarray(labels))
+    rng = np.random.default_rng(0)
+    circles = [np.arange(num_members), *(rng.permutation(num_members) for _ in range(4))]
+    orders = np.stack([np.roll(circle, -i) for circle in circles for i in range(num_members)])
+    scores = {
+        name: np.asarray(values, np.float64)
+        for name, values in _score_prefixes(
+            log_probs, jnp.asarray(orders), jnp.asarray(labels)
+        ).items()
+    }
+    # Those that begin at member 0, size, 2 size, ... of the first circle are disjoint.
     return {
-        size: {name: np.asarray(scores[name], np.float64)[np.equal(sizes, size)] for name in SCORES}
+        size: {
+            name: _Scores(
+                float(values[:, size - 1].mean()),
+                values[: num_members - size + 1 : size, size - 1],
+            )
+            for name, values in scores.items()
+        }
         for size in range(1, num_members + 1)
     }
 
 
 @jax.jit
-def _score_groups(log_probs: Array, groups: Array, labels: Array) -> dict[str, Array]:
-    def scores(group: Array) -> dict[str, Array]:
-        pooled = inference.pool(log_probs, weights=group)
-        return {name: getattr(metrics, name)(pooled, labels) for name in SCORES}
+def _score_prefixes(log_probs: Array, orders: Array, labels: Array) -> dict[str, Array]:
+    """Every score `[order, size]` of the average of the first members of each order."""
+    pool = inference.POOLS["arithmetic"]
+    sizes = jnp.arange(1, len(log_probs) + 1, dtype=log_probs.dtype)
 
-    return jax.lax.map(scores, groups)
+    def add_one(carry: Any, member_and_size: tuple[Array, Array]) -> tuple[Any, dict[str, Array]]:
+        member, size = member_and_size
+        carry = pool.add(carry, log_probs[member], 1 / size)
+        pooled = pool.finish(carry, size)
+        return carry, {name: getattr(metrics, name)(pooled, labels) for name in SCORES}
+
+    def scores(order: Array) -> dict[str, Array]:
+        return jax.lax.scan(add_one, pool.start(log_probs[0]), (order, sizes))[1]
+
+    return jax.lax.map(scores, orders)
 
 
-def _intervals(scores: Mapping[str, np.ndarray]) -> dict[str, Interval]:
-    return {name: mean_interval(list(values)) for name, values in scores.items()}
+def _intervals(scores: Mapping[str, _Scores]) -> dict[str, Interval]:
+    return {name: score.interval() for name, score in scores.items()}
 
 
 def _versions() -> dict[str, str]:

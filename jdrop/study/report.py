@@ -18,8 +18,8 @@ HEADER = ("", *SCORE_TITLES.values(), "gap %", "train s", "passes", "parameters"
 LEGEND = (
     "a [b, c]: the number for the dropout networks' mean score, and for the ends of its 95 % "
     "interval; the spread of the averages of plain networks is not in it. ≤1: one plain network "
-    "does as well; >: no average up to the pool does. ±: half the width of the 95 % interval over "
-    "disjoint groups of networks, at fixed data."
+    "does as well; >: no average up to all of them does. ±: half the width of the 95 % interval "
+    "over disjoint groups of networks, at fixed data."
 )
 FIGURES = {
     "networks": (

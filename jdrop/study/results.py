@@ -25,8 +25,9 @@ class Row:
         ensemble_size: how many networks were averaged.
         passes: forward passes for one prediction.
         parameters: of all averaged networks together.
-        train_seconds: to train them, as their share of the time that the whole pool took.
-        test: by score, its mean and interval over disjoint groups of networks.
+        train_seconds: to train them, as their share of the time that all networks of the kind took.
+        test: by score, its mean over groups of networks and the interval that disjoint groups
+            give it.
         train: the same on the training examples; None where that was not computed.
         gap: the same for the score on test less that on training examples.
     """
@@ -50,7 +51,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Curve:
-    """Errors while a pool trained: the mean over its networks.
+    """Errors while networks of one kind trained: the mean over them.
 
     Attributes:
         epochs: after how many epochs each value was taken.
@@ -96,7 +97,7 @@ class Comparison:
 
     @property
     def headline_size(self) -> int:
-        """The ensemble size of the table: 5, or the whole pool if that is smaller."""
+        """The ensemble size of the table: 5, or all networks if they are fewer."""
         return min(HEADLINE_SIZE, self.settings["members"])
 
     @property
@@ -114,10 +115,11 @@ class Comparison:
     def matching_size(self, score: str, value: float) -> int | None:
         """The smallest plain ensemble whose mean score is at least as good as `value`.
 
-        None where no size up to the pool is.
+        None where no size up to all networks is.
         """
         for size in range(1, self.settings["members"] + 1):
-            if self.row("plain", size).test[score].mean <= value:
+            # Equal shares of wrong examples may differ in their last digit.
+            if self.row("plain", size).test[score].mean <= value + 1e-7:
                 return size
         return None
 

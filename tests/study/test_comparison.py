@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import math
 from itertools import pairwise
@@ -9,7 +10,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from jdrop.study import report
-from jdrop.study.comparison import Settings, _group_scores, compare
+from jdrop.study.comparison import Settings, _scores_by_size, compare
 from jdrop.study.data import Dataset
 from jdrop.study.results import SCORES, Comparison, format_score, write_text
 
@@ -51,21 +52,48 @@ def test_every_size_of_every_kind_has_a_row(comparison):
         assert row.parameters == row.ensemble_size * (64 * 16 + 16 + 16 * 10 + 10)
 
 
-def test_scores_are_those_of_the_averages_of_disjoint_groups():
+def test_scores_are_those_of_the_averages_of_groups():
     """Against averages of probabilities formed in float64, group by group."""
     random = np.random.default_rng(0)
     probs = random.dirichlet(np.ones(3), size=(5, 40))
     labels = random.integers(0, 3, 40).astype(np.int32)
-    scores = _group_scores(jnp.log(probs), labels)
+
+    def nll(members):
+        return -np.log(probs[list(members)].mean(0)[np.arange(40), labels]).mean()
+
+    scores = _scores_by_size(jnp.log(probs), labels)
     assert sorted(scores) == [1, 2, 3, 4, 5]
     for size in scores:
-        for group in range(5 // size):
-            mean = probs[group * size : (group + 1) * size].mean(0)
-            nll = -np.log(mean[np.arange(40), labels]).mean()
-            error = (mean.argmax(1) != labels).mean()
-            assert scores[size]["nll"][group] == pytest.approx(nll, rel=1e-5)
-            assert scores[size]["error"][group] == pytest.approx(error, abs=1e-6)
-        assert len(scores[size]["nll"]) == 5 // size
+        groups = [range(first, first + size) for first in range(0, 6 - size, size)]
+        expected = [nll(group) for group in groups]
+        np.testing.assert_allclose(scores[size]["nll"].replicates, expected, rtol=1e-5)
+    everything = [nll(range(5)), nll(range(5))]
+    np.testing.assert_allclose([scores[5]["nll"].mean, scores[5]["nll"].replicates[0]], everything)
+    assert scores[1]["nll"].mean == pytest.approx(np.mean([nll([m]) for m in range(5)]), rel=1e-5)
+    error = (probs.argmax(2) != labels).mean()
+    assert scores[1]["error"].mean == pytest.approx(error, rel=1e-5)
+    means = [scores[size]["nll"].mean for size in scores]
+    assert means == sorted(means, reverse=True)
+
+
+def test_the_mean_over_groups_is_near_that_over_all_subsets():
+    random = np.random.default_rng(1)
+    probs = random.dirichlet(np.ones(3), size=(8, 60))
+    labels = random.integers(0, 3, 60).astype(np.int32)
+    scores = _scores_by_size(jnp.log(probs), labels)
+    for size in (2, 3, 5):
+        values = [
+            -np.log(probs[list(subset)].mean(0)[np.arange(60), labels]).mean()
+            for subset in itertools.combinations(range(8), size)
+        ]
+        # 40 groups, each member in equally many.
+        assert abs(scores[size]["nll"].mean - np.mean(values)) < 3 * np.std(values) / np.sqrt(40)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_a_rate_that_compares_nothing_is_an_error(rate, data):
+    with pytest.raises(ValueError, match="rate must lie in"):
+        compare(dataclasses.replace(SETTINGS, rate=rate), data, lambda *_: None)
 
 
 def test_the_same_seed_gives_the_same_numbers(comparison, data):
