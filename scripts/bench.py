@@ -64,6 +64,15 @@ def of_equinox(rate: float) -> Dropout:
 LIBRARIES = {"jdrop": of_jdrop, "flax": of_flax, "haiku": of_haiku, "equinox": of_equinox}
 
 
+def torch_if_installed() -> Any:
+    """PyTorch, or None."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch
+
+
 def variants(rates: tuple[float, ...]) -> Iterator[tuple[str, Dropout]]:
     """Each installed library at each rate, under its name in the tables."""
     for rate in rates:
@@ -74,9 +83,7 @@ def variants(rates: tuple[float, ...]) -> Iterator[tuple[str, Dropout]]:
                 continue
 
 
-def time_in_turn(
-    runs: dict[str, Callable[[], Any]], rounds: int = ROUNDS
-) -> dict[str, list[float]]:
+def time_in_turn(runs: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
     """Seconds of each run in each round, after one round that compiles and is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for counted in [False] + [True] * ROUNDS:
@@ -89,7 +96,7 @@ def time_in_turn(
 
 
 def show(title: str, seconds: dict[str, list[float]], per: int = 1) -> dict[str, Any]:
-    """Prints a table, the first variant being 1, and returns its numbers."""
+    """Prints a table, the first variant being 1, and returns its numbers; `per` runs in one."""
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     floor = next(iter(medians.values()))
     click.echo(f"\n{title}")
@@ -105,25 +112,56 @@ def show(title: str, seconds: dict[str, list[float]], per: int = 1) -> dict[str,
     return rows
 
 
-def looped(op: Dropout, shape: tuple[int, ...], repeats: int) -> Callable[[], Array]:
+def looped(op: Dropout, shape: tuple[int, ...], dtype: Any, repeats: int) -> Callable[[], Array]:
     """`repeats` applications in one compiled loop, so that buffers are used again."""
 
     @jax.jit
     def loop(key: Array, x: Array) -> Array:
         return lax.fori_loop(0, repeats, lambda i, x: op(jax.random.fold_in(key, i), x), x)
 
-    return partial(loop, jax.random.key(0), jnp.ones(shape))
+    return partial(loop, jax.random.key(0), jnp.ones(shape, dtype))
+
+
+def looped_in_torch(
+    torch: Any, rate: float, shape: tuple[int, ...], repeats: int
+) -> Callable[[], None]:
+    """PyTorch's dropout as often, one call after the other, each on what the last one gave."""
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    start = torch.ones(shape, device=device)
+
+    def loop() -> None:
+        x = start
+        for _ in range(repeats):
+            x = torch.nn.functional.dropout(x, rate)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return loop
 
 
 def bench_op() -> dict[str, Any]:
-    """One dropout inside a loop; 1 is `x * c`, which reads and writes the array."""
+    """One dropout inside a loop; 1 is `x * c`, which reads and writes the array as a copy does.
+
+    On a GPU also in bfloat16; 1 / ratio is then the fraction of the bandwidth of a copy.
+    """
     results = {}
-    for shape, repeats in (((4096, 4096), 4), ((128, 1024), 200), ((50, 256), 500)):
-        runs = {"x * c": looped(lambda key, x: x * 1.0001, shape, repeats)}
-        for name, dropout in variants((0.5, 0.25, 0.1)):
-            runs[name] = looped(dropout, shape, repeats)
-        name = " x ".join(map(str, shape))
-        results[name] = show(f"op, float32 {name}", time_in_turn(runs), repeats)
+    torch = torch_if_installed()
+    gpu = jax.default_backend() == "gpu"
+    for shape, repeats in (((4096, 4096), 100 if gpu else 4), ((128, 1024), 200), ((50, 256), 500)):
+        for dtype in ("float32", "bfloat16") if gpu else ("float32",):
+            runs = {"x * c": looped(lambda key, x: x * 0.999, shape, dtype, repeats)}
+            for rate in (0.5, 0.25, 0.1):
+                for name, dropout in variants((rate,)):
+                    runs[name] = looped(dropout, shape, dtype, repeats)
+                if torch is not None and dtype == "float32":
+                    runs[f"torch {rate:g}"] = looped_in_torch(torch, rate, shape, repeats)
+            name = f"{dtype} {' x '.join(map(str, shape))}"
+            rows = results[name] = show(f"op, {name}", time_in_turn(runs), repeats)
+            if gpu:
+                for row in rows.values():
+                    row["of_copy"] = 1 / row["ratio"]
+                for variant, row in rows.items():
+                    click.echo(f"  {variant:14s} {row['of_copy']:8.0%} of the bandwidth of a copy")
     return results
 
 
@@ -224,13 +262,98 @@ def bench_memory() -> dict[str, Any]:
     return rows
 
 
-BENCHMARKS = {"op": bench_op, "block": bench_block, "mlp": bench_mlp, "memory": bench_memory}
+def bench_compile() -> dict[str, Any]:
+    """Seconds to trace and compile the gradient of six dropout sites; 1 is Flax."""
+    weights, inputs = jnp.ones((6, 64, 64)), jnp.ones((64, 64))
+
+    def compiling(dropout: Dropout) -> Callable[[], Any]:
+        def compile_once() -> Any:
+            # A new function each time, or the trace would be found in a cache.
+            def loss(x: Array, weights: Array, key: Array) -> Array:
+                for site_key, matrix in zip(jax.random.split(key, 6), weights, strict=True):
+                    x = jnp.sin(dropout(site_key, x @ matrix))
+                return x.sum()
+
+            jax.jit(jax.grad(loss)).lower(inputs, weights, jax.random.key(0)).compile()
+
+        return compile_once
+
+    runs = {name: compiling(dropout) for name, dropout in variants((0.1, 0.5))}
+    flax_first = {name: runs.pop(name) for name in ("flax 0.1", "flax 0.5")}
+    return show("compile, gradient of six sites", time_in_turn(flax_first | runs))
+
+
+def bench_attention() -> dict[str, Any]:
+    """Gradient of attention of 4096 queries to 4096 keys, 2 heads of 64; 1 is without dropout."""
+    key = jax.random.key(1)
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 4096, 2, 64))
+    jdrop_attention = partial(jdrop.dot_product_attention, key)
+
+    def flax_attention(q: Array, k: Array, v: Array, rate: float) -> Array:
+        return nn.dot_product_attention(
+            q, k, v, dropout_rng=key, dropout_rate=rate, broadcast_dropout=False
+        )
+
+    functions: dict[str, Callable[..., Array]] = {
+        "no dropout": partial(jdrop_attention, dropout_rate=0.0),
+        "jdrop 0.1": partial(jdrop_attention, dropout_rate=0.1),
+        "jdrop 0.5": partial(jdrop_attention, dropout_rate=0.5),
+        "jax.nn, none": jax.nn.dot_product_attention,
+        "flax 0.1": partial(flax_attention, rate=0.1),
+        "flax 0.5": partial(flax_attention, rate=0.5),
+    }
+    runs: dict[str, Callable[[], Any]] = {}
+    mib = {}
+    for name, function in functions.items():
+
+        def loss(q: Array, k: Array, v: Array, function: Any = function) -> Array:
+            return (function(q, k, v) ** 2).sum()
+
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, v).compile()
+        mib[name] = compiled.memory_analysis().temp_size_in_bytes / 2**20
+        runs[name] = partial(compiled, q, k, v)
+    torch = torch_if_installed()
+    if torch is not None:
+        for rate in (0.0, 0.1):
+            runs[f"torch {rate:g}"] = torch_attention(torch, (q, k, v), rate)
+    rows = show("attention, gradient", time_in_turn(runs))
+    for name, memory in mib.items():
+        rows[name]["MiB"] = memory
+        click.echo(f"  {name:14s} {memory:10.2f} MiB of temporary memory")
+    return rows
+
+
+def torch_attention(torch: Any, inputs: tuple[Array, ...], rate: float) -> Callable[[], None]:
+    """The same gradient by PyTorch, which has dropout inside its attention."""
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    tensors = [
+        torch.tensor(jax.device_get(x.swapaxes(1, 2)), device=device, requires_grad=True)
+        for x in inputs
+    ]
+
+    def run() -> None:
+        y = torch.nn.functional.scaled_dot_product_attention(*tensors, dropout_p=rate)
+        torch.autograd.grad((y**2).sum(), tensors)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+BENCHMARKS = {
+    "op": bench_op,
+    "block": bench_block,
+    "mlp": bench_mlp,
+    "attention": bench_attention,
+    "memory": bench_memory,
+    "compile": bench_compile,
+}
 
 
 def versions() -> dict[str, str]:
     """Of what is compared, and the device."""
     found = {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
-    for package in ("jdrop", "jax", "flax", "dm-haiku", "equinox"):
+    for package in ("jdrop", "jax", "flax", "dm-haiku", "equinox", "torch"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

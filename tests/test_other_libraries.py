@@ -335,3 +335,54 @@ def test_a_view_of_a_model_that_holds_its_rngs():
     model = Model(nnx.Rngs(0))
     jdrop.nnx.replay_masks(model, {"dropout": {"mask": jnp.ones(3, bool)}})
     assert model.rngs.default.count[...] == 0
+
+
+def attention_layers(rate: float) -> list[Callable[[jax.Array], jax.Array]]:
+    """Flax's attention layers and ours, with dropout of the weights and no other option."""
+
+    def of_linen_layer(layer: Any) -> Callable[[jax.Array], jax.Array]:
+        def run(x: jax.Array) -> jax.Array:
+            rngs = {"dropout": jax.random.key(1)}
+            variables = layer.init(jax.random.key(0), x, deterministic=True)
+            return layer.apply(variables, x, deterministic=False, rngs=rngs)
+
+        return run
+
+    def of_nnx_layer(make: Any) -> Callable[[jax.Array], jax.Array]:
+        layer = make(2, 8, dropout_rate=rate, decode=False, rngs=nnx.Rngs(0))
+        return lambda x: layer(x, deterministic=False)
+
+    return [
+        of_linen_layer(flax.linen.MultiHeadDotProductAttention(2, dropout_rate=rate)),
+        of_nnx_layer(nnx.MultiHeadAttention),
+        of_linen_layer(jdrop.linen.MultiHeadDotProductAttention(2, dropout_rate=rate)),
+        of_nnx_layer(jdrop.nnx.MultiHeadAttention),
+    ]
+
+
+def test_attention_of_two_equal_examples(getkey):
+    """Flax drops the same weights of both, and of every head."""
+    x = jnp.broadcast_to(jax.random.normal(getkey(), (1, 12, 8)), (2, 12, 8))
+    *theirs, ours_linen, ours_nnx = (layer(x) for layer in attention_layers(0.5))
+    for y in theirs:
+        np.testing.assert_allclose(y[0], y[1], atol=1e-5)
+    for y in (ours_linen, ours_nnx):
+        assert np.abs(y[0] - y[1]).max() > 1e-3
+
+
+def test_the_memory_of_attention_with_dropout(getkey):
+    """In Flax more than two arrays of all the weights, here less than half of one."""
+    q = k = v = jax.random.normal(getkey(), (1, 2048, 1, 8))
+    weights = 2048**2 * 4
+
+    def temporary_bytes(attention: Callable[..., jax.Array], **options: Any) -> int:
+        def loss(q: jax.Array) -> jax.Array:
+            return attention(q, k, v, **options).sum()
+
+        return jax.jit(jax.grad(loss)).lower(q).compile().memory_analysis().temp_size_in_bytes
+
+    flax_options = {"dropout_rng": getkey(), "dropout_rate": 0.1, "broadcast_dropout": False}
+    for theirs in (flax.linen.dot_product_attention, nnx.dot_product_attention):
+        assert temporary_bytes(theirs, **flax_options) > 2 * weights
+    ours = jax.tree_util.Partial(jdrop.dot_product_attention, getkey())
+    assert temporary_bytes(ours, dropout_rate=0.1) < weights / 2
