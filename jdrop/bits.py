@@ -23,6 +23,15 @@ The array is cut into rows, which are its trailing axes taken together, and each
 the last of them in part unused. The bits of an element depend on the key, the shape, the number of
 bits and the element's place alone, so a mask is the same under `jit`, `vmap`, `scan`, `remat` and
 for every sharding.
+
+Mask bits, drawn as the layers of a run draw them (key of the run, `fold_in` of the step, split
+into sites; shapes 128 x 1024, 50 x 256 and 8 x 197 x 768), pass the batteries Rabbit and Alphabit
+of TestU01 on 2**30 bits each (57 statistics) and 27 tests of dieharder (61 statistics), with 1
+random bit an element and with 16. None of the 236 p-values lies within 1e-3 of 0 or 1; the
+extremes are 0.0033 and 0.9959, and for bytes of the operating system, as a control, 0.0023 and
+0.9980. `scripts/randomness.py` repeats this; `tests/test_randomness.py` looks where the layout
+would show a fault: planes, columns, blocks, related keys, and the members, steps and sites of a
+training run. `scripts/results/engine.md` tells what else was tried for speed.
 """
 
 import math

@@ -178,6 +178,8 @@ def main(batteries: tuple[str, ...], bits: str, log2_bits: int, seed: int, contr
                 click.echo(f"{result.test:44s} {result.p_value:12.8f}  {result.verdict}")
         except NotInstalledError as error:
             click.echo(error, err=True)
+    if not results:
+        sys.exit(2)
     verdicts = [result.verdict for result in results]
     weak, failed = verdicts.count("weak"), verdicts.count("failed")
     click.echo(f"{len(results)} tests, {weak} weak, {failed} failed")

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
+import scipy.stats
 import sklearn.metrics
 
 from jdrop import metrics
@@ -151,3 +153,81 @@ def test_a_label_that_is_no_class_makes_every_score_nan(score, label):
 def test_labels_of_any_integer_dtype():
     log_probs = jnp.log(jnp.array([[0.8, 0.2], [0.6, 0.4]]))
     assert float(metrics.error(log_probs, jnp.array([0, 1], jnp.uint8))) == 0.5
+
+
+def test_the_temperature_minimises_the_nll(predictions):
+    log_probs, labels = predictions
+
+    def loss(log_temperature):
+        tempered = jax.nn.log_softmax(log_probs[0] / np.exp(log_temperature))
+        return float(metrics.nll(tempered, labels))
+
+    expected = scipy.optimize.minimize_scalar(loss, bounds=(-5, 5), method="bounded")
+    temperature = float(metrics.fit_temperature(log_probs[0], labels))
+    assert loss(np.log(temperature)) <= expected.fun + 1e-6
+
+
+@pytest.mark.parametrize("truth", [0.25, 1.0, 4.0])
+def test_the_temperature_of_labels_drawn_from_the_prediction(truth, getkey):
+    """Of logits that are too large by a factor, the temperature is that factor."""
+    logits = 2 * jax.random.normal(getkey(), (20_000, 4))
+    labels = jax.random.categorical(getkey(), logits)
+    temperature = metrics.fit_temperature(jax.nn.log_softmax(logits * truth), labels)
+    assert float(temperature) == pytest.approx(truth, rel=0.05)
+
+
+def test_the_ends_of_the_temperature():
+    right = jnp.log(jnp.array([[0.6, 0.4], [0.4, 0.6]]))
+    assert float(metrics.fit_temperature(right, jnp.array([0, 1]))) == pytest.approx(1 / 20)
+    assert float(metrics.fit_temperature(right, jnp.array([1, 0]))) == pytest.approx(20)
+    impossible = jnp.log(jnp.array([[1.0, 0.0], [0.0, 1.0]]))
+    assert jnp.isfinite(metrics.fit_temperature(impossible, jnp.array([0, 1])))
+    assert jnp.isnan(metrics.fit_temperature(right, jnp.array([0, 2])))
+
+
+def test_the_calibrated_nll_fits_on_one_half_and_scores_the_other(predictions, getkey):
+    log_probs, labels = predictions
+    key = getkey()
+    (halving,) = jax.random.split(jax.random.clone(key), 1)
+    order = np.asarray(jax.random.permutation(halving, 300))
+    losses = []
+    for fitted, scored in ((order[:150], order[150:]), (order[150:], order[:150])):
+        temperature = metrics.fit_temperature(log_probs[0, fitted], labels[fitted])
+        tempered = jax.nn.log_softmax(log_probs[0, scored] / temperature)
+        losses.append(float(metrics.nll(tempered, labels[scored])))
+    actual = float(metrics.calibrated_nll(key, log_probs[0], labels, num_repeats=1))
+    assert actual == pytest.approx(np.mean(losses), rel=1e-5)
+    # Logits three times as large are the same after calibration.
+    thrice = jax.nn.log_softmax(3 * log_probs[0])
+    again = metrics.calibrated_nll(jax.random.clone(key), thrice, labels, num_repeats=1)
+    assert float(again) == pytest.approx(actual, rel=1e-4)
+
+
+@pytest.mark.parametrize(("examples", "repeats"), [(1, 5), (4, 0)])
+def test_too_few_to_calibrate_are_an_error(examples, repeats, getkey):
+    log_probs, labels = jnp.log(jnp.full((examples, 2), 0.5)), jnp.zeros(examples, int)
+    with pytest.raises(ValueError, match="must"):
+        metrics.calibrated_nll(getkey(), log_probs, labels, num_repeats=repeats)
+
+
+def test_the_entropy_is_that_of_scipy(predictions):
+    log_probs, _ = predictions
+    expected = scipy.stats.entropy(np.exp(np.asarray(log_probs[0], np.float64)), axis=1)
+    np.testing.assert_allclose(metrics.entropy(log_probs[0]), expected, rtol=1e-5)
+
+
+def test_the_auroc_is_that_of_scikit_learn(getkey):
+    scores = jnp.round(jax.random.normal(getkey(), (250,)), 1)
+    truth = np.arange(250) >= 100
+    expected = sklearn.metrics.roc_auc_score(truth, scores)
+    assert float(metrics.auroc(scores[:100], scores[100:])) == pytest.approx(expected, rel=1e-5)
+
+
+def test_risk_coverage_is_the_error_of_the_most_confident(predictions):
+    log_probs, labels = predictions
+    risks = np.asarray(metrics.risk_coverage(log_probs[0], labels))
+    probs = np.exp(np.asarray(log_probs[0], np.float64))
+    order = np.argsort(-probs.max(1))
+    wrong = (probs.argmax(1) != np.asarray(labels))[order]
+    np.testing.assert_allclose(risks, [wrong[:k].mean() for k in range(1, 301)], rtol=1e-5)
+    assert risks[-1] == pytest.approx(float(metrics.error(log_probs[0], labels)))
