@@ -155,8 +155,14 @@ def test_labels_of_any_integer_dtype():
     assert float(metrics.error(log_probs, jnp.array([0, 1], jnp.uint8))) == 0.5
 
 
-def test_the_temperature_minimises_the_nll(predictions):
-    log_probs, labels = predictions
+@pytest.fixture
+def informed(predictions, getkey):
+    """The same predictions, and labels that are likelier where the first member says so."""
+    return predictions[0], jax.random.categorical(getkey(), predictions[0][0] / 2)
+
+
+def test_the_temperature_minimises_the_nll(informed):
+    log_probs, labels = informed
 
     def loss(log_temperature):
         tempered = jax.nn.log_softmax(log_probs[0] / np.exp(log_temperature))
@@ -185,8 +191,8 @@ def test_the_ends_of_the_temperature():
     assert jnp.isnan(metrics.fit_temperature(right, jnp.array([0, 2])))
 
 
-def test_the_calibrated_nll_fits_on_one_half_and_scores_the_other(predictions, getkey):
-    log_probs, labels = predictions
+def test_the_calibrated_nll_fits_on_one_half_and_scores_the_other(informed, getkey):
+    log_probs, labels = informed
     key = getkey()
     (halving,) = jax.random.split(jax.random.clone(key), 1)
     order = np.asarray(jax.random.permutation(halving, 300))
