@@ -47,10 +47,12 @@ def dot_product_attention(
     keys, N heads of the queries, K of the keys (N a multiple of K: grouped queries), H dimensions.
 
     Memory: of the weights, `[B, N, T, S]`, a block of `[B, N, 128, S]` at a time, in the backward
-    pass too, which computes each block again. The result does not depend on it, being exact; but
-    the masks do: that of the queries from 128 i on is
-    `jdrop.keep_mask(jax.random.fold_in(key, i), (B, N, 128, S), dropout_rate)`, with T in place of
-    128 where T is less.
+    pass too, which computes each block again; a bias or a mask of their size is copied once. The
+    arrays may be sharded along examples and heads, not along queries.
+
+    The result is exact, whatever the blocks; but the masks depend on them: that of the queries from
+    128 i on is `jdrop.keep_mask(jax.random.fold_in(key, i), (B, N, 128, S), dropout_rate)`, with T
+    in place of 128 where T is less.
 
     Args:
         key: one key; it is consumed. None is allowed where `dropout_rate` is the number 0.
@@ -119,6 +121,7 @@ def dot_product_attention(
     q_lengths = _checked_lengths("query_seq_lengths", query_seq_lengths, batch)
     kv_lengths = _checked_lengths("key_value_seq_lengths", key_value_seq_lengths, batch)
     scale = 1 / math.sqrt(width) if scale is None else scale
+    window = _checked_window(local_window_size)
     dtype = jnp.promote_types(q.dtype, jnp.float32)
 
     def attend(block: Any) -> Array:
@@ -137,9 +140,8 @@ def dot_product_attention(
         other = lax.broadcasted_iota(jnp.int32, (1, 1, 1, keys), 3)
         if is_causal:
             allowed.append(other <= place)
-        if local_window_size is not None:
-            before, after = np.broadcast_to(local_window_size, 2).tolist()
-            allowed += [other >= place - before, other <= place + after]
+        if window is not None:
+            allowed += [other >= place - window[0], other <= place + window[1]]
         if q_lengths is not None:
             allowed.append(place < q_lengths)
         if kv_lengths is not None:
@@ -152,12 +154,12 @@ def dot_product_attention(
             weights = functional.dropout(block_key, weights, rate, broadcast_dims=broadcast_dims)
         weights = weights.astype(q.dtype).reshape(batch, kv_heads, groups, size, keys)
         y = jnp.einsum("bkgts,bskv->btkgv", weights, v, precision=precision)
-        y = y.reshape(batch, size, heads, -1)
+        y = y.reshape(batch, size, heads, v.shape[-1])
         return y if q_lengths is None else jnp.where(place.reshape(1, size, 1, 1) < q_lengths, y, 0)
 
     blocks = -(-length // QUERY_BLOCK)
     if blocks <= 1:
-        return attend((0, q, bias, mask))
+        return jax.checkpoint(attend)((0, q, bias, mask))
 
     def split(x: Array | None, axis: int) -> Array | None:
         """`x` in blocks of queries, along a new first axis."""
@@ -172,7 +174,7 @@ def dot_product_attention(
 
     inputs = (jnp.arange(blocks), split(q, 1), split(bias, 2), split(mask, 2))
     y = jnp.moveaxis(lax.map(jax.checkpoint(attend), inputs), 0, 1)
-    return y.reshape(batch, blocks * QUERY_BLOCK, heads, -1)[:, :length]
+    return y.reshape(batch, blocks * QUERY_BLOCK, heads, v.shape[-1])[:, :length]
 
 
 def for_flax(
@@ -217,9 +219,11 @@ def for_flax(
     def one_batch_axis(x: Array) -> Array:
         if len(lead) <= 1:
             return x
+        x = x.reshape((1,) * (3 - x.ndim) + x.shape)
         return jnp.broadcast_to(x, (*lead, *x.shape[-3:])).reshape(-1, *x.shape[-3:])
 
-    q, k, v = (one_batch_axis(x.astype(dtype or x.dtype)) for x in (q, k, v))
+    dtype = jnp.result_type(q, k, v) if dtype is None else dtype
+    q, k, v = (one_batch_axis(x.astype(dtype)) for x in (q, k, v))
     y = dot_product_attention(
         dropout_rng,
         q,
@@ -276,3 +280,13 @@ def _checked_lengths(name: str, lengths: ArrayLike | None, batch: int) -> Array 
             f"{lengths.dtype} of shape {lengths.shape}."
         )
     return lengths.reshape(batch, 1, 1, 1)
+
+
+def _checked_window(size: Any) -> tuple[int, int] | None:
+    """How many keys before and after its own place a query attends to."""
+    if size is None:
+        return None
+    sizes = size if isinstance(size, tuple) else (size, size)
+    if len(sizes) != 2 or not all(isinstance(one, int) for one in sizes):
+        raise ValueError(f"local_window_size must be an integer or two, got {size!r}.")
+    return sizes

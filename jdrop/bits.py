@@ -17,12 +17,15 @@ decides for `planes = min(64 / num_bits, 32)` elements. How they lie is a matter
 A *plane* is `RUN` neighbouring elements that read the same bits of `RUN` neighbouring pairs, so
 that the pairs are read in order and shifted by one number; the planes of a pair make a *block*.
 Decisions of more than 2 bits are made where the hash is computed, and only they are stored, one
-bit for each element; of 1 or 2 bits, the words themselves are.
+bit for each element; of 1 or 2 bits, or where each element has a threshold of its own, the words
+themselves are. With 1 bit the second word of a pair is not used.
 
 The array is cut into rows, which are its trailing axes taken together, and each row into blocks,
 the last of them in part unused. The bits of an element depend on the key, the shape, the number of
 bits and the element's place alone, so a mask is the same under `jit`, `vmap`, `scan`, `remat` and
-for every sharding.
+for every sharding. (But for `vmap` over keys of JAX's generators `rbg` and `unsafe_rbg`, whose own
+bits depend on the other keys.) No device sends bits to another: where the part of a device is
+neither a number of rows nor one of whole blocks, each draws the bits of the whole array.
 
 Mask bits, drawn as the layers of a run draw them (key of the run, `fold_in` of the step, split
 into sites; shapes 128 x 1024, 50 x 256 and 8 x 197 x 768), pass the batteries Rabbit and Alphabit

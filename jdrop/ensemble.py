@@ -138,11 +138,11 @@ def predict(
         `[member, batch, class]`, at least float32; average them with `jdrop.inference.pool`.
 
     Raises:
-        ValueError: variables without a member axis.
+        ValueError: arrays whose first axes differ, or have none: variables of one network.
     """
     inputs = jnp.asarray(inputs)
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(variables)}
-    if len(sizes) != 1 or sizes == {()}:
+    if len(sizes) > 1 or sizes == {()}:
         raise ValueError(
             "variables must have a leading member axis, the same for every array, as in the state "
             "of an ensemble; read a single network with `jdrop.inference.weight_scaling`."

@@ -40,7 +40,8 @@ def dropout(
     the product is rounded to the dtype of `x`.
     The mask depends on the key, the shape, the rate and `broadcast_dims` alone; not on the dtype,
     nor on `jit`, `vmap`, `remat` or sharding. A number and an array of the same rate are two rates
-    here: for a number such as 0.5 fewer random bits serve, and so the masks differ.
+    here: for a number such as 0.5 fewer random bits serve, and so the masks differ. (Under `vmap`
+    over keys of JAX's generators `rbg` and `unsafe_rbg` the masks are others than in a loop.)
 
     Args:
         key: one key, such as `jax.random.key(0)`; it is consumed. At the rate 0, a number, it is
@@ -156,8 +157,8 @@ def scale_weights(params: Any, rates: Mapping[str, ArrayLike]) -> Any:
         params: any pytree of arrays, for instance `variables["params"]`.
         rates: for each weight that reads dropped units, its path in `params`, parts joined by
             "/", and the rate of that dropout. Biases are not named: they read no unit. Rates of
-            single units, `[units]`, go to the axis of a kernel that reads them, the last but one;
-            rates of more axes are broadcast to the weight.
+            single units, `[units]`, go to the last but one axis of a kernel `[..., in, out]`; rates
+            of more axes are broadcast to the weight, as one of another form needs.
 
     Returns:
         `params` with the named leaves multiplied by `q`, the others as they were.
@@ -223,8 +224,9 @@ def check_rate(rate: ArrayLike, *, allow_one: bool = False) -> Rate:
     A Python number must lie in [0, 1) (in [0, 1] if `allow_one`), the values of an array in
     [0, 1]. Values that are not known yet, being traced, are not checked.
     """
-    if isinstance(rate, numbers.Real | np.generic):
-        value = float(rate)
+    is_scalar = isinstance(rate, np.generic) and jnp.issubdtype(rate.dtype, jnp.floating)
+    if isinstance(rate, numbers.Real) or is_scalar:
+        value = float(np.asarray(rate, np.float64))
         if not (0 <= value < 1 or (allow_one and value == 1)):
             allowed = "[0, 1]" if allow_one else "[0, 1)"
             raise ValueError(

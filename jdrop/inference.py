@@ -24,13 +24,13 @@ class _Pool(NamedTuple):
 
     Attributes:
         start: what is carried before the first prediction, from an array of its shape.
-        add: what is carried after one more prediction, of which `share` is its share of the
-            weights so far.
+        add: what is carried after one more prediction, from its weight and the sum of the weights
+            so far, its own included.
         finish: the average, from what is carried and the sum of the weights.
     """
 
     start: Callable[[Array], Any]
-    add: Callable[[Any, Array, Array], Any]
+    add: Callable[[Any, Array, Array, Array], Any]
     finish: Callable[[Any, Array], Array]
 
 
@@ -38,16 +38,20 @@ def _arithmetic_start(like: Array) -> tuple[Array, Array]:
     return jnp.full_like(like, -jnp.inf), jnp.zeros_like(like)
 
 
+def _share(weight: Array, total: Array) -> Array:
+    return jnp.where(weight > 0, weight / total, 0)
+
+
 def _arithmetic_add(
-    carry: tuple[Array, Array], log_probs: Array, share: Array
+    carry: tuple[Array, Array], log_probs: Array, weight: Array, total: Array
 ) -> tuple[Array, Array]:
     """Carries the largest log-probability that counts, and the mean of `exp(. - largest)`."""
     largest, mean = carry
-    log_probs = jnp.where(share > 0, log_probs, -jnp.inf)
+    log_probs = jnp.where(weight > 0, log_probs, -jnp.inf)
     new = jnp.maximum(largest, log_probs)
     shift = jnp.where(new == -jnp.inf, 0, new)
     mean *= jnp.exp(largest - shift)
-    return new, mean + share * (jnp.exp(log_probs - shift) - mean)
+    return new, mean + _share(weight, total) * (jnp.exp(log_probs - shift) - mean)
 
 
 def _arithmetic_finish(carry: tuple[Array, Array], total: Array) -> Array:
@@ -55,10 +59,10 @@ def _arithmetic_finish(carry: tuple[Array, Array], total: Array) -> Array:
     return largest + jnp.log(mean)
 
 
-def _geometric_add(mean: Array, log_probs: Array, share: Array) -> Array:
+def _geometric_add(mean: Array, log_probs: Array, weight: Array, total: Array) -> Array:
     # A class that one member rules out stays out: -inf, of which no difference may be taken.
     step = jnp.where(mean == -jnp.inf, 0, log_probs - mean)
-    return mean + jnp.where(share > 0, share * step, 0)
+    return mean + jnp.where(weight > 0, _share(weight, total) * step, 0)
 
 
 def _vote_start(like: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -66,16 +70,16 @@ def _vote_start(like: Array) -> tuple[Array, tuple[Array, Array]]:
 
 
 def _vote_add(
-    carry: tuple[Array, tuple[Array, Array]], log_probs: Array, share: Array
+    carry: tuple[Array, tuple[Array, Array]], log_probs: Array, weight: Array, total: Array
 ) -> tuple[Array, tuple[Array, Array]]:
-    mean, arithmetic = carry
+    votes, arithmetic = carry
     vote = jax.nn.one_hot(jnp.argmax(log_probs, -1), log_probs.shape[-1], dtype=log_probs.dtype)
-    return mean + share * (vote - mean), _arithmetic_add(arithmetic, log_probs, share)
+    # A sum: of whole numbers it is exact.
+    return votes + weight * vote, _arithmetic_add(arithmetic, log_probs, weight, total)
 
 
 def _vote_finish(carry: tuple[Array, tuple[Array, Array]], total: Array) -> Array:
-    mean, arithmetic = carry
-    votes = total * mean
+    votes, arithmetic = carry
     return jnp.log(votes + jnp.exp(_arithmetic_finish(arithmetic, total))) - jnp.log(total + 1)
 
 
@@ -149,11 +153,10 @@ def pool(
             f"got the shape {weights.shape}."
         )
     totals = jnp.cumsum(weights)
-    shares = jnp.where(weights > 0, weights / totals, 0)
     carry, _ = jax.lax.scan(
         lambda carry, member: (chosen.add(carry, *member), None),
         chosen.start(log_probs[0]),
-        (log_probs, shares),
+        (log_probs, weights, totals),
     )
     usable = (weights >= 0).all() & (totals[-1] > 0)
     return jnp.where(usable, chosen.finish(carry, totals[-1]), jnp.nan)
@@ -228,12 +231,11 @@ def monte_carlo(
         return network_log_probs(jax.random.fold_in(key, sample), network, variables, inputs)
 
     like = jax.eval_shape(log_probs, 0)
+    once = jnp.ones((), like.dtype)
     carry = jax.lax.fori_loop(
         0,
         num_samples,
-        lambda sample, carry: chosen.add(
-            carry, log_probs(sample), 1 / (sample + jnp.ones((), like.dtype))
-        ),
+        lambda sample, carry: chosen.add(carry, log_probs(sample), once, once + sample),
         chosen.start(jnp.zeros(like.shape, like.dtype)),
     )
-    return chosen.finish(carry, jnp.asarray(num_samples, like.dtype))
+    return chosen.finish(carry, num_samples * once)

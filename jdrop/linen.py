@@ -140,7 +140,7 @@ class MultiHeadDotProductAttention(nn.MultiHeadDotProductAttention):
 def as_network(module: Any) -> Network:
     """What the rest of jdrop needs of a linen module: see `jdrop.network.Network`.
 
-    The module's `__call__` takes the inputs and, if it has modes, one flag named `deterministic`,
+    The module's `__call__` takes the inputs and, if it has modes, flags named `deterministic`,
     `train`, `training` or `is_training`. Variables are linen's collections. Training updates every
     collection but `params` and `masks`, batch statistics for instance. With a key and outside
     training, masks are drawn while batch and spectral normalisation use their running statistics.
@@ -150,7 +150,8 @@ def as_network(module: Any) -> Network:
 
     Raises:
         TypeError: a class, or something else that is not a linen module.
-        ValueError: a call with another argument that is True or False by default.
+        ValueError: a call with another argument that is True or False by default; put the module
+            into one that fixes it.
 
     Example:
         >>> import jax, jax.numpy as jnp, flax.linen as nn

@@ -33,7 +33,9 @@ def _checked(log_probs: Array, labels: Array) -> tuple[Array, Array]:
             f"got {labels.dtype} of shape {labels.shape}."
         )
     log_probs = log_probs.astype(jnp.promote_types(log_probs.dtype, jnp.float32))
-    is_class = (labels >= 0) & (labels < log_probs.shape[-1])
+    # Not in the dtype of the labels, in which the number of classes may be another number.
+    wide = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
+    is_class = (wide >= 0) & (wide < log_probs.shape[-1])
     return log_probs, jnp.where(is_class.all(), 0, math.nan).astype(log_probs.dtype)
 
 

@@ -72,7 +72,8 @@ class Network:
 
 def check_network(network: Any) -> None:
     """Raises the error that a module deserves which is given in place of a network."""
-    if hasattr(network, "apply") or not callable(network):
+    of_flax = any(base.__module__.startswith("flax.") for base in type(network).__mro__)
+    if of_flax or isinstance(network, type) or not callable(network):
         raise TypeError(
             f"network must be a function apply_fn(variables, inputs, key), got {network!r}; make "
             "one with `jdrop.linen.as_network` or `jdrop.nnx.as_network`."

@@ -255,7 +255,8 @@ def as_network(make_module: Any) -> Network:
 
     Raises:
         TypeError: a module instead of what makes it.
-        ValueError: a call with another argument that is True or False by default.
+        ValueError: a call with another argument that is True or False by default; put the module
+            into one that fixes it.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -299,7 +300,12 @@ def as_network(make_module: Any) -> Network:
         return replay_masks(model, variables["masks"]) if "masks" in variables else model
 
     def apply(variables: Variables, inputs: Array, key: Array | None) -> Array:
-        return merge(variables, key, training=False)(inputs, **flags(training=key is not None))
+        model = merge(variables, key, training=False)
+        for _, module in nnx.iter_modules(model):
+            if type(module) is nnx.BatchNorm:
+                # A flag of the model's call may tell it to use those of the batch.
+                object.__setattr__(module, "__class__", _BatchNormOfRunningAverages)
+        return model(inputs, **flags(training=key is not None))
 
     def apply_train(variables: Variables, inputs: Array, key: Array) -> tuple[Array, Variables]:
         model = merge(variables, key, training=True)
@@ -308,6 +314,15 @@ def as_network(make_module: Any) -> Network:
         return outputs, {**variables, "state": nnx.to_pure_dict(state)}
 
     return Network(apply, init, apply_train)
+
+
+class _BatchNormOfRunningAverages(nnx.BatchNorm):
+    """Uses its running averages whatever its call is told."""
+
+    def __call__(
+        self, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None
+    ) -> Array:
+        return super().__call__(x, use_running_average=True, mask=mask)
 
 
 def _filled(abstract: Any, values: dict[str, Any]) -> Any:

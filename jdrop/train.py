@@ -3,6 +3,7 @@
 Nothing here knows of ensembles: `jdrop.ensemble` maps these functions over keys.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -40,7 +41,9 @@ def cross_entropy(
             f"{labels.shape}; turn one-hot labels into integers with `labels.argmax(-1)`."
         )
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-    is_class = (labels >= 0) & (labels < logits.shape[-1])
+    # Not in the dtype of the labels, in which the number of classes may be another number.
+    wide = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
+    is_class = (wide >= 0) & (wide < logits.shape[-1])
     # As a factor it makes the gradient NaN too.
     return losses * jnp.where(is_class, 1, jnp.nan).astype(losses.dtype)
 
@@ -141,16 +144,16 @@ def train_step(key: Array, state: TrainState, batch: Batch) -> tuple[TrainState,
 
     params = state.variables["params"]
     (loss, variables), grads = jax.value_and_grad(mean_loss, has_aux=True)(params, key)
-    # A line search or a schedule by the loss asks for these; the masks are those of the gradient.
-    optimizer = optax.with_extra_args_support(state.optimizer)
-    updates, opt_state = optimizer.update(
-        grads,
-        state.opt_state,
-        params,
-        value=loss,
-        grad=grads,
-        value_fn=lambda params: mean_loss(params, jax.random.clone(key))[0],
-    )
+    offered = {
+        "value": loss,
+        "grad": grads,
+        # The masks are those of the gradient: a line search needs one function.
+        "value_fn": lambda params: mean_loss(params, jax.random.clone(key))[0],
+    }
+    asked = inspect.signature(state.optimizer.update).parameters.values()
+    if all(parameter.kind != inspect.Parameter.VAR_KEYWORD for parameter in asked):
+        offered = {p.name: offered[p.name] for p in asked if p.name in offered}
+    updates, opt_state = state.optimizer.update(grads, state.opt_state, params, **offered)
     variables = {**variables, "params": optax.apply_updates(params, updates)}
     return replace(state, variables=variables, opt_state=opt_state, step=state.step + 1), loss
 

@@ -6,6 +6,7 @@ is a function of its own: jax caches what it traced by the identity of the funct
 """
 
 import json
+import os
 import platform
 import statistics
 import time
@@ -66,6 +67,8 @@ LIBRARIES = {"jdrop": of_jdrop, "flax": of_flax, "haiku": of_haiku, "equinox": o
 
 def torch_if_installed() -> Any:
     """PyTorch, or None."""
+    # Its idle threads would go on spinning, on the cores that the next variant needs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import torch
     except ImportError:
@@ -126,7 +129,7 @@ def looped_in_torch(
     torch: Any, rate: float, shape: tuple[int, ...], repeats: int
 ) -> Callable[[], None]:
     """PyTorch's dropout as often, one call after the other, each on what the last one gave."""
-    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     start = torch.ones(shape, device=device)
 
     def loop() -> None:
@@ -142,26 +145,32 @@ def looped_in_torch(
 def bench_op() -> dict[str, Any]:
     """One dropout inside a loop; 1 is `x * c`, which reads and writes the array as a copy does.
 
-    On a GPU also in bfloat16; 1 / ratio is then the fraction of the bandwidth of a copy.
+    PyTorch is called once for each dropout, and so only where an array is large. On a GPU also
+    arrays that no cache holds, in float32 and bfloat16: there 1 / ratio is the fraction of the
+    bandwidth of a copy.
     """
     results = {}
     torch = torch_if_installed()
-    gpu = jax.default_backend() == "gpu"
-    for shape, repeats in (((4096, 4096), 100 if gpu else 4), ((128, 1024), 200), ((50, 256), 500)):
-        for dtype in ("float32", "bfloat16") if gpu else ("float32",):
-            runs = {"x * c": looped(lambda key, x: x * 0.999, shape, dtype, repeats)}
-            for rate in (0.5, 0.25, 0.1):
-                for name, dropout in variants((rate,)):
-                    runs[name] = looped(dropout, shape, dtype, repeats)
-                if torch is not None and dtype == "float32":
-                    runs[f"torch {rate:g}"] = looped_in_torch(torch, rate, shape, repeats)
-            name = f"{dtype} {' x '.join(map(str, shape))}"
-            rows = results[name] = show(f"op, {name}", time_in_turn(runs), repeats)
-            if gpu:
-                for row in rows.values():
-                    row["of_copy"] = 1 / row["ratio"]
-                for variant, row in rows.items():
-                    click.echo(f"  {variant:14s} {row['of_copy']:8.0%} of the bandwidth of a copy")
+    cases = [
+        ((4096, 4096), "float32", 4),
+        ((128, 1024), "float32", 200),
+        ((50, 256), "float32", 500),
+    ]
+    if jax.default_backend() == "gpu":
+        cases += [((16384, 16384), "float32", 20), ((16384, 16384), "bfloat16", 20)]
+    for shape, dtype, repeats in cases:
+        runs = {"x * c": looped(lambda key, x: x * 0.999, shape, dtype, repeats)}
+        for rate in (0.5, 0.25, 0.1):
+            for name, dropout in variants((rate,)):
+                runs[name] = looped(dropout, shape, dtype, repeats)
+            if torch is not None and shape == (4096, 4096):
+                runs[f"torch {rate:g}"] = looped_in_torch(torch, rate, shape, repeats)
+        name = f"{dtype} {' x '.join(map(str, shape))}"
+        rows = results[name] = show(f"op, {name}", time_in_turn(runs), repeats)
+        if shape == (16384, 16384):
+            for variant, row in rows.items():
+                row["of_copy"] = 1 / row["ratio"]
+                click.echo(f"  {variant:14s} {row['of_copy']:8.0%} of the bandwidth of a copy")
     return results
 
 
@@ -263,7 +272,7 @@ def bench_memory() -> dict[str, Any]:
 
 
 def bench_compile() -> dict[str, Any]:
-    """Seconds to trace and compile the gradient of six dropout sites; 1 is Flax."""
+    """Seconds to trace and compile gradients, of six dropout sites and of attention; 1 is Flax."""
     weights, inputs = jnp.ones((6, 64, 64)), jnp.ones((64, 64))
 
     def compiling(dropout: Dropout) -> Callable[[], Any]:
@@ -280,7 +289,26 @@ def bench_compile() -> dict[str, Any]:
 
     runs = {name: compiling(dropout) for name, dropout in variants((0.1, 0.5))}
     flax_first = {name: runs.pop(name) for name in ("flax 0.1", "flax 0.5")}
-    return show("compile, gradient of six sites", time_in_turn(flax_first | runs))
+    sites = show("compile, gradient of six sites", time_in_turn(flax_first | runs))
+
+    key, q = jax.random.key(0), jnp.ones((1, 512, 2, 64))
+
+    def compiling_attention(attention: Callable[..., Array]) -> Callable[[], Any]:
+        def compile_once() -> Any:
+            def loss(q: Array) -> Array:
+                return attention(q, q, q, dropout_rate=0.1).sum()
+
+            jax.jit(jax.grad(loss)).lower(q).compile()
+
+        return compile_once
+
+    flax_attention = partial(nn.dot_product_attention, dropout_rng=key, broadcast_dropout=False)
+    attentions = {
+        "flax 0.1": compiling_attention(flax_attention),
+        "jdrop 0.1": compiling_attention(partial(jdrop.dot_product_attention, key)),
+    }
+    attention = show("compile, gradient of attention", time_in_turn(attentions))
+    return {"six sites": sites, "attention": attention}
 
 
 def bench_attention() -> dict[str, Any]:
@@ -325,7 +353,7 @@ def bench_attention() -> dict[str, Any]:
 
 def torch_attention(torch: Any, inputs: tuple[Array, ...], rate: float) -> Callable[[], None]:
     """The same gradient by PyTorch, which has dropout inside its attention."""
-    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     tensors = [
         torch.tensor(jax.device_get(x.swapaxes(1, 2)), device=device, requires_grad=True)
         for x in inputs

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 import jdrop
 import jdrop.linen
 import jdrop.nnx
+from jdrop import attention
 
 clone = jax.random.clone
 
@@ -142,6 +143,50 @@ def test_with_dropout_it_is_the_formula(options, rate, getkey):
     drop = drop_in_blocks(key, rate)
     expected = value_and_gradients(lambda *x: plain_attention(drop, *x, options), q, k, v)
     assert_all_close(value_and_gradients(ours, q, k, v), expected)
+
+
+def test_the_gradient_of_a_bias_and_more_keys_than_queries(getkey):
+    (q, k, v), key = inputs(getkey(), lengths=(140, 200)), getkey()
+    bias = jax.random.normal(getkey(), (6, 140, 200))
+
+    def gradient(attention):
+        return jax.jit(jax.grad(lambda bias: (attention(bias) ** 2).sum()))(bias)
+
+    ours = gradient(
+        lambda bias: jdrop.dot_product_attention(
+            clone(key), q, k, v, bias, dropout_rate=0.3, is_causal=True
+        )
+    )
+    drop = drop_in_blocks(key, 0.3)
+    options = {"is_causal": True}
+    expected = gradient(lambda bias: plain_attention(drop, q, k, v, options | {"bias": bias}))
+    np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 2), (2, 0, 2), (2, 5, 0), (2, 200, 2)], ids=str)
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_empty_arrays(shape, rate, getkey):
+    batch, length, heads = shape
+    q = jnp.ones((batch, length, heads, 3))
+    k = jnp.ones((batch, 4, max(heads, 1), 3))
+    y = jdrop.dot_product_attention(getkey(), q, k, k, dropout_rate=rate)
+    assert y.shape == q.shape
+
+
+def test_a_layer_of_a_scan_keeps_no_weights(getkey):
+    """Also where one block is all there is."""
+    q, key = jax.random.normal(getkey(), (1, 128, 8, 8)), getkey()
+
+    def loss(x):
+        def layer(x, i):
+            layer_key = jax.random.fold_in(key, i)
+            return jdrop.dot_product_attention(layer_key, x, x, x, dropout_rate=0.1), None
+
+        return jax.lax.scan(layer, x, jnp.arange(12))[0].sum()
+
+    memory = jax.jit(jax.grad(loss)).lower(q).compile().memory_analysis().temp_size_in_bytes
+    weights = 8 * 128 * 128 * 4
+    assert memory < 12 * weights
 
 
 @pytest.mark.parametrize("kv_heads", [1, 6])
@@ -299,6 +344,13 @@ def test_errors_say_what_is_wrong(name, getkey):
         jdrop.dot_product_attention(**arguments)
 
 
+@pytest.mark.parametrize("size", [(1, 2, 3), 1.5, (2,), (1, 2.0)], ids=str)
+def test_a_window_is_one_integer_or_two(size):
+    # The type checks of the tests refuse it before the function does.
+    with pytest.raises(ValueError, match="local_window_size must be"):
+        attention._checked_window(size)
+
+
 # Flax's layers.
 
 
@@ -309,7 +361,8 @@ def test_the_linen_layer_is_flax_s_without_dropout(lead, getkey):
     theirs = nn.MultiHeadDotProductAttention(num_heads=2, dropout_rate=0.4)
     variables = theirs.init(getkey(), x, deterministic=True)
     mask = nn.make_causal_mask(x[..., 0])
-    for arguments in ({}, {"mask": mask}):
+    lower = jnp.tril(jnp.ones((140, 140), bool))
+    for arguments in ({}, {"mask": mask}, {"mask": lower}):
         np.testing.assert_allclose(
             ours.apply(variables, x, deterministic=True, **arguments),
             theirs.apply(variables, x, deterministic=True, **arguments),

@@ -547,6 +547,18 @@ class NnxFlag(nnx.Module):
         return self.dropout(x, deterministic=not train)
 
 
+class NnxNormalised(nnx.Module):
+    """An nnx module that tells its normalisation by the call what to use."""
+
+    def __init__(self, rngs):
+        self.norm = nnx.BatchNorm(3, rngs=rngs)
+        self.dropout = jdrop.nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x, train=False):
+        x = self.norm(x, use_running_average=not train)
+        return self.dropout(x, deterministic=not train)
+
+
 class NnxOtherFlag(NnxFlag):
     """The same under a name that nobody can know."""
 
@@ -578,3 +590,15 @@ def test_the_mode_flag_of_an_nnx_call_is_set(getkey):
     assert (network(variables, x, getkey()) == 0).any()
     assert (network.apply_train(variables, x, getkey())[0] == 0).any()
     assert (network(variables, x, None) == 1).all()
+
+
+def test_masks_are_drawn_with_running_averages_whatever_the_call_says(getkey):
+    network = jdrop.nnx.as_network(NnxNormalised)
+    x = 5 * jax.random.normal(getkey(), (40, 3)) + 7
+    variables = network.init(getkey(), x)
+    sampled, plain = network(variables, x, getkey()), network(variables, x, None)
+    kept = sampled != 0
+    assert 0 < kept.sum() < kept.size
+    np.testing.assert_allclose(sampled[kept], 2 * plain[kept], rtol=1e-6)
+    _, updated = network.apply_train(variables, x, getkey())
+    assert not jnp.allclose(updated["state"]["norm"]["mean"], variables["state"]["norm"]["mean"])

@@ -10,6 +10,7 @@ import sklearn.metrics
 
 from jdrop import metrics
 from jdrop.inference import POOLS, pool
+from jdrop.train import cross_entropy
 
 
 @pytest.fixture
@@ -148,6 +149,14 @@ def test_a_label_that_is_no_class_makes_every_score_nan(score, label):
     log_probs = jnp.log(jnp.full((4, 3), 1 / 3))
     assert jnp.isfinite(score(log_probs, jnp.array([0, 1, 2, 2])))
     assert jnp.isnan(score(log_probs, jnp.array([0, 1, 2, label])))
+
+
+@pytest.mark.parametrize(("dtype", "classes"), [("uint8", 256), ("uint8", 300), ("int8", 200)])
+def test_more_classes_than_the_dtype_of_the_labels_holds(dtype, classes):
+    log_probs = jnp.log(jnp.full((3, classes), 1 / classes))
+    labels = jnp.array([0, 7, 120], dtype)
+    assert float(metrics.nll(log_probs, labels)) == pytest.approx(math.log(classes), rel=1e-5)
+    assert jnp.isfinite(cross_entropy(log_probs, labels)).all()
 
 
 def test_labels_of_any_integer_dtype():

@@ -369,6 +369,14 @@ def test_attention_of_two_equal_examples(getkey):
     for y in (ours_linen, ours_nnx):
         assert np.abs(y[0] - y[1]).max() > 1e-3
 
+    # Equal heads too, seen without the layers' own weights.
+    q = jnp.broadcast_to(jax.random.normal(getkey(), (1, 12, 1, 4)), (1, 12, 2, 4))
+    for module in (flax.linen, nnx):
+        y = module.dot_product_attention(q, q, q, dropout_rng=getkey(), dropout_rate=0.5)
+        np.testing.assert_allclose(y[:, :, 0], y[:, :, 1], atol=1e-5)
+    y = jdrop.dot_product_attention(getkey(), q, q, q, dropout_rate=0.5)
+    assert np.abs(y[:, :, 0] - y[:, :, 1]).max() > 1e-3
+
 
 def test_the_memory_of_attention_with_dropout(getkey):
     """In Flax more than two arrays of all the weights, here less than half of one."""
@@ -383,6 +391,8 @@ def test_the_memory_of_attention_with_dropout(getkey):
 
     flax_options = {"dropout_rng": getkey(), "dropout_rate": 0.1, "broadcast_dropout": False}
     for theirs in (flax.linen.dot_product_attention, nnx.dot_product_attention):
-        assert temporary_bytes(theirs, **flax_options) > 2 * weights
+        without = temporary_bytes(theirs)
+        assert without > 2 * weights
+        assert temporary_bytes(theirs, **flax_options) > without
     ours = jax.tree_util.Partial(jdrop.dot_product_attention, getkey())
     assert temporary_bytes(ours, dropout_rate=0.1) < weights / 2

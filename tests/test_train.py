@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from networks import NETWORKS, softmax_regression
 
 from jdrop import keep_mask
@@ -256,6 +257,24 @@ def test_a_label_that_is_no_class_makes_the_loss_and_its_gradient_nan(label):
     assert jnp.isnan(gradient[1]).all()
 
 
-def test_a_module_in_place_of_a_network_is_an_error():
+@pytest.mark.parametrize(
+    "module",
+    [nn.Dense(2), nn.Dense, nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.Linear],
+    ids=["linen", "linen class", "nnx", "nnx class"],
+)
+def test_a_module_in_place_of_a_network_is_an_error(module):
     with pytest.raises(TypeError, match="as_network"):
-        TrainState.create(nn.Dense(2), {"params": {}}, optax.sgd(0.1))
+        TrainState.create(module, {"params": {}}, optax.sgd(0.1))
+
+
+def test_a_line_search_sees_the_masks_of_the_gradient(getkey):
+    """An optimizer that is told the loss, and keeps how far that of its own parameters is off."""
+
+    def update(updates, state, params, *, value, value_fn):
+        return updates, value_fn(params) - value
+
+    optimizer = optax.GradientTransformationExtraArgs(lambda params: jnp.zeros(()), update)
+    inputs, labels = make_data(getkey())
+    state = make_state(getkey(), NETWORKS["linen"], inputs, optimizer)
+    state, loss = train_step(getkey(), state, (inputs, labels))
+    assert abs(float(state.opt_state)) <= 1e-6 * float(loss)

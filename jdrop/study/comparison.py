@@ -94,7 +94,7 @@ class _Trained:
 
 
 def compare(settings: Settings, data: Dataset, progress: Progress) -> Comparison:
-    """Trains both pools, reads them in every way, and scores what was read.
+    """Trains networks of both kinds, reads them in every way, and scores what was read.
 
     A row's mean is over many groups of networks, in which each network counts alike. The width of
     its interval is that of disjoint groups, which are independent given the data: the average of 5
@@ -335,7 +335,7 @@ def _score_prefixes(log_probs: Array, orders: Array, labels: Array) -> dict[str,
 
     def add_one(carry: Any, member_and_size: tuple[Array, Array]) -> tuple[Any, dict[str, Array]]:
         member, size = member_and_size
-        carry = pool.add(carry, log_probs[member], 1 / size)
+        carry = pool.add(carry, log_probs[member], jnp.ones_like(size), size)
         pooled = pool.finish(carry, size)
         return carry, {name: getattr(metrics, name)(pooled, labels) for name in SCORES}
 

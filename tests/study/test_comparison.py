@@ -72,22 +72,20 @@ def test_scores_are_those_of_the_averages_of_groups():
     assert scores[1]["nll"].mean == pytest.approx(np.mean([nll([m]) for m in range(5)]), rel=1e-5)
     error = (probs.argmax(2) != labels).mean()
     assert scores[1]["error"].mean == pytest.approx(error, rel=1e-5)
-    means = [scores[size]["nll"].mean for size in scores]
-    assert means == sorted(means, reverse=True)
 
 
-def test_the_mean_over_groups_is_near_that_over_all_subsets():
+def test_the_mean_over_groups_is_that_over_all_subsets():
+    """Of three members every subset stands together on every circle, equally often."""
     random = np.random.default_rng(1)
-    probs = random.dirichlet(np.ones(3), size=(8, 60))
+    probs = random.dirichlet(np.ones(3), size=(3, 60))
     labels = random.integers(0, 3, 60).astype(np.int32)
     scores = _scores_by_size(jnp.log(probs), labels)
-    for size in (2, 3, 5):
+    for size in (1, 2, 3):
         values = [
             -np.log(probs[list(subset)].mean(0)[np.arange(60), labels]).mean()
-            for subset in itertools.combinations(range(8), size)
+            for subset in itertools.combinations(range(3), size)
         ]
-        # 40 groups, each member in equally many.
-        assert abs(scores[size]["nll"].mean - np.mean(values)) < 3 * np.std(values) / np.sqrt(40)
+        assert scores[size]["nll"].mean == pytest.approx(np.mean(values), rel=1e-5)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])
