@@ -224,9 +224,8 @@ def check_rate(rate: ArrayLike, *, allow_one: bool = False) -> Rate:
     A Python number must lie in [0, 1) (in [0, 1] if `allow_one`), the values of an array in
     [0, 1]. Values that are not known yet, being traced, are not checked.
     """
-    is_scalar = isinstance(rate, np.generic) and jnp.issubdtype(rate.dtype, jnp.floating)
-    if isinstance(rate, numbers.Real) or is_scalar:
-        value = float(np.asarray(rate, np.float64))
+    if isinstance(rate, numbers.Real):
+        value = float(rate)
         if not (0 <= value < 1 or (allow_one and value == 1)):
             allowed = "[0, 1]" if allow_one else "[0, 1)"
             raise ValueError(
