@@ -117,7 +117,7 @@ def dot_product_attention(
     bias = _expanded("bias", bias, weights_shape)
     mask = _expanded("mask", mask, weights_shape)
     if mask is not None and mask.dtype != bool:
-        raise TypeError(f"mask must be Boolean, got {mask.dtype}; add numbers with `bias`.")
+        raise TypeError(f"mask must be Boolean, got {mask.dtype}; make it so with `mask != 0`.")
     q_lengths = _checked_lengths("query_seq_lengths", query_seq_lengths, batch)
     kv_lengths = _checked_lengths("key_value_seq_lengths", key_value_seq_lengths, batch)
     scale = 1 / math.sqrt(width) if scale is None else scale
@@ -246,8 +246,13 @@ def _check_inputs(q: Array, k: Array, v: Array) -> None:
                 f"{name} must be [length, heads, width] or [batch, length, heads, width], as q, k "
                 f"and v all are, got the shape {x.shape} beside that of q, {q.shape}."
             )
-        if not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype != q.dtype:
-            raise TypeError(f"{name} must be float, of the dtype of q, {q.dtype}; got {x.dtype}.")
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(
+                f"{name} must be a float array, got {x.dtype}; convert it first, for instance with "
+                f"`{name}.astype(jnp.float32)`."
+            )
+        if x.dtype != q.dtype:
+            raise TypeError(f"{name} must be of the dtype of q, {q.dtype}; got {x.dtype}.")
     same_but_width = k.shape[:-1] == v.shape[:-1] and q.shape[:-3] == k.shape[:-3]
     if not same_but_width or q.shape[-1] != k.shape[-1]:
         raise ValueError(

@@ -29,7 +29,8 @@ class Dropout(nn.Module):
     layer applied with `masks` mutable, and none given, draws and records such a tuple (but not
     during `init`). So `module.apply(variables | {"masks": masks}, ...)` replays a pass. With
     `mutable=True`, which makes every collection mutable, masks are among what comes back: leave
-    them out of the variables of the next step, or they are replayed for ever.
+    them out of the variables of the next step, or they are replayed for ever. Attention layers
+    take no part in it: theirs are drawn.
 
     Attributes:
         rate: the probability to drop, in [0, 1]; at 1 the output is zeros.
@@ -121,7 +122,8 @@ class MultiHeadDotProductAttention(nn.MultiHeadDotProductAttention):
     unless `broadcast_dropout=False`. Masks of attention are neither recorded nor replayed.
 
     Raises:
-        ValueError: `sow_weights=True` at the call; products of one's own, as for quantisation.
+        ValueError: a rate out of [0, 1); `sow_weights=True` at the call; products of one's own, as
+            for quantisation.
 
     Example:
         >>> import jax, jax.numpy as jnp, jdrop.linen
@@ -135,6 +137,10 @@ class MultiHeadDotProductAttention(nn.MultiHeadDotProductAttention):
 
     broadcast_dropout: bool = False
     attention_fn: Callable[..., Array] = attention.for_flax
+
+    def __post_init__(self) -> None:
+        functional.check_rate(self.dropout_rate)
+        super().__post_init__()
 
 
 def as_network(module: Any) -> Network:

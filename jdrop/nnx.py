@@ -172,7 +172,7 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
     `broadcast_dropout=False`. Masks of attention are neither recorded nor replayed.
 
     Raises:
-        ValueError: `sow_weights=True` at the call.
+        ValueError: a rate out of [0, 1); `sow_weights=True` at the call.
 
     Example:
         >>> from flax import nnx
@@ -191,12 +191,15 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
         *args: Any,
         broadcast_dropout: bool = False,
         attention_fn: Callable[..., Array] = attention.for_flax,
+        dropout_rate: float | int = 0.0,
         **kwargs: Any,
     ) -> None:
+        functional.check_rate(dropout_rate)
         super().__init__(
             num_heads,
             in_features,
             *args,
+            dropout_rate=dropout_rate,
             broadcast_dropout=broadcast_dropout,
             attention_fn=attention_fn,
             **kwargs,
@@ -206,7 +209,7 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
 def replay_masks(model: Module, masks: Any) -> Module:
     """A view of `model` whose dropout layers apply these masks and draw nothing.
 
-    A layer without a mask in `masks` draws as ever.
+    A layer without a mask in `masks` draws as ever, and so does every attention layer.
 
     Args:
         model: any nnx module.

@@ -321,7 +321,11 @@ WRONG = {
     "no key": ({"key": None}, TypeError, "key must be a JAX random key"),
     "rank": ({"q": jnp.ones((4, 8))}, ValueError, "q must be"),
     "ranks": ({"v": jnp.ones((20, 3, 8))}, ValueError, "v must be"),
-    "dtype": ({"k": jnp.ones((2, 20, 3, 8), jnp.bfloat16)}, TypeError, "k must be float"),
+    "dtype": (
+        {"k": jnp.ones((2, 20, 3, 8), jnp.bfloat16)},
+        TypeError,
+        "k must be of the dtype of q",
+    ),
     "batch": ({"q": jnp.ones((3, 10, 6, 8))}, ValueError, "q, k and v must be"),
     "width": ({"q": jnp.ones((2, 10, 6, 7))}, ValueError, "q, k and v must be"),
     "length": ({"v": jnp.ones((2, 21, 3, 8))}, ValueError, "q, k and v must be"),
@@ -352,6 +356,14 @@ def test_a_window_is_one_integer_or_two(size):
 
 
 # Flax's layers.
+
+
+@pytest.mark.parametrize("rate", [-0.1, float("nan"), 1.5, 50.0])
+def test_a_layer_refuses_a_rate_out_of_range(rate):
+    with pytest.raises(ValueError, match="rate must lie in"):
+        jdrop.linen.MultiHeadDotProductAttention(num_heads=2, dropout_rate=rate)
+    with pytest.raises(ValueError, match="rate must lie in"):
+        jdrop.nnx.MultiHeadAttention(2, 8, dropout_rate=rate, decode=False, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("lead", [(), (2,), (2, 3)], ids=str)
