@@ -212,24 +212,33 @@ def bench_block() -> dict[str, Any]:
     return show("block, gradient", time_in_turn(runs))
 
 
+MLP_SIZES = ((64, 256), (256, 256), (256, 10))
+
+
+def mlp_loss(dropout: Dropout) -> Callable[[list[Array], Array], Array]:
+    """The loss of a network 64-256-256-10 on a batch of 50; a new function at each call."""
+    inputs, labels = jax.random.normal(jax.random.key(2), (50, 64)), jnp.arange(50) % 10
+
+    def loss(params: list[Array], key: Array) -> Array:
+        first, second = jax.random.split(key)
+        x = dropout(first, jax.nn.relu(inputs @ params[0]))
+        x = dropout(second, jax.nn.relu(x @ params[1]))
+        losses = optax.losses.softmax_cross_entropy_with_integer_labels(x @ params[2], labels)
+        return losses.mean()
+
+    return loss
+
+
 def bench_mlp() -> dict[str, Any]:
     """A training step of 20 vmapped networks 64-256-256-10, batch 50, Adam."""
     members, steps = 20, 40
     optimizer = optax.adam(1e-3)
     keys = jax.random.split(jax.random.key(0), members)
-    sizes = [(64, 256), (256, 256), (256, 10)]
-    params = [0.05 * jax.random.normal(jax.random.key(1), (members, *size)) for size in sizes]
+    params = [0.05 * jax.random.normal(jax.random.key(1), (members, *size)) for size in MLP_SIZES]
     opt_state = jax.vmap(optimizer.init)(params)
-    inputs, labels = jax.random.normal(jax.random.key(2), (50, 64)), jnp.arange(50) % 10
 
     def training(dropout: Dropout) -> Callable[[], Any]:
-        def loss(params: list[Array], key: Array) -> Array:
-            first, second = jax.random.split(key)
-            x = dropout(first, jax.nn.relu(inputs @ params[0]))
-            x = dropout(second, jax.nn.relu(x @ params[1]))
-            return optax.losses.softmax_cross_entropy_with_integer_labels(
-                x @ params[2], labels
-            ).mean()
+        loss = mlp_loss(dropout)
 
         def member(key: Array, params: list[Array], opt_state: Any) -> Any:
             def step(carry: tuple[Any, Any], i: Array) -> tuple[Any, None]:
@@ -280,18 +289,11 @@ def flax_first(make: Callable[[Dropout], Callable[[], Any]]) -> dict[str, Callab
 def compiling_a_step(dropout: Dropout) -> Callable[[], Any]:
     """Compiles a training step of one network 64-256-256-10, Adam."""
     optimizer = optax.adam(1e-3)
-    params = [jnp.ones(size) for size in ((64, 256), (256, 256), (256, 10))]
+    params = [jnp.ones(size) for size in MLP_SIZES]
     opt_state = optimizer.init(params)
-    inputs, labels = jnp.ones((50, 64)), jnp.arange(50) % 10
 
     def compile_once() -> Any:
-        def loss(params: list[Array], key: Array) -> Array:
-            first, second = jax.random.split(key)
-            x = dropout(first, jax.nn.relu(inputs @ params[0]))
-            x = dropout(second, jax.nn.relu(x @ params[1]))
-            return optax.losses.softmax_cross_entropy_with_integer_labels(
-                x @ params[2], labels
-            ).mean()
+        loss = mlp_loss(dropout)
 
         def step(params: list[Array], opt_state: Any, key: Array) -> Any:
             updates, opt_state = optimizer.update(jax.grad(loss)(params, key), opt_state)
