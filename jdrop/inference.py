@@ -4,12 +4,13 @@ Log-probabilities throughout: an average of probabilities is formed as a `logsum
 confident prediction neither underflows nor needs clipping.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -239,3 +240,112 @@ def monte_carlo(
         chosen.start(jnp.zeros(like.shape, like.dtype)),
     )
     return chosen.finish(carry, num_samples * once)
+
+
+class Enumerated(NamedTuple):
+    """The averages over all masks of a network, each mask weighted by its probability.
+
+    Attributes:
+        arithmetic: log-probabilities of the mean of the probabilities, `[batch, class]`.
+        geometric: those of the normalised geometric mean.
+    """
+
+    arithmetic: Array
+    geometric: Array
+
+
+MAX_ENUMERATED_UNITS = 24
+
+
+def enumerate_masks(
+    log_probs_fn: Callable[[dict[str, Array]], Array],
+    rates: Mapping[str, ArrayLike],
+    *,
+    chunk_size: int = 256,
+) -> Enumerated:
+    r"""Averages the predictions of all $2^n$ thinned networks: what Monte-Carlo samples.
+
+    Mask $r$ has the probability $\prod_j (1 - p_j)^{r_j} p_j^{1 - r_j}$. Two gaps tell why weight
+    scaling is not the average that it stands for: weight scaling less the geometric mean is what
+    the non-linearity of the network costs (0 for one linear layer with a softmax), the geometric
+    less the arithmetic mean is what the kind of average does.
+
+    Args:
+        log_probs_fn: normalised log-probabilities `[batch, class]` of the network thinned by masks,
+            one Boolean array `[unit]` for each name in `rates`, True where a unit is kept; with
+            what is kept scaled by 1 / (1 - rate), if it is so in training.
+        rates: by name of a dropout layer, the rate of each of its units, `[unit]`, in [0, 1).
+        chunk_size: how many thinned networks run at once; it changes memory and speed only.
+
+    Raises:
+        ValueError: more than 24 units in all; rates that are not one for each unit; a chunk size
+            below 1.
+
+    Example:
+        >>> import jdrop
+        >>> x, kernel = jnp.array([[1.0, 2.0]]), jnp.array([[1.0, -1.0], [0.5, 0.5]])
+        >>> def log_probs_fn(masks):
+        ...     kept = jdrop.apply_mask(masks["inputs"][None], x, 0.5)
+        ...     return jax.nn.log_softmax(kept @ kernel)
+        >>> average = enumerate_masks(log_probs_fn, {"inputs": jnp.full(2, 0.5)})
+        >>> weight_scaling = jax.nn.log_softmax(x @ kernel)
+        >>> bool(jnp.allclose(average.geometric, weight_scaling))
+        True
+        >>> bool(jnp.allclose(average.arithmetic, weight_scaling))
+        False
+
+    Reference:
+        Warde-Farley et al. 2014, arXiv:1312.6197, section 4.
+    """
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
+    sizes = {name: jnp.shape(of_units) for name, of_units in rates.items()}
+    for name, shape in sizes.items():
+        if len(shape) != 1:
+            raise ValueError(
+                f"rates must hold one rate for each unit, [unit], got the shape {shape} for "
+                f"{name!r}; give `jnp.full(units, rate)`."
+            )
+    num_units = sum(shape[0] for shape in sizes.values())
+    if not 1 <= num_units <= MAX_ENUMERATED_UNITS:
+        raise ValueError(
+            f"rates must name at least 1 unit and at most {MAX_ENUMERATED_UNITS}, whose masks are "
+            f"2^{MAX_ENUMERATED_UNITS}, got {num_units}; sample masks with `monte_carlo`."
+        )
+    rate = jnp.concatenate([jnp.asarray(of_units, jnp.float32) for of_units in rates.values()])
+    num_masks = 2**num_units
+    chunk_size = min(chunk_size, num_masks)
+    num_chunks = -(-num_masks // chunk_size)
+    arithmetic, geometric = POOLS["arithmetic"], POOLS["geometric"]
+    ends = np.cumsum([shape[0] for shape in sizes.values()])[:-1]
+
+    def masks_of(kept: Array) -> dict[str, Array]:
+        return dict(zip(rates, jnp.split(kept, ends), strict=True))
+
+    def add_chunk(carry: Any, chunk: Array) -> tuple[Any, None]:
+        of_arithmetic, of_geometric, total = carry
+        number = chunk * chunk_size + jnp.arange(chunk_size)
+        kept = (number[:, None] >> jnp.arange(num_units)[None]) % 2 == 1
+        weights = jnp.prod(jnp.where(kept, 1 - rate[None], rate[None]), -1)
+        # The last chunk may reach beyond the last mask.
+        weights = jnp.where(number < num_masks, weights, 0)
+        log_probs = jax.vmap(lambda one: log_probs_fn(masks_of(one)))(kept)
+        weights = weights.astype(log_probs.dtype)
+        weight = weights.sum()
+        shares = (weights / jnp.where(weight > 0, weight, 1))[:, None, None]
+        total = total + weight
+        mean = jax.nn.logsumexp(log_probs, 0, b=shares)
+        mean_log = jnp.sum(jnp.where(shares > 0, shares * log_probs, 0), 0)
+        return (
+            arithmetic.add(of_arithmetic, mean, weight, total),
+            geometric.add(of_geometric, mean_log, weight, total),
+            total,
+        ), None
+
+    like = jax.eval_shape(log_probs_fn, masks_of(jnp.ones(num_units, bool)))
+    zeros = jnp.zeros(like.shape, like.dtype)
+    start = arithmetic.start(zeros), geometric.start(zeros), jnp.zeros((), like.dtype)
+    (of_arithmetic, of_geometric, total), _ = jax.lax.scan(add_chunk, start, jnp.arange(num_chunks))
+    return Enumerated(
+        arithmetic.finish(of_arithmetic, total), geometric.finish(of_geometric, total)
+    )

@@ -4,6 +4,7 @@ Replace `flax.linen.Dropout` by `jdrop.linen.Dropout` and the rest of a project 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdrop import attention, functional
-from jdrop.network import Network, Variables, mode_flags
+from jdrop.network import AtDropout, Network, Variables, mode_flags
 
 
 class Dropout(nn.Module):
@@ -143,7 +144,7 @@ class MultiHeadDotProductAttention(nn.MultiHeadDotProductAttention):
         super().__post_init__()
 
 
-def as_network(module: Any) -> Network:
+def as_network(module: Any, *, at_dropout: AtDropout | None = None) -> Network:
     """What the rest of jdrop needs of a linen module: see `jdrop.network.Network`.
 
     The module's `__call__` takes the inputs and, if it has modes, flags named `deterministic`,
@@ -153,6 +154,11 @@ def as_network(module: Any) -> Network:
 
     Args:
         module: any linen module whose output is one array.
+        at_dropout: `at_dropout(name, inputs, rate)`, called in place of every dropout layer, be it
+            of jdrop or Flax, whether the network has a key or not. It gives what the layer then
+            gives out: the inputs for a network without dropout, a part of them for a thinned
+            network. The name is the layer's path, as in "block/Dropout_0". Attention layers then
+            drop nothing.
 
     Raises:
         TypeError: a class, or something else that is not a linen module.
@@ -177,23 +183,52 @@ def as_network(module: Any) -> Network:
         params_key, dropout_key = jax.random.split(key)
         return {"params": params_key, "dropout": dropout_key}
 
+    def replacing() -> AbstractContextManager[Any]:
+        if at_dropout is None:
+            return nullcontext()
+        return nn.intercept_methods(partial(_replace_dropout, at_dropout))
+
     def init(key: Array, inputs: Array) -> Variables:
-        return dict(module.init(rngs(key), inputs, **mode(training=False)))
+        with replacing():
+            return dict(module.init(rngs(key), inputs, **mode(training=False)))
 
     def apply(variables: Variables, inputs: Array, key: Array | None) -> Any:
-        if key is None:
-            return module.apply(variables, inputs, **mode(training=False))
-        with nn.intercept_methods(_use_running_statistics):
-            return module.apply(variables, inputs, **mode(training=True), rngs=rngs(key))
+        with replacing():
+            if key is None:
+                return module.apply(variables, inputs, **mode(training=False))
+            with nn.intercept_methods(_use_running_statistics):
+                return module.apply(variables, inputs, **mode(training=True), rngs=rngs(key))
 
     def apply_train(variables: Variables, inputs: Array, key: Array) -> tuple[Array, Variables]:
         mutable = [name for name in variables if name not in ("params", "masks")]
-        outputs, updates = module.apply(
-            variables, inputs, **mode(training=True), rngs=rngs(key), mutable=mutable
-        )
+        with replacing():
+            outputs, updates = module.apply(
+                variables, inputs, **mode(training=True), rngs=rngs(key), mutable=mutable
+            )
         return outputs, {**variables, **updates}
 
     return Network(apply, init, apply_train)
+
+
+def _replace_dropout(
+    at_dropout: AtDropout, next_method: Callable[..., Any], args: Any, kwargs: Any, context: Any
+) -> Any:
+    """Calls `at_dropout` where a dropout layer would be called, and drops nothing in attention."""
+    module = context.module
+    if context.method_name != "__call__":
+        return next_method(*args, **kwargs)
+    if isinstance(module, nn.MultiHeadDotProductAttention):
+        flag = module.deterministic
+        object.__setattr__(module, "deterministic", None)
+        try:
+            return next_method(*args, **{**kwargs, "deterministic": True})
+        finally:
+            object.__setattr__(module, "deterministic", flag)
+    if not isinstance(module, Dropout | nn.Dropout):
+        return next_method(*args, **kwargs)
+    inputs = args[0] if args else kwargs["inputs"]
+    rate = kwargs.get("rate")
+    return at_dropout("/".join(module.path), inputs, module.rate if rate is None else rate)
 
 
 def _use_running_statistics(

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 Variables = dict[str, Any]
 """Collections of arrays; `params` is trained, `masks` (if any) replayed, the rest is state."""
@@ -91,6 +92,9 @@ def network_log_probs(
     logits = network(variables, inputs, key)
     return jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
 
+
+AtDropout = Callable[[str, Array, ArrayLike], Array]
+"""`at_dropout(name, inputs, rate)` -> outputs, in place of a dropout layer of that name."""
 
 MODE_FLAGS = {"deterministic": False, "train": True, "training": True, "is_training": True}
 """Arguments of a module's call that set its mode, and their value in training."""

@@ -15,7 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdrop import attention, functional
-from jdrop.network import Network, Variables, mode_flags
+from jdrop.network import AtDropout, Network, Variables, mode_flags
 
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -241,7 +241,7 @@ def replay_masks(model: Module, masks: Any) -> Module:
     return view
 
 
-def as_network(make_module: Any) -> Network:
+def as_network(make_module: Any, *, at_dropout: AtDropout | None = None) -> Network:
     """What the rest of jdrop needs of an nnx module: see `jdrop.network.Network`.
 
     Variables are `params` (its `nnx.Param`s), `state` (all else but rngs and masks, batch
@@ -255,6 +255,11 @@ def as_network(make_module: Any) -> Network:
             `train`, `training` or `is_training`; its output is one array, and `deterministic` and
             `use_running_average` are the attributes of its layers that set their modes, as in
             Flax.
+        at_dropout: `at_dropout(name, inputs, rate)`, called in place of every dropout layer, be it
+            of jdrop or Flax, whether the network has a key or not. It gives what the layer then
+            gives out: the inputs for a network without dropout, a part of them for a thinned
+            network. The name is the layer's path, as in "block/dropout". Attention layers then
+            drop nothing.
 
     Raises:
         TypeError: a module instead of what makes it.
@@ -300,7 +305,11 @@ def as_network(make_module: Any) -> Network:
             tags = sorted({node.tag for node in nodes if isinstance(node, nnx.RngStream)})
             keys = dict(zip(tags, jax.random.split(key, len(tags)), strict=True))
             nnx.reseed(model, policy="match_shape", **keys)
-        return replay_masks(model, variables["masks"]) if "masks" in variables else model
+        if "masks" in variables:
+            model = replay_masks(model, variables["masks"])
+        if at_dropout is not None:
+            _replace_dropout(model, at_dropout)
+        return model
 
     def apply(variables: Variables, inputs: Array, key: Array | None) -> Array:
         model = merge(variables, key, training=False)
@@ -317,6 +326,24 @@ def as_network(make_module: Any) -> Network:
         return outputs, {**variables, "state": nnx.to_pure_dict(state)}
 
     return Network(apply, init, apply_train)
+
+
+def _replace_dropout(model: nnx.Module, at_dropout: AtDropout) -> None:
+    """Makes every dropout layer call `at_dropout`, and attention drop nothing."""
+    for path, module in list(nnx.iter_modules(model)):
+        if isinstance(module, nnx.MultiHeadAttention):
+            object.__setattr__(module, "dropout_rate", 0.0)
+        elif isinstance(module, Dropout | nnx.Dropout):
+            name = "/".join(map(str, path))
+            object.__setattr__(module, "replacement", partial(at_dropout, name))
+            object.__setattr__(module, "__class__", _ReplacedDropout)
+
+
+class _ReplacedDropout(nnx.Module):
+    """What a dropout layer becomes when something else is to be called in its place."""
+
+    def __call__(self, inputs: Array, *, rate: ArrayLike | None = None, **unused: Any) -> Array:
+        return self.replacement(inputs, self.rate if rate is None else rate)
 
 
 class _BatchNormOfRunningAverages(nnx.BatchNorm):

@@ -123,9 +123,9 @@ def test_what_is_not_one_prediction_for_each_label_is_an_error(predictions, name
         with pytest.raises((ValueError, TypeError)):
             score(*wrong)
     with pytest.raises(ValueError, match=r"log_probs must be \[batch, class\].*inference.pool"):
-        metrics._checked(log_probs, labels)
+        metrics.scores.checked(log_probs, labels)
     with pytest.raises(ValueError, match=r"labels must be integers of shape \(300,\), got int32"):
-        metrics._checked(log_probs[0], labels[:, None])
+        metrics.scores.checked(log_probs[0], labels[:, None])
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
@@ -193,8 +193,8 @@ def test_the_temperature_of_labels_drawn_from_the_prediction(truth, getkey):
 
 def test_the_ends_of_the_temperature():
     right = jnp.log(jnp.array([[0.6, 0.4], [0.4, 0.6]]))
-    assert float(metrics.fit_temperature(right, jnp.array([0, 1]))) == pytest.approx(1 / 20)
-    assert float(metrics.fit_temperature(right, jnp.array([1, 0]))) == pytest.approx(20)
+    assert float(metrics.fit_temperature(right, jnp.array([0, 1]))) == pytest.approx(1 / 20, rel=1e-3)
+    assert float(metrics.fit_temperature(right, jnp.array([1, 0]))) == pytest.approx(20, rel=1e-3)
     impossible = jnp.log(jnp.array([[1.0, 0.0], [0.0, 1.0]]))
     assert jnp.isfinite(metrics.fit_temperature(impossible, jnp.array([0, 1])))
     assert jnp.isnan(metrics.fit_temperature(right, jnp.array([0, 2])))

@@ -1,12 +1,14 @@
 """The data sets of the comparison: chosen examples, label noise, and files in MNIST's form.
 
+Tables and arrays of the user's own are in `jdrop.study.tables`.
+
 Arrays out; nothing here trains, augments or plots.
 """
 
 import gzip
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +48,12 @@ SHA256 = {
 """Of the gzipped FILES, in their order, as published."""
 
 
+OOD_DATASETS = ("mnist", "fashion-mnist", "notmnist")
+"""Whose test images may stand for inputs of another kind."""
+
+MAX_OOD_INPUTS = 2000  # Shuffled ones.
+
+
 class DataError(ValueError):
     """What was asked of the data cannot be had; the message says what can."""
 
@@ -55,13 +63,18 @@ class Dataset:
     """Examples to train on and examples to test on.
 
     Attributes:
-        name: one of `DATASETS`.
-        train_inputs: float32 [example, feature], scaled to [0, 1].
-        train_labels: int32 [example], in [0, num_classes); with the label noise, if any.
+        name: for people.
+        train_inputs: float32 [example, ...].
+        train_labels: int32 [example], in [0, num_classes), with the label noise, if any; in
+            regression float32 [example], standardised.
         test_inputs: as `train_inputs`.
         test_labels: as `train_labels`, never noisy.
-        num_classes: how many classes there are.
+        num_classes: how many classes there are; None in regression.
         label_noise: the share of training labels that were made wrong.
+        target_mean: of the training targets in their own unit; 0 in classification.
+        target_scale: their standard deviation; 1 in classification.
+        ood_name: of inputs of another kind.
+        ood_inputs: as `test_inputs`; None where there are none.
     """
 
     name: str
@@ -69,12 +82,74 @@ class Dataset:
     train_labels: np.ndarray
     test_inputs: np.ndarray
     test_labels: np.ndarray
-    num_classes: int
-    label_noise: float
+    num_classes: int | None
+    label_noise: float = 0.0
+    target_mean: float = 0.0
+    target_scale: float = 1.0
+    ood_name: str | None = None
+    ood_inputs: np.ndarray | None = None
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether labels are numbers to come close to, not classes."""
+        return self.num_classes is None
+
+    def train_on(self, chosen: np.ndarray) -> "Dataset":
+        """The same with these training examples only, a Boolean for each."""
+        return replace(
+            self, train_inputs=self.train_inputs[chosen], train_labels=self.train_labels[chosen]
+        )
+
+
+def subset(data: Dataset, size: int, seed: int) -> np.ndarray:
+    """Chooses training examples, each class in proportion: a Boolean for each, True = chosen.
+
+    For one seed, a larger subset holds the smaller ones.
+
+    Raises:
+        DataError: more examples than there are, or none.
+    """
+    if not 1 <= size <= len(data.train_labels):
+        raise DataError(
+            f"train_size must lie in [1, {len(data.train_labels)}], the training examples that "
+            f"there are, got {size}."
+        )
+    groups = np.zeros(len(data.train_labels), int) if data.is_regression else data.train_labels
+    return stratified(np.random.default_rng(np.random.SeedSequence(seed)), groups, size)
+
+
+def with_label_noise(data: Dataset, share: float, seed: int) -> Dataset:
+    """The same with wrong training labels, uniformly among the other classes.
+
+    Exactly `round(share * examples)` are wrong; more noise keeps the wrong labels of less.
+
+    Raises:
+        DataError: in regression; labels that are noisy already; a share out of [0, 1).
+    """
+    if not 0 <= share < 1:
+        raise DataError(
+            f"label_noise must lie in [0, 1), got {share}. It is the share of training labels "
+            "that are made wrong."
+        )
+    if share == 0:
+        return data
+    if data.num_classes is None:
+        raise DataError("label_noise is for classification, but the targets are numbers.")
+    if data.label_noise:
+        raise DataError(f"{data.label_noise:.0%} of the labels are made wrong already.")
+    rng = np.random.default_rng(np.random.SeedSequence(seed))
+    labels = noisy(rng, data.train_labels, data.num_classes, share)
+    return replace(data, train_labels=labels.astype(np.int32), label_noise=share)
 
 
 def load(
-    name: str, *, train_size: int | None, label_noise: float, seed: int, data_dir: Path | None
+    name: str,
+    *,
+    train_size: int | None,
+    label_noise: float,
+    seed: int,
+    data_dir: Path | None,
+    ood: str | None = None,
 ) -> Dataset:
     """Loads a data set, with as many training examples and wrong labels as are asked for.
 
@@ -92,6 +167,8 @@ def load(
         seed: not negative; it chooses the subset and the wrong labels.
         data_dir: where the four files in MNIST's form lie, gzipped or not: in its folder `name` or
             in itself. None downloads them once, into the user's cache. Not used for digits.
+        ood: where inputs of another kind come from: the test images of another of `OOD_DATASETS`,
+            in the folder of its name in `data_dir`. None shuffles the pixels of test images.
 
     Raises:
         DataError: an argument out of range; files that are missing, damaged, or do not belong
@@ -130,18 +207,57 @@ def load(
     # The name is in the spawn key, so that equal seeds choose independently in each data set.
     of_name = np.random.SeedSequence(seed, spawn_key=tuple(name.encode()))
     subset_rng, noise_rng = map(np.random.default_rng, of_name.spawn(2))
-    chosen = _stratified(subset_rng, labels, train_size)
+    chosen = stratified(subset_rng, labels, train_size)
     test_images, test_labels = test or (images[~chosen], labels[~chosen])
     white = 16 if name == "digits" else 255
     return Dataset(
         name=name,
         train_inputs=_flat(images[chosen], white),
-        train_labels=_with_noise(noise_rng, labels[chosen], label_noise).astype(np.int32),
+        train_labels=noisy(noise_rng, labels[chosen], NUM_CLASSES, label_noise).astype(np.int32),
         test_inputs=_flat(test_images, white),
         test_labels=test_labels.astype(np.int32),
         num_classes=NUM_CLASSES,
         label_noise=label_noise,
+        ood_name="shuffled pixels" if ood is None else ood,
+        ood_inputs=(
+            shuffled(_flat(test_images, white), seed)
+            if ood is None
+            else _other_images(ood, test_images.shape[1:], data_dir)
+        ),
     )
+
+
+def shuffled(inputs: np.ndarray, seed: int) -> np.ndarray:
+    """The first inputs, at most `MAX_OOD_INPUTS`, with the features of each in random order."""
+    rng = np.random.default_rng(np.random.SeedSequence(seed))
+    flat = inputs[:MAX_OOD_INPUTS].reshape(min(len(inputs), MAX_OOD_INPUTS), -1)
+    return rng.permuted(flat, axis=1).reshape(-1, *inputs.shape[1:])
+
+
+def _other_images(name: str, shape: tuple[int, ...], data_dir: Path | None) -> np.ndarray:
+    """Test images of another data set."""
+    if name not in OOD_DATASETS:
+        raise DataError(f"ood must be one of {', '.join(OOD_DATASETS)}, got {name!r}.")
+    if data_dir is not None:
+        folder = data_dir / name
+    elif name in MIRRORS:
+        folder = _download(name)
+    else:
+        raise DataError(
+            f"{name} cannot be downloaded; put its test images into a folder {name} of data_dir "
+            "(--data-dir)."
+        )
+    file = FILES[2]
+    path = next((p for p in (folder / file, folder / f"{file}.gz") if p.is_file()), None)
+    if path is None:
+        raise DataError(f"{folder} must hold the test images of {name}, {file} or {file}.gz.")
+    images = _read_idx(path, 3)
+    if images.shape[1:] != shape:
+        raise DataError(
+            f"ood must have images of shape {shape}, as the data set has, but those of {name} "
+            f"have {images.shape[1:]}."
+        )
+    return _flat(images, 255)
 
 
 def _embedded_digits() -> tuple[np.ndarray, ...]:
@@ -242,7 +358,7 @@ def _download(name: str) -> Path:
     return folder
 
 
-def _stratified(rng: np.random.Generator, labels: np.ndarray, size: int) -> np.ndarray:
+def stratified(rng: np.random.Generator, labels: np.ndarray, size: int) -> np.ndarray:
     """Chooses `size` examples, each class in proportion: a Boolean array, True = chosen.
 
     The k-th of the n examples of a class, in random order, stands at (k + 1/2) / n of a queue,
@@ -258,9 +374,12 @@ def _stratified(rng: np.random.Generator, labels: np.ndarray, size: int) -> np.n
     return chosen
 
 
-def _with_noise(rng: np.random.Generator, labels: np.ndarray, share: float) -> np.ndarray:
+def noisy(
+    rng: np.random.Generator, labels: np.ndarray, num_classes: int, share: float
+) -> np.ndarray:
+    """Labels of which `round(share * len(labels))` are wrong."""
     # Drawn for all, used for some: so the wrong labels of a small share are among those of a large.
-    wrong = (labels + rng.integers(1, NUM_CLASSES, len(labels))) % NUM_CLASSES
+    wrong = (labels + rng.integers(1, num_classes, len(labels))) % num_classes
     flipped = rng.permutation(len(labels)) < round(share * len(labels))
     return np.where(flipped, wrong, labels)
 

@@ -1,200 +1,486 @@
-"""What a comparison found: its numbers, the sentence that sums them up, and their JSON."""
+"""What a comparison found, as plain data, and the JSON that holds it.
 
-import dataclasses
+Every number that a table, a figure or the report shows is in a `Comparison`.
+"""
+
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jdrop.statistics import Interval
+import pydantic
 
-SCORES = ("error", "nll", "brier", "ece")
-"""The scores of `jdrop.metrics`; lower is better for each."""
-
-HEADLINE_SIZE = 5
-"""The ensemble size that tables show beside one network."""
+from jdrop.statistics import Equivalence, Equivalent, Interval
 
 
 @dataclass(frozen=True)
-class Row:
-    """The scores of one way to make predictions.
+class Score:
+    """How a score is shown.
 
     Attributes:
-        networks: what was trained, "plain" or "dropout".
-        reading: how a network was read, "weight scaling" or "Monte-Carlo".
-        ensemble_size: how many networks were averaged.
-        passes: forward passes for one prediction.
-        parameters: of all averaged networks together.
-        train_seconds: to train them, as their share of the time that all networks of the kind took.
-        test: by score, its mean over groups of networks and the interval that disjoint groups
-            give it.
-        train: the same on the training examples; None where that was not computed.
-        gap: the same for the score on test less that on training examples.
+        title: its name for people.
+        unit: "%", "nats" or nothing.
+        about: its definition, a phrase.
+        lower_is_better: whether small values are good.
+    """
+
+    title: str
+    unit: str
+    about: str
+    lower_is_better: bool = True
+
+    @property
+    def scale(self) -> int:
+        """What a value is multiplied by to be shown."""
+        return 100 if self.unit == "%" else 1
+
+    @property
+    def digits(self) -> int:
+        """Digits after the point."""
+        return 2 if self.unit == "%" else 3
+
+
+SCORES = {
+    "nll": Score("NLL", "nats", "mean negative log-likelihood of the test labels"),
+    "calibrated_nll": Score(
+        "calibrated NLL",
+        "nats",
+        "NLL at the temperature (in regression: with the noise) fitted on the other half of the "
+        "test examples, mean of several halvings",
+    ),
+    "brier": Score(
+        "Brier", "", "squared distance of the probabilities from the truth, summed over classes"
+    ),
+    "error": Score("error", "%", "share of examples whose most probable class is wrong"),
+    "crps": Score("CRPS", "", "continuous ranked probability score, in the unit of the target"),
+    "mse": Score("MSE", "", "mean squared error of the average, in the squared unit of the target"),
+    "rmse": Score("RMSE", "", "root of the MSE, in the unit of the target"),
+    "coverage": Score(
+        "coverage of 95 %", "%", "share of targets in the central 95 % interval; 95 is right"
+    ),
+    "ece": Score("ECE", "%", "calibration error of the top class, 15 bins of equal width"),
+    "ece_equal_mass": Score(
+        "ECE, equal mass", "%", "calibration error of the top class, 15 bins of equal mass"
+    ),
+    "debiased_ece": Score(
+        "ECE, debiased", "%", "root mean squared calibration error, less its bias (Kumar 2019)"
+    ),
+    "aurc": Score("AURC", "%", "mean error of the k most confident, over all k"),
+    "entropy": Score("entropy", "nats", "mean entropy of the predictions"),
+    "mutual_information": Score(
+        "mutual information",
+        "nats",
+        "entropy of the average less the mean entropy of what is averaged",
+    ),
+    "auroc_entropy": Score(
+        "OOD AUROC, entropy",
+        "%",
+        "probability that an input of the other set has the larger entropy",
+        lower_is_better=False,
+    ),
+    "auroc_mutual_information": Score(
+        "OOD AUROC, MI",
+        "%",
+        "probability that an input of the other set has the larger mutual information",
+        lower_is_better=False,
+    ),
+}
+"""By the name that they have in the results."""
+
+CURVE_SCORES = {
+    "classification": ("nll", "calibrated_nll", "brier", "error"),
+    "regression": ("calibrated_nll", "crps", "mse"),
+}
+"""The scores that are means over examples: those in which a method is said to be worth so many
+networks. The first is the headline's."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a prediction cost, in everything that it can cost.
+
+    Attributes:
+        train_flops: floating-point operations to train it, as the compiler counts them, with the
+            search for its settings where there was one.
+        train_seconds: to train it, as its share of the networks trained at once, without
+            compilation.
+        predict_flops: to predict one example.
+        predict_seconds: to predict one example, as its share of a pass over all of them.
+        parameters: numbers to keep.
+        bytes: of these.
+    """
+
+    train_flops: float
+    train_seconds: float
+    predict_flops: float
+    predict_seconds: float
+    parameters: int
+    bytes: int
+
+
+COSTS = {
+    "train_flops": "training FLOPs",
+    "train_seconds": "training seconds",
+    "predict_flops": "inference FLOPs an example",
+    "predict_seconds": "inference seconds an example",
+    "parameters": "parameters",
+    "bytes": "bytes",
+}
+"""The attributes of `Cost`, for people."""
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How often the top class was right, by its probability: one value for each bin.
+
+    Attributes:
+        confidence: mean probability of the top class; NaN in an empty bin.
+        accuracy: share of examples of which the top class was right; NaN in an empty bin.
+        share: of all examples.
+    """
+
+    confidence: list[float]
+    accuracy: list[float]
+    share: list[float]
+
+
+@dataclass(frozen=True)
+class RiskCoverage:
+    """The error of the most confident examples, against their share.
+
+    Attributes:
+        coverage: share of the examples, rising.
+        risk: their error, mean over replicates.
+    """
+
+    coverage: list[float]
+    risk: list[float]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One method at one size.
+
+    Attributes:
+        size: how many networks or masks were averaged.
+        cost: of one prediction by them.
+        scores: by name, the mean over replicates and test examples, with the 95 % interval that
+            new replicates and new examples would give.
+        worth: by name, the number of averaged plain networks that score as well.
+        against_ensemble: by name, the test of equivalence with the largest average of plain
+            networks.
+        reliability: for the points of the table.
+        risk_coverage: likewise.
+    """
+
+    size: int
+    cost: Cost
+    scores: dict[str, Interval]
+    worth: dict[str, Equivalent]
+    against_ensemble: dict[str, Equivalence]
+    reliability: Reliability | None = None
+    risk_coverage: RiskCoverage | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to make predictions, at every size that it was read at.
+
+    Attributes:
+        name: such as "plain" or "monte-carlo".
+        label: for tables and figures; "{n}" stands for the size.
+        about: one sentence on what it is.
+        unit: what its size counts, "networks" or "masks".
+        points: by rising size.
+        table: the sizes that tables show.
+    """
+
+    name: str
+    label: str
+    about: str
+    unit: str
+    points: list[Point]
+    table: list[int]
+
+    def point(self, size: int) -> Point:
+        """The point of this size.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for point in self.points:
+            if point.size == size:
+                return point
+        raise KeyError(f"{self.name} has no point of size {size}")
+
+    def title(self, size: int) -> str:
+        """The label of one size."""
+        return self.label.format(n="one" if size == 1 else size)
+
+
+@dataclass(frozen=True)
+class Ambiguity:
+    """Why an average scores better than what it is the average of.
+
+    Attributes:
+        members: mean loss of the members.
+        diversity: by how much the average is better.
+        pool: loss of the average; it is `members - diversity`.
+    """
+
+    members: Interval
+    diversity: Interval
+    pool: Interval
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """How the members of an average differ; masks and seeds on one scale.
+
+    Attributes:
+        method: its name.
+        size: how many networks or masks were compared, the same for every method where possible.
+        disagreement: share of examples on which two members differ in their top class.
+        pairwise_kl: mean Kullback-Leibler divergence of ordered pairs, in nats.
+        q_statistic: Yule's Q of being right, mean over pairs.
+        mutual_information: mean over examples, in nats.
+        ambiguity: by loss and pool ("arithmetic NLL", ...).
+    """
+
+    method: str
+    size: int
+    disagreement: Interval | None
+    pairwise_kl: Interval | None
+    q_statistic: Interval | None
+    mutual_information: Interval | None
+    ambiguity: dict[str, Ambiguity]
+
+
+@dataclass(frozen=True)
+class MaskCurve:
+    """The score of a Monte-Carlo average against its number of masks, beside weight scaling.
+
+    Attributes:
+        num_masks: of each value.
+        scores: by score, one mean over replicates for each number.
+        weight_scaling: by score.
+        masks_needed: by score, how many masks reach weight scaling.
+    """
+
+    num_masks: list[int]
+    scores: dict[str, list[float]]
+    weight_scaling: dict[str, float]
+    masks_needed: dict[str, Equivalent]
+
+
+@dataclass(frozen=True)
+class Exact:
+    """A small dropout network of which every mask was enumerated.
+
+    Attributes:
+        num_units: hidden units that may be dropped.
+        num_masks: 2 to the power of `num_units`.
+        weight_scaling: by score.
+        geometric: the normalised geometric mean over all masks, by score.
+        arithmetic: the mean over all masks, by score.
+        nonlinearity_gap: weight scaling less geometric, by score: what the non-linearity costs.
+        pool_gap: geometric less arithmetic, by score: what the kind of average costs.
+        mean_kl: mean divergence of weight scaling from the geometric and from the arithmetic mean,
+            in nats.
+    """
+
+    num_units: int
+    num_masks: int
+    weight_scaling: dict[str, Interval]
+    geometric: dict[str, Interval]
+    arithmetic: dict[str, Interval]
+    nonlinearity_gap: dict[str, Interval]
+    pool_gap: dict[str, Interval]
+    mean_kl: dict[str, Interval]
+
+
+@dataclass(frozen=True)
+class Overfitting:
+    """Training and test scores of one network, for one kind and one number of examples.
+
+    Attributes:
+        networks: "plain" or "dropout".
+        train_size: training examples.
+        train: by score.
+        test: by score.
+        gap: test less training, by score.
     """
 
     networks: str
-    reading: str
-    ensemble_size: int
-    passes: int
-    parameters: int
-    train_seconds: float
+    train_size: int
+    train: dict[str, Interval]
     test: dict[str, Interval]
-    train: dict[str, Interval] | None
-    gap: dict[str, Interval] | None
-
-    @property
-    def label(self) -> str:
-        """The row's name in tables and figures."""
-        count = "one" if self.ensemble_size == 1 else f"average of {self.ensemble_size}"
-        return f"{count} plain" if self.networks == "plain" else f"{count} dropout, {self.reading}"
+    gap: dict[str, Interval]
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Errors while networks of one kind trained: the mean over them.
+class LearningCurve:
+    """Scores while networks of one kind trained: the mean over them.
 
     Attributes:
         epochs: after how many epochs each value was taken.
-        train_error: on the training examples.
-        test_error: on the test examples.
+        train: by score, on the training examples.
+        test: by score, on the test examples.
     """
 
     epochs: list[int]
-    train_error: list[float]
-    test_error: list[float]
+    train: dict[str, list[float]]
+    test: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class CoAdaptation:
+    """What the hidden units of one kind of network do.
+
+    Attributes:
+        correlation: by layer, the mean absolute correlation of two units.
+        zero_share: by layer, the share of activations that are zero.
+        sparseness: by layer, of Treves and Rolls, in [0, 1]: 1 for one active unit in many.
+        activation_counts: by layer, a histogram of activations, as shares, from 0 to
+            `activation_max`.
+        activation_max: by layer.
+        deleted: shares of hidden units deleted.
+        deletion: by score, its mean at each share.
+        features: weights into the first units, `[unit][feature]`, of one network; None where there
+            is no such layer.
+    """
+
+    correlation: dict[str, Interval]
+    zero_share: dict[str, Interval]
+    sparseness: dict[str, Interval]
+    activation_counts: dict[str, list[float]]
+    activation_max: dict[str, float]
+    deleted: list[float]
+    deletion: dict[str, list[float]]
+    features: list[list[float]] | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One place of a sweep.
+
+    Attributes:
+        at: the value of every parameter of the sweep.
+        scores: by "plain", "ensemble" and "dropout", then by score.
+        worth: of one dropout network read by weight scaling, by score.
+    """
+
+    at: dict[str, float]
+    scores: dict[str, dict[str, Interval]]
+    worth: dict[str, Equivalent]
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Everything that a run of the comparison found.
 
+    Numbers beyond all bounds are the strings "Infinity" and "NaN" in JSON; an `Equivalent` of
+    "Infinity" is beyond the largest ensemble.
+
     Attributes:
+        task: "classification" or "regression".
         settings: the settings that made it, as plain values.
         data: name and sizes of the data set.
         versions: of the software, and the device.
         seconds: where the time of the run went.
-        rows: all scores.
-        curves: by "plain" and "dropout", the errors during training.
+        margins: by score, the difference that is held to be none.
+        replicates: how many whole repetitions stand behind every interval.
+        methods: all ways to predict, the plain networks first.
+        diversity: of those with several members.
+        mask_curve: None where no masks were drawn.
+        exact: None where nothing was enumerated.
+        overfitting: by kind of network and number of training examples.
+        learning_curves: by kind of network.
+        co_adaptation: by kind of network.
+        sweep: empty where there was none.
+        left_out: what was not computed, a sentence each.
     """
 
+    __pydantic_config__ = pydantic.ConfigDict(ser_json_inf_nan="strings")
+
+    task: str
     settings: dict[str, Any]
     data: dict[str, Any]
     versions: dict[str, str]
     seconds: dict[str, float]
-    rows: list[Row]
-    curves: dict[str, Curve]
+    margins: dict[str, float]
+    replicates: int
+    methods: list[Method]
+    diversity: list[Diversity]
+    mask_curve: MaskCurve | None
+    exact: Exact | None
+    overfitting: list[Overfitting]
+    learning_curves: dict[str, LearningCurve]
+    co_adaptation: dict[str, CoAdaptation]
+    sweep: list[Cell]
+    left_out: list[str]
 
-    def row(self, networks: str, ensemble_size: int, reading: str = "weight scaling") -> Row:
-        """The row of this kind.
+    def method(self, name: str) -> Method:
+        """The method of this name.
 
         Raises:
             KeyError: there is none.
         """
-        for row in self.rows:
-            if (row.networks, row.ensemble_size, row.reading) == (networks, ensemble_size, reading):
-                return row
-        raise KeyError(f"no row for {ensemble_size} {networks} networks read by {reading}")
+        for method in self.methods:
+            if method.name == name:
+                return method
+        raise KeyError(f"no method {name!r}; there are {', '.join(m.name for m in self.methods)}")
 
     @property
-    def headline_size(self) -> int:
-        """The ensemble size of the table: 5, or all networks if they are fewer."""
-        return min(HEADLINE_SIZE, self.settings["members"])
+    def curve_scores(self) -> tuple[str, ...]:
+        """The scores that have a `worth`; the first is the headline's."""
+        return CURVE_SCORES[self.task]
 
     @property
-    def headline(self) -> list[Row]:
-        """The rows of the table."""
-        size = self.headline_size
-        return [
-            self.row("plain", 1),
-            self.row("plain", size),
-            self.row("dropout", 1),
-            self.row("dropout", 1, "Monte-Carlo"),
-            self.row("dropout", size),
-        ]
+    def ensemble(self) -> Point:
+        """The largest average of plain networks."""
+        return self.method("plain").points[-1]
 
-    def matching_size(self, score: str, value: float) -> int | None:
-        """The smallest plain ensemble whose mean score is at least as good as `value`.
-
-        None where no size up to all networks is.
-        """
-        for size in range(1, self.settings["members"] + 1):
-            # Equal shares of wrong examples may differ in their last digit.
-            if self.row("plain", size).test[score].mean <= value + 1e-7:
-                return size
-        return None
-
-    def worth(self, score: str) -> str:
-        """How many averaged plain networks match one dropout network, read by weight scaling.
-
-        In brackets the same for the worse and the better end of the dropout network's interval;
-        "≤1" where one plain network does as well, ">20" where an average of 20 does not.
-        """
-
-        def matched(value: float) -> str:
-            size = self.matching_size(score, value)
-            return (
-                f">{self.settings['members']}" if size is None else "≤1" if size == 1 else f"{size}"
-            )
-
-        interval = self.row("dropout", 1).test[score]
-        text = matched(interval.mean)
-        if interval.low is not None and interval.high is not None:
-            text += f" [{matched(interval.high)}, {matched(interval.low)}]"
-        return text
-
-    def sentence(self) -> str:
-        """The answer: how many plain networks one dropout network is worth."""
-        dropout, plain = self.row("dropout", 1), self.row("plain", 1)
-        ensemble = self.row("plain", self.headline_size)
-        noise = self.data["label_noise"]
-        wrong = f", {noise:.0%} of them with wrong labels," if noise else ","
-        return (
-            f"On {self.data['name']} with {self.data['train_size']:,} training examples{wrong} one "
-            f"dropout network (weight scaling) is worth {self.worth('nll')} averaged plain "
-            f"networks in NLL and {self.worth('error')} in error, at "
-            f"about {dropout.train_seconds / plain.train_seconds:.1f} times the training time of "
-            f"one: "
-            f"NLL {_number('nll', dropout)} and error {_number('error', dropout)}, beside "
-            f"{_number('nll', plain)} and {_number('error', plain)} of one plain network, "
-            f"{_number('nll', ensemble)} and {_number('error', ensemble)} of the average of "
-            f"{ensemble.ensemble_size}."
-        )
+    @property
+    def table(self) -> list[tuple[Method, Point]]:
+        """The points that tables show."""
+        return [(method, method.point(size)) for method in self.methods for size in method.table]
 
     def to_json(self) -> str:
         """The comparison as JSON; `from_json` reads it back."""
-        return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False)
+        return _adapter().dump_json(self, indent=1).decode() + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Comparison":
-        """What `to_json` wrote."""
-        fields = json.loads(text)
+        """What `to_json` wrote.
 
-        def intervals(scores: dict[str, Any] | None) -> dict[str, Interval] | None:
-            return scores and {name: Interval(**interval) for name, interval in scores.items()}
+        Raises:
+            ValueError: something else, or a part of it.
+        """
+        return _adapter().validate_json(text)
 
-        fields["rows"] = [
-            Row(**{**row, **{part: intervals(row[part]) for part in ("test", "train", "gap")}})
-            for row in fields["rows"]
-        ]
-        fields["curves"] = {name: Curve(**curve) for name, curve in fields["curves"].items()}
-        return cls(**fields)
+    @classmethod
+    def json_schema(cls) -> str:
+        """The JSON Schema of `to_json`, with what each part means."""
+        return json.dumps(_adapter().json_schema(mode="serialization"), indent=1) + "\n"
 
 
-def format_score(score: str, interval: Interval) -> str:
+def _adapter() -> Any:
+    return pydantic.TypeAdapter(Comparison)
+
+
+def format_interval(score: str, interval: Interval, *, unit: bool = False) -> str:
     """A score for people: its mean and, where there is one, half the width of its interval.
 
-    Error and ECE are shown in percent, without a sign for it.
+    Example:
+        >>> format_interval("error", Interval(0.031, 0.03, 0.032, 5))
+        '3.10±0.10'
     """
-    scale, digits = (100, 2) if score in ("error", "ece") else (1, 3)
-    text = f"{interval.mean * scale:.{digits}f}"
-    if interval.high is not None:
-        text += f" ± {(interval.high - interval.mean) * scale:.{digits}f}"
-    return text
-
-
-def _number(score: str, row: Row) -> str:
-    mean = row.test[score].mean
-    return f"{mean:.2%}" if score == "error" else f"{mean:.3f}"
+    how = SCORES[score]
+    text = f"{interval.mean * how.scale:.{how.digits}f}"
+    if interval.low is not None and interval.high is not None:
+        text += f"±{(interval.high - interval.low) / 2 * how.scale:.{how.digits}f}"
+    return f"{text} {how.unit}".rstrip() if unit else text
 
 
 def write_text(path: Path, text: str) -> None:

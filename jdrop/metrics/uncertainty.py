@@ -1,0 +1,103 @@
+"""How unsure predictions are, and what that is good for: detection and selection."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jdrop.annotations import Float
+from jdrop.metrics.scores import Labels, LogProbs, checked
+
+
+@jax.jit
+def entropy(log_probs: LogProbs) -> Float[Array, " batch"]:
+    r"""The entropy of each prediction, $-\sum_c p(c) \log p(c)$, in nats.
+
+    Args:
+        log_probs: `[batch, class]`, normalised.
+
+    Example:
+        >>> [round(float(h), 4) for h in entropy(jnp.log(jnp.array([[0.5, 0.5], [1.0, 0.0]])))]
+        [0.6931, 0.0]
+    """
+    log_probs = log_probs.astype(jnp.promote_types(log_probs.dtype, jnp.float32))
+    probs = jnp.exp(log_probs)
+    return jnp.sum(jnp.where(probs > 0, -probs * log_probs, 0), -1)
+
+
+@jax.jit
+def mutual_information(
+    log_probs: Float[Array, "member batch classes"],
+) -> Float[Array, " batch"]:
+    r"""How much members disagree about each example, in nats.
+
+    $H(\bar p) - \frac{1}{M} \sum_m H(p_m)$; with the arithmetic mean $\bar p$ it is
+    $\frac{1}{M} \sum_m \mathrm{KL}(p_m \| \bar p)$, at least 0 and at most $\log M$: the part of
+    the entropy that more knowledge of the network would remove, where members are networks drawn
+    by what is known.
+
+    Args:
+        log_probs: `[member, batch, class]`, normalised; members are networks, or masks of one.
+
+    Example:
+        >>> log_probs = jnp.log(jnp.array([[[1.0, 0.0]], [[0.0, 1.0]]]))
+        >>> mutual_information(log_probs)
+        Array([0.6931472], dtype=float32)
+
+    Reference:
+        Houlsby et al. 2011, arXiv:1112.5745.
+    """
+    log_probs = log_probs.astype(jnp.promote_types(log_probs.dtype, jnp.float32))
+    average = jax.nn.logsumexp(log_probs, 0) - jnp.log(len(log_probs))
+    return jnp.mean(divergence(log_probs, average[None]), 0)
+
+
+def divergence(log_probs: Array, others: Array) -> Array:
+    """Kullback-Leibler divergence of the last axis, where classes of probability 0 add nothing."""
+    probs = jnp.exp(log_probs)
+    return jnp.sum(jnp.where(probs > 0, probs * (log_probs - others), 0), -1)
+
+
+@jax.jit
+def auroc(negatives: Float[Array, " a"], positives: Float[Array, " b"]) -> Float[Array, ""]:
+    r"""The probability that a positive scores higher than a negative, ties counting one half.
+
+    The area under the receiver operating characteristic. To tell inputs of another distribution
+    from those of the training data: these are the positives, and the score is the entropy.
+
+    Args:
+        negatives: scores of the negatives.
+        positives: scores of the positives.
+
+    Example:
+        >>> float(auroc(jnp.array([0.1, 0.4]), jnp.array([0.4, 0.8])))
+        0.875
+    """
+    ordered = jnp.sort(negatives)
+    below = jnp.searchsorted(ordered, positives, side="left")
+    not_above = jnp.searchsorted(ordered, positives, side="right")
+    return jnp.mean((below + not_above) / (2 * len(negatives)))
+
+
+@jax.jit
+def risk_coverage(log_probs: LogProbs, labels: Labels) -> Float[Array, " batch"]:
+    r"""The error of the `k` most confident predictions, for `k` from 1 to the number of examples.
+
+    Its mean is the AURC of Geifman et al. Examples of equal confidence stand in their given order.
+
+    Args:
+        log_probs: `[batch, class]`, normalised.
+        labels: `[batch]`, integers from 0.
+
+    Example:
+        >>> log_probs = jnp.log(jnp.array([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7]]))
+        >>> [round(float(r), 3) for r in risk_coverage(log_probs, jnp.array([0, 1, 1]))]
+        [0.0, 0.0, 0.333]
+
+    Reference:
+        Geifman, Uziel and El-Yaniv 2018, arXiv:1805.08206.
+    """
+    log_probs, zero_or_nan = checked(log_probs, labels)
+    wrong = jnp.argmax(log_probs, -1) != labels
+    order = jnp.argsort(-jnp.max(log_probs, -1), stable=True)
+    errors = jnp.cumsum(wrong[order])
+    return zero_or_nan + errors / jnp.arange(1, len(labels) + 1)
