@@ -16,8 +16,8 @@ NUM_BINS = 15
 
 
 def scores(
-    members: Array, ood_members: Array | None, labels: Array, weights: np.ndarray
-) -> dict[str, Interval]:
+    members: np.ndarray, ood_members: np.ndarray | None, labels: np.ndarray, weights: np.ndarray
+) -> tuple[dict[str, Interval], dict[str, np.ndarray]]:
     """Calibration, selective prediction and detection of the average of some members.
 
     Args:
@@ -25,83 +25,84 @@ def scores(
         ood_members: the same for inputs of another kind.
         labels: `[example]`.
         weights: `[draw, example]`, see `jdrop.statistics.bootstrap_weights`.
+
+    Returns:
+        By score, its interval; and by name the curves `[replicate, ...]` of reliability
+        ("confidence", "accuracy", "share") and "risk" by coverage.
     """
     ood_weights = None
     if ood_members is not None:
-        ood_weights = jnp.asarray(
-            bootstrap_weights(np.random.default_rng(1), ood_members.shape[2], len(weights))
-        )
-    given = jnp.asarray(weights)
-    found = [
-        _of_replicate(
-            members[index],
-            None if ood_members is None else ood_members[index],
-            labels,
-            given,
-            ood_weights,
-        )
-        for index in range(len(members))
-    ]
-    return {
+        rng = np.random.default_rng(1)
+        ood_weights = bootstrap_weights(rng, ood_members.shape[2], len(weights))
+    found, curves = [], []
+    for index, of_replicate in enumerate(members):
+        pooled, unsure = _average(jnp.asarray(of_replicate))
+        values, of_curves = _of_average(pooled, labels, weights)
+        for name, uncertainty in unsure.items():
+            values[name] = _mean(uncertainty, weights)
+        if ood_members is not None:
+            others = _average(jnp.asarray(ood_members[index]))[1]
+            for name, uncertainty in unsure.items():
+                values[f"auroc_{name}"] = _auroc(uncertainty, others[name], weights, ood_weights)
+        found.append(values)
+        curves.append(of_curves)
+    intervals = {
         name: bootstrap_interval(
-            np.array([float(of_replicate[name][0]) for of_replicate in found]),
-            np.stack([np.asarray(of_replicate[name][1]) for of_replicate in found], 1),
+            np.array([float(values[name][0]) for values in found]),
+            np.stack([np.asarray(values[name][1]) for values in found], 1),
         )
         for name in found[0]
+    }
+    return intervals, {
+        name: np.stack([np.asarray(of_curves[name]) for of_curves in curves]) for name in curves[0]
     }
 
 
 @jax.jit
-def _of_replicate(
-    members: Array,
-    ood_members: Array | None,
-    labels: Array,
-    weights: Array,
-    ood_weights: Array | None,
-) -> dict[str, tuple[Array, Array]]:
-    """By score, its value and its value in each draw."""
+def _average(members: Array) -> tuple[Array, dict[str, Array]]:
+    """The average of members, and how unsure each of its predictions is."""
     log_probs = inference.pool(members)
+    unsure = {"entropy": metrics.entropy(log_probs)}
+    if len(members) > 1:
+        unsure["mutual_information"] = metrics.mutual_information(members)
+    return log_probs, unsure
+
+
+@jax.jit
+def _mean(values: Array, weights: Array) -> tuple[Array, Array]:
+    return values.mean(), weights @ values / len(values)
+
+
+@jax.jit
+def _of_average(
+    log_probs: Array, labels: Array, weights: Array
+) -> tuple[dict[str, tuple[Array, Array]], dict[str, Array]]:
+    """By score, its value and its value in each draw; and by name the curves."""
     confidence = jnp.exp(log_probs.max(-1))
     right = (log_probs.argmax(-1) == labels).astype(confidence.dtype)
-    found = {}
-    for name, binning in (("ece", "equal width"), ("ece_equal_mass", "equal mass")):
-        bins = _bins(confidence, binning)
-        score = metrics.ece(log_probs, labels, num_bins=NUM_BINS, binning=binning)
-        found[name] = score, _ece(bins, confidence, right, weights)
-    found["debiased_ece"] = (
-        metrics.debiased_ece(log_probs, labels, num_bins=NUM_BINS),
-        _debiased_ece(_bins(confidence, "equal mass"), confidence, right, weights),
+    width, mass = (
+        metrics.confidence_bins(confidence, NUM_BINS, binning)
+        for binning in ("equal width", "equal mass")
     )
-    found["aurc"] = (
-        metrics.risk_coverage(log_probs, labels).mean(),
-        _aurc(confidence, right, weights),
-    )
-    uncertainties = {"entropy": metrics.entropy(log_probs)}
-    if len(members) > 1:
-        uncertainties["mutual_information"] = metrics.mutual_information(members)
-    for name, values in uncertainties.items():
-        found[name] = values.mean(), weights @ values / len(values)
-    if ood_members is not None:
-        assert ood_weights is not None
-        others = {"entropy": metrics.entropy(inference.pool(ood_members))}
-        if len(members) > 1:
-            others["mutual_information"] = metrics.mutual_information(ood_members)
-        for name, values in uncertainties.items():
-            found[f"auroc_{name}"] = (
-                metrics.auroc(values, others[name]),
-                _auroc(values, others[name], weights, ood_weights),
-            )
-    return found
-
-
-def _bins(confidence: Array, binning: str) -> Array:
-    """The number of the bin of each example, as `jdrop.metrics.ece` divides them."""
-    if binning == "equal width":
-        edges = jnp.linspace(0, 1, NUM_BINS + 1, dtype=confidence.dtype)[1:-1]
-        return jnp.searchsorted(edges, confidence, side="left")
-    ends = np.cumsum([len(part) for part in np.array_split(np.arange(len(confidence)), NUM_BINS)])
-    rank = jnp.argsort(jnp.argsort(confidence, stable=True))
-    return jnp.searchsorted(jnp.asarray(ends), rank, side="right")
+    risk = metrics.risk_coverage(log_probs, labels)
+    given = {"num_bins": NUM_BINS}
+    found = {
+        "ece": (metrics.ece(log_probs, labels, **given), _ece(width, confidence, right, weights)),
+        "ece_equal_mass": (
+            metrics.ece(log_probs, labels, **given, binning="equal mass"),
+            _ece(mass, confidence, right, weights),
+        ),
+        "debiased_ece": (
+            metrics.debiased_ece(log_probs, labels, **given),
+            _debiased_ece(mass, confidence, right, weights),
+        ),
+        "aurc": (risk.mean(), _aurc(confidence, right, weights)),
+    }
+    curve = metrics.reliability_curve(log_probs, labels, **given)
+    return found, {
+        "risk": risk,
+        **dict(zip(("confidence", "accuracy", "share"), curve, strict=True)),
+    }
 
 
 def _sums(bins: Array, values: Array, weights: Array) -> Array:
@@ -137,7 +138,10 @@ def _aurc(confidence: Array, right: Array, weights: Array) -> Array:
     return jax.lax.map(one, weights)
 
 
-def _auroc(negatives: Array, positives: Array, weights: Array, ood_weights: Array) -> Array:
+@jax.jit
+def _auroc(
+    negatives: Array, positives: Array, weights: Array, ood_weights: Array
+) -> tuple[Array, Array]:
     order = jnp.argsort(negatives)
     ordered = negatives[order]
     below = jnp.searchsorted(ordered, positives, side="left")
@@ -149,4 +153,4 @@ def _auroc(negatives: Array, positives: Array, weights: Array, ood_weights: Arra
         wins = (sums[below] + sums[not_above]) / (2 * len(negatives))
         return (of_positives * wins).sum() / len(positives)
 
-    return jax.lax.map(one, (weights, ood_weights))
+    return metrics.auroc(negatives, positives), jax.lax.map(one, (weights, ood_weights))

@@ -95,7 +95,7 @@ class Dataset:
         return self.num_classes is None
 
     def train_on(self, chosen: np.ndarray) -> "Dataset":
-        """The same with these training examples only, a Boolean for each."""
+        """The same with these training examples only: a Boolean for each, or their numbers."""
         return replace(
             self, train_inputs=self.train_inputs[chosen], train_labels=self.train_labels[chosen]
         )

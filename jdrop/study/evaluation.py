@@ -502,30 +502,21 @@ def _with_profile(
     point: Point, reading: Reading, labels: np.ndarray, weights: np.ndarray | None
 ) -> Point:
     """The point with the scores that are no means over examples: of the first members."""
-    members = jnp.asarray(reading.outputs[:, : point.size])
+    members = reading.outputs[:, : point.size]
     if weights is None:
         return replace(point, scores={**point.scores, **_regression_profile(members, labels)})
-    found = bootstrap.scores(
-        members,
-        None if reading.ood_outputs is None else jnp.asarray(reading.ood_outputs[:, : point.size]),
-        jnp.asarray(labels),
-        weights,
-    )
-    pooled = jax.vmap(inference.pool)(members)
-    confidence, accuracy, share = jax.vmap(metrics.reliability_curve, in_axes=(0, None))(
-        pooled, jnp.asarray(labels)
-    )
-    share = np.asarray(share)
+    others = None
+    if reading.ood_outputs is not None:
+        others = reading.ood_outputs[:, : point.size]
+    found, curves = bootstrap.scores(members, others, labels, weights)
+    share = curves["share"]
     with np.errstate(invalid="ignore"):
-        total = share.sum(0)
         reliability = Reliability(
-            confidence=(np.nansum(share * np.asarray(confidence), 0) / total).tolist(),
-            accuracy=(np.nansum(share * np.asarray(accuracy), 0) / total).tolist(),
+            confidence=(np.nansum(share * curves["confidence"], 0) / share.sum(0)).tolist(),
+            accuracy=(np.nansum(share * curves["accuracy"], 0) / share.sum(0)).tolist(),
             share=share.mean(0).tolist(),
         )
-    risk = np.asarray(
-        jax.lax.map(lambda one: metrics.risk_coverage(one, jnp.asarray(labels)), pooled)
-    ).mean(0)
+    risk = curves["risk"].mean(0)
     at = np.unique(np.linspace(0, len(risk) - 1, 101).round().astype(int))
     return replace(
         point,
@@ -535,10 +526,10 @@ def _with_profile(
     )
 
 
-def _regression_profile(members: Array, targets: np.ndarray) -> dict[str, Interval]:
+def _regression_profile(members: np.ndarray, targets: np.ndarray) -> dict[str, Interval]:
     given = jnp.asarray(targets)
     scores = []
-    for one in members:
+    for one in map(jnp.asarray, members):
         scale = metrics.fit_scale(one, given)
         scores.append(
             {

@@ -30,6 +30,7 @@ from jdrop.study.training import (
     check_finite,
     count_flops,
     example_losses,
+    first_members,
     predict,
 )
 
@@ -71,7 +72,7 @@ class Runner:
         self._adam = optax.adam(settings.learning_rate)
         # Test inputs and those of another kind are read in one pass.
         both = [data.test_inputs] + ([] if data.ood_inputs is None else [data.ood_inputs])
-        self._read_inputs = jnp.concatenate(both)
+        self._read_inputs = jnp.asarray(np.concatenate(both))
 
     def __call__(self) -> None:
         """Trains and reads what is missing."""
@@ -79,6 +80,8 @@ class Runner:
         self._part("data", self._about_data)
         settings = self._settings
         kinds, left_out = trainings(settings, self._model, self._data.train_inputs[:1])
+        missing = [training for training in kinds if self._run.part(training.name) is None]
+        self._train.compile([(training, self._data) for training in missing])
         for training in kinds:
             self._part(training.name, partial(self._kind, training))
         if settings.theory:
@@ -131,10 +134,10 @@ class Runner:
         facts = trained.facts
         arrays |= self._read("", network, variables)
         facts |= self._reading_costs(network, variables)
-        firsts = jax.tree.map(lambda leaf: leaf[:replicates], variables)
+        firsts = first_members(variables, replicates)
         if training.validate:
             # Members of one weight decay stand together; those without any are the first.
-            best = jax.tree.map(lambda leaf: leaf[:replicates], trained.best_variables)
+            best = first_members(trained.best_variables, replicates)
             arrays |= self._read("early_", network, best)
         if training.watch:
             arrays["train_outputs"] = self._outputs(network, variables, self._data.train_inputs)
@@ -184,8 +187,8 @@ class Runner:
 
     def _pass_flops(self, network: Network, variables: Variables, key: Array | None) -> float:
         """Of one example, as the compiler counts those of a hundred."""
-        member = jax.tree.map(lambda leaf: leaf[0], variables)
-        inputs = jnp.zeros((100, *self._read_inputs.shape[1:]), self._read_inputs.dtype)
+        member = jax.tree.map(lambda leaf: np.asarray(leaf)[0], variables)
+        inputs = np.zeros((100, *self._read_inputs.shape[1:]), self._read_inputs.dtype)
         return count_flops(lambda v, x: network(v, x, key), member, inputs) / 100
 
     def _monte_carlo(
@@ -227,24 +230,35 @@ class Runner:
         return dataclasses.asdict(found)
 
     def _overfitting(self) -> Part:
-        """Trains on fewer examples, with dropout and without."""
+        """Trains on fewer examples, with dropout and without, for equally many steps.
+
+        The examples are repeated up to the number of all: so the steps are as many, and the
+        programs the same.
+        """
         settings, data = self._settings, self._data
         arrays: dict[str, np.ndarray] = {}
         least = max(settings.batch_size, 2 * (data.num_classes or 1))
         sizes = [round(share * len(data.train_labels)) for share in TRAIN_SHARES]
         sizes = [size for size in sizes if size >= least]
         networks = {"plain": self._model.plain, "dropout": self._model.dropout}
-        for size, (kind, network) in product(sizes, networks.items()):
-            fewer = data.train_on(subset(data, size, settings.seed))
+        trainings_of = {
+            kind: Training(kind, network, 1, settings.epochs, self._adam)
+            for kind, network in networks.items()
+        }
+        self._train.compile([(training, data) for training in trainings_of.values()])
+        for size, (kind, training) in product(sizes, trainings_of.items()):
+            network = training.network
+            chosen = np.flatnonzero(subset(data, size, settings.seed))
+            fewer = data.train_on(np.resize(chosen, len(data.train_labels)))
             index = 2 * size + (kind == "dropout")
             key = jax.random.fold_in(self._child("overfitting"), index)
-            training = Training(kind, network, 1, settings.epochs, self._adam)
             what = f"{kind} networks on {size} examples"
             variables = self._train(key, training, what, fewer).variables
             prefix = f"{kind}_{size}"
             arrays[f"{prefix}_test"] = self._outputs(network, variables, data.test_inputs)
-            arrays[f"{prefix}_train"] = self._outputs(network, variables, fewer.train_inputs)
-            arrays[f"labels_{size}"] = fewer.train_labels
+            train_outputs = self._outputs(network, variables, fewer.train_inputs)
+            arrays[f"{prefix}_train"] = train_outputs[:, :, :size]
+            arrays[f"labels_{size}"] = data.train_labels[chosen]
         return Part(arrays, {"sizes": sizes})
 
     def _exact(self) -> Part:
@@ -325,11 +339,11 @@ def _without_rate(cell: Mapping[str, float]) -> dict[str, float]:
 def _one_mask_each(variables: Variables, num_masks: int) -> Variables:
     """From those of R Masksembles: R networks with their first mask, R with their second, ..."""
     masks = jax.tree.map(
-        lambda mask: jnp.swapaxes(mask, 0, 1).reshape(-1, *mask.shape[2:]),
+        lambda mask: np.swapaxes(mask, 0, 1).reshape(-1, *mask.shape[2:]),
         variables["fixed masks"],
     )
     repeated = jax.tree.map(
-        lambda leaf: jnp.tile(leaf, (num_masks, *(1,) * (leaf.ndim - 1))),
+        lambda leaf: np.tile(leaf, (num_masks, *(1,) * (leaf.ndim - 1))),
         {name: value for name, value in variables.items() if name != "fixed masks"},
     )
     return {**repeated, "fixed masks": masks}
@@ -344,9 +358,16 @@ def check_model(model: Model, data: Dataset, sweep: Mapping[str, Sequence[float]
             )
     inputs = jnp.asarray(data.train_inputs[:16])
     network = model.dropout
+
+    @jax.jit
+    def outputs_of(key: Array, inputs: Array) -> list[Array]:
+        """Without dropout, and with two masks."""
+        init_key, *keys = jax.random.split(key, 3)
+        variables = network.init(init_key, inputs)
+        return [network(variables, inputs, mask_key) for mask_key in (None, *keys)]
+
     try:
-        variables = network.init(jax.random.key(0), inputs)
-        outputs = network(variables, inputs, None)
+        outputs, *drawn = outputs_of(jax.random.key(0), inputs)
     except (TypeError, ValueError) as error:
         raise ModelError(
             f"the model cannot take inputs of shape {inputs.shape[1:]}: {error}"
@@ -359,8 +380,7 @@ def check_model(model: Model, data: Dataset, sweep: Mapping[str, Sequence[float]
             f"the model must give outputs of shape {' or '.join(map(str, wanted))} for "
             f"{len(inputs)} examples, got {outputs.shape}."
         )
-    drawn = [network(variables, inputs, jax.random.key(seed)) for seed in (1, 2)]
-    if bool((drawn[0] == drawn[1]).all()):
+    if np.array_equal(*drawn):
         raise ModelError(
             "the model draws no mask: two passes with different keys gave the same outputs. Put "
             "jdrop.linen.Dropout or jdrop.nnx.Dropout with a rate above 0 into it, and let its "

@@ -4,9 +4,12 @@ Member `i` of replicate `r` is number `i R + r` of R replicates: more members le
 they are.
 """
 
+import copy
 import dataclasses
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +24,7 @@ from jdrop.network import Network, Variables, network_log_probs
 from jdrop.study.data import Dataset, subset
 from jdrop.study.methods import WEIGHT_DECAYS, Settings, Training
 from jdrop.study.run import Run
-from jdrop.train import LossFn, TrainState, cross_entropy, train_step
+from jdrop.train import TrainState, cross_entropy, train_step
 
 Progress = Callable[[str, int, int], None]
 """`progress(what, done, total)`, called as the work goes on."""
@@ -111,6 +114,15 @@ class Trained:
     facts: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _Programs:
+    """What trains one kind of network on data of one shape, compiled."""
+
+    init: Any
+    fit_epoch: Any
+    facts: dict[str, Any]
+
+
 class Trainer:
     """Trains kinds of networks; equal programs are compiled once.
 
@@ -122,7 +134,17 @@ class Trainer:
 
     def __init__(self, run: Run, settings: Settings, progress: Progress) -> None:
         self._run, self._settings, self._progress = run, settings, progress
-        self._compiled: dict[Any, Any] = {}
+        self._programs: dict[Any, _Programs] = {}
+
+    def compile(self, work: Sequence[tuple[Training, Dataset]]) -> None:
+        """Compiles what trains these kinds on this data, several programs at a time."""
+        missing = {self._which(*one): one for one in work}
+        missing = {which: one for which, one in missing.items() if which not in self._programs}
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            compiled = pool.map(lambda one: self._compile(*one), missing.values())
+            for done, (which, programs) in enumerate(zip(missing, compiled, strict=True), 1):
+                self._programs[which] = programs
+                self._progress("compiling", done, len(missing))
 
     def __call__(
         self,
@@ -145,30 +167,20 @@ class Trainer:
         Raises:
             DivergedError: losses that are not numbers.
         """
+        self.compile([(training, data)])
+        programs = self._programs[self._which(training, data)]
         replicates = self._settings.replicates
         init_key, fit_key = jax.random.split(key)
-        validation = None
-        if training.validate:
-            held_out = subset(data, max(1, len(data.train_labels) // 10), self._settings.seed)
-            validation = jnp.asarray(data.train_inputs[held_out]), data.train_labels[held_out]
-            data = data.train_on(~held_out)
+        data, validation = self._held_out(training, data)
         inputs, labels = jnp.asarray(data.train_inputs), jnp.asarray(data.train_labels)
-        batch_size = min(self._settings.batch_size, len(labels))
-        loss_fn: LossFn = squared_error if data.is_regression else cross_entropy
-        state = ensemble.init_ensemble(
-            init_key,
-            training.network,
-            training.optimizer,
-            inputs[:1],
-            ensemble_size=training.members * replicates,
-            loss_fn=loss_fn,
-        )
+        state = programs.init(init_key, inputs[:1])
         if rate is not None:
             state.variables["rate"] = jnp.full_like(state.variables["rate"], rate)
         if training.validate:
-            decays = jnp.repeat(jnp.asarray(WEIGHT_DECAYS), replicates)
-            state.opt_state.hyperparams["weight_decay"] = decays
-        facts = _costs(state, inputs, labels, batch_size, training.epochs)
+            decays = np.repeat(np.asarray(WEIGHT_DECAYS, np.float32), replicates)
+            state.opt_state.hyperparams["weight_decay"] = jnp.asarray(decays)
+        facts = copy.deepcopy(programs.facts)
+        facts["train_flops"] = facts.pop("epoch_flops") * training.epochs
         done, best = 0, state.variables
         checkpoints = self._run.checkpoints(what.replace(" ", "-"))
         restored = checkpoints.restore({**_arrays(state), "best": best})
@@ -177,27 +189,26 @@ class Trainer:
             best = arrays.pop("best")
             state = dataclasses.replace(state, **arrays)
 
-        fit_epoch = self._compile(fit_key, state, inputs, labels, batch_size)
         interval = max(1, training.epochs // NUM_LOOKS)
         saved = time.perf_counter()
         for epoch in range(done + 1, training.epochs + 1):
             start = time.perf_counter()
             state, losses = jax.block_until_ready(
-                fit_epoch(jax.random.clone(fit_key), state, inputs, labels)
+                programs.fit_epoch(jax.random.clone(fit_key), state, inputs, labels)
             )
             facts["train_seconds"] += time.perf_counter() - start
-            check_finite(~jnp.isfinite(losses).all(1))
+            check_finite(~np.isfinite(np.asarray(losses)).all(1))
             if epoch % interval == 0 or epoch in (1, training.epochs):
                 if training.watch:
                     facts["epochs"].append(epoch)
-                    firsts = jax.tree.map(lambda leaf: leaf[:replicates], state.variables)
-                    facts["train"].append(mean_losses(training.network, firsts, inputs, labels))
+                    network, firsts = training.network, first_members(state.variables, replicates)
+                    facts["train"].append(mean_losses(network, firsts, inputs, labels))
                     facts["test"].append(
-                        mean_losses(training.network, firsts, data.test_inputs, data.test_labels)
+                        mean_losses(network, firsts, data.test_inputs, data.test_labels)
                     )
                 if validation is not None:
                     loss = member_losses(training.network, state.variables, *validation)
-                    best = _where(jnp.asarray(loss) < jnp.asarray(facts["best_loss"]), state, best)
+                    best = _better(loss, facts["best_loss"], state.variables, best)
                     facts["best_loss"] = list(map(min, loss, facts["best_loss"]))
                     facts["last_loss"] = loss
             self._progress(f"training {what}", epoch, training.epochs)
@@ -207,17 +218,54 @@ class Trainer:
         checkpoints.delete()
         return Trained(state.variables, best, facts)
 
-    def _compile(
-        self, key: Array, state: TrainState, inputs: Array, labels: Array, batch_size: int
-    ) -> Any:
-        """One epoch of training."""
-        shapes = (len(state.step), inputs.shape, batch_size)
-        which = (state.network, state.optimizer, shapes)
-        if which not in self._compiled:
-            self._compiled[which] = ensemble.fit_ensemble.lower(
-                key, state, inputs, labels, num_epochs=1, batch_size=batch_size
-            ).compile()
-        return self._compiled[which]
+    def _held_out(
+        self, training: Training, data: Dataset
+    ) -> tuple[Dataset, tuple[np.ndarray, np.ndarray] | None]:
+        """The data to train on, and a tenth of it where the kind wants that for validation."""
+        if not training.validate:
+            return data, None
+        held_out = subset(data, max(1, len(data.train_labels) // 10), self._settings.seed)
+        validation = data.train_inputs[held_out], data.train_labels[held_out]
+        return data.train_on(~held_out), validation
+
+    def _which(self, training: Training, data: Dataset) -> Any:
+        """What a program depends on."""
+        shape = data.train_inputs.shape
+        return training.network, training.optimizer, training.members, shape
+
+    def _compile(self, training: Training, data: Dataset) -> _Programs:
+        data, _ = self._held_out(training, data)
+        batch_size = min(self._settings.batch_size, len(data.train_labels))
+        init = partial(
+            ensemble.init_ensemble,
+            network=training.network,
+            optimizer=training.optimizer,
+            ensemble_size=training.members * self._settings.replicates,
+            loss_fn=squared_error if data.is_regression else cross_entropy,
+        )
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        inputs, labels = _abstract(data.train_inputs), _abstract(data.train_labels)
+        example = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
+        state = jax.eval_shape(lambda key, inputs: init(key, inputs=inputs), key, example)
+        fit_epoch = ensemble.fit_ensemble.lower(
+            key, state, inputs, labels, num_epochs=1, batch_size=batch_size
+        )
+        lowered = jax.jit(lambda key, inputs: init(key, inputs=inputs)).lower(key, example)
+        return _Programs(
+            # It runs once: to optimize it would take longer than to run it.
+            init=lowered.compile(compiler_options={"xla_backend_optimization_level": 0}),
+            fit_epoch=fit_epoch.compile(),
+            facts=_costs(state, inputs, labels, batch_size),
+        )
+
+
+def _abstract(array: np.ndarray) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+
+def first_members(variables: Variables, count: int) -> Variables:
+    """The first members of an ensemble, sliced on the host: nothing to compile."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], variables)
 
 
 def _arrays(state: TrainState) -> dict[str, Any]:
@@ -225,30 +273,44 @@ def _arrays(state: TrainState) -> dict[str, Any]:
     return {"variables": state.variables, "opt_state": state.opt_state, "step": state.step}
 
 
-def _where(better: Array, state: TrainState, best: Variables) -> Variables:
-    def choose(new: Array, old: Array) -> Array:
-        return jnp.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+def _better(
+    loss: Sequence[float], best_loss: Sequence[float], variables: Variables, best: Variables
+) -> Variables:
+    """Of each member the variables with the smaller loss."""
+    better = np.asarray(loss) < np.asarray(best_loss)
 
-    return jax.tree.map(choose, state.variables, best)
+    def choose(new: Array, old: Array) -> np.ndarray:
+        return np.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+    return jax.tree.map(choose, variables, best)
 
 
 def _costs(
-    state: TrainState, inputs: Array, labels: Array, batch_size: int, epochs: int
+    state: TrainState,
+    inputs: jax.ShapeDtypeStruct,
+    labels: jax.ShapeDtypeStruct,
+    batch_size: int,
 ) -> dict[str, Any]:
     """The facts of a training before its first step: of one network, unless said otherwise."""
-    member = jax.tree.map(lambda leaf: leaf[0], state)
-    batch = inputs[:batch_size], labels[:batch_size]
-    step_flops = count_flops(train_step, jax.random.key(0), member, batch)
+    num_networks = state.step.shape[0]
+    member = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), state)
+    batch = tuple(
+        jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype)
+        for array in (inputs, labels)
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    step_flops = count_flops(train_step, key, member, batch)
+    leaves = jax.tree.leaves(member.variables)
     return {
-        "num_networks": len(state.step),
+        "num_networks": num_networks,
         "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(member.variables["params"])),
-        "num_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(member.variables)),
-        "train_flops": step_flops * (len(labels) // batch_size) * epochs,
+        "num_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
+        "epoch_flops": step_flops * (inputs.shape[0] // batch_size),
         "train_seconds": 0.0,  # Of all networks.
         "epochs": [],
         "train": [],
         "test": [],
-        "best_loss": [float("inf")] * len(state.step),
+        "best_loss": [float("inf")] * num_networks,
     }
 
 
