@@ -6,15 +6,17 @@ confident prediction neither underflows nor needs clipping.
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from jdrop import bits
 from jdrop.annotations import Float
+from jdrop.functional import check_rate
 from jdrop.network import ApplyFn, Variables, network_log_probs
 
 
@@ -247,7 +249,7 @@ class Enumerated(NamedTuple):
 
     Attributes:
         arithmetic: log-probabilities of the mean of the probabilities, `[batch, class]`.
-        geometric: those of the normalised geometric mean.
+        geometric: those of the normalised geometric mean, `[batch, class]`.
     """
 
     arithmetic: Array
@@ -265,28 +267,38 @@ def enumerate_masks(
 ) -> Enumerated:
     r"""Averages the predictions of all $2^n$ thinned networks: what Monte-Carlo samples.
 
-    Mask $r$ has the probability $\prod_j (1 - p_j)^{r_j} p_j^{1 - r_j}$. Two gaps tell why weight
-    scaling is not the average that it stands for: weight scaling less the geometric mean is what
-    the non-linearity of the network costs (0 for one linear layer with a softmax), the geometric
-    less the arithmetic mean is what the kind of average does.
+    $$\bar p = \sum_r \pi(r) \, p_r, \quad \tilde p \propto \exp \sum_r \pi(r) \log p_r, \quad
+    \pi(r) = \prod_j q_j^{r_j} (1 - q_j)^{1 - r_j}, \quad q_j = 1 - \mathrm{rate}_j$$
+
+    for the arithmetic and the geometric average, where $r_j$ is 1 if unit $j$ is kept. Each $q$ is
+    the probability that the random bits realise, as in `jdrop.dropout`.
+
+    Two gaps tell why weight scaling is not the average that it stands for. From weight scaling to
+    the geometric average: what weight scaling loses as the network is not linear. It is 0 for
+    linear layers with a softmax, however many, each unit dropped independently. From the geometric
+    to the arithmetic average: what the kind of average changes, for a linear network too.
 
     Args:
         log_probs_fn: normalised log-probabilities `[batch, class]` of the network thinned by masks,
             one Boolean array `[unit]` for each name in `rates`, True where a unit is kept; with
-            what is kept scaled by 1 / (1 - rate), if it is so in training.
-        rates: by name of a dropout layer, the rate of each of its units, `[unit]`, in [0, 1).
+            what is kept divided by `q`, if it is so in training.
+        rates: by name of a dropout layer, the rate of each of its units, `[unit]`, in [0, 1]. Units
+            of rate 0 or 1 have one state and double no work, unless the rates are traced; traced
+            rates out of range give NaN.
         chunk_size: how many thinned networks run at once; it changes memory and speed only.
 
+    Returns:
+        Both averages; float32, or float64 if the log-probabilities were.
+
     Raises:
-        ValueError: more than 24 units in all; rates that are not one for each unit; a chunk size
-            below 1.
+        ValueError: more than 24 units in all that may be kept or dropped; no unit; rates that are
+            not one for each unit, or out of range; a chunk size below 1.
 
     Example:
         >>> import jdrop
         >>> x, kernel = jnp.array([[1.0, 2.0]]), jnp.array([[1.0, -1.0], [0.5, 0.5]])
         >>> def log_probs_fn(masks):
-        ...     kept = jdrop.apply_mask(masks["inputs"][None], x, 0.5)
-        ...     return jax.nn.log_softmax(kept @ kernel)
+        ...     return jax.nn.log_softmax(jdrop.apply_mask(masks["inputs"], x, 0.5) @ kernel)
         >>> average = enumerate_masks(log_probs_fn, {"inputs": jnp.full(2, 0.5)})
         >>> weight_scaling = jax.nn.log_softmax(x @ kernel)
         >>> bool(jnp.allclose(average.geometric, weight_scaling))
@@ -295,57 +307,94 @@ def enumerate_masks(
         False
 
     Reference:
-        Warde-Farley et al. 2014, arXiv:1312.6197, section 4.
+        Warde-Farley et al. 2014, arXiv:1312.6197, sections 4 and 5.
     """
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
-    sizes = {name: jnp.shape(of_units) for name, of_units in rates.items()}
-    for name, shape in sizes.items():
-        if len(shape) != 1:
+    for name, of_units in rates.items():
+        if jnp.ndim(of_units) != 1:
             raise ValueError(
-                f"rates must hold one rate for each unit, [unit], got the shape {shape} for "
-                f"{name!r}; give `jnp.full(units, rate)`."
+                f"rates must hold one rate for each unit, [unit], got the shape "
+                f"{jnp.shape(of_units)} for {name!r}; give `jnp.full(units, rate)`."
             )
-    num_units = sum(shape[0] for shape in sizes.values())
-    if not 1 <= num_units <= MAX_ENUMERATED_UNITS:
+    if sum(jnp.size(of_units) for of_units in rates.values()) == 0:
+        raise ValueError(f"rates must name a unit at least, got {dict(rates)}.")
+    random = [unit for of_units in rates.values() for unit in _random_units(of_units)]
+    num_random = sum(random)
+    if num_random > MAX_ENUMERATED_UNITS:
         raise ValueError(
-            f"rates must name at least 1 unit and at most {MAX_ENUMERATED_UNITS}, whose masks are "
-            f"2^{MAX_ENUMERATED_UNITS}, got {num_units}; sample masks with `monte_carlo`."
+            f"rates must leave at most {MAX_ENUMERATED_UNITS} units to chance, as n units have 2^n "
+            f"masks and each is a forward pass, got {num_random}; sample masks with `monte_carlo`."
         )
-    rate = jnp.concatenate([jnp.asarray(of_units, jnp.float32) for of_units in rates.values()])
-    num_masks = 2**num_units
+    num_masks = 2**num_random
     chunk_size = min(chunk_size, num_masks)
     num_chunks = -(-num_masks // chunk_size)
-    arithmetic, geometric = POOLS["arithmetic"], POOLS["geometric"]
-    ends = np.cumsum([shape[0] for shape in sizes.values()])[:-1]
+    # Averages of averages, as a mean of very many parts would lose the digits of the last ones.
+    chunks_in_row = 2 ** ((num_chunks - 1).bit_length() // 2)
+    num_rows = -(-num_chunks // chunks_in_row)
 
-    def masks_of(kept: Array) -> dict[str, Array]:
-        return dict(zip(rates, jnp.split(kept, ends), strict=True))
+    rate = jnp.concatenate([jnp.asarray(check_rate(of_units)) for of_units in rates.values()])
+    ends = list(accumulate(jnp.size(of_units) for of_units in rates.values()))[:-1]
+    keep_prob = (bits.threshold(rate) / bits.LEVELS)[None]
+    # A unit's place among the random ones is the binary digit that says whether it is kept.
+    places = jnp.array([sum(random[:unit]) for unit in range(len(random))])[None]
+    is_random = jnp.array(random)[None]
 
-    def add_chunk(carry: Any, chunk: Array) -> tuple[Any, None]:
-        of_arithmetic, of_geometric, total = carry
+    def average_chunk(chunk: ArrayLike) -> _Average:
         number = chunk * chunk_size + jnp.arange(chunk_size)
-        kept = (number[:, None] >> jnp.arange(num_units)[None]) % 2 == 1
-        weights = jnp.prod(jnp.where(kept, 1 - rate[None], rate[None]), -1)
-        # The last chunk may reach beyond the last mask.
+        digits = (number[:, None] >> places) % 2 == 1
+        kept = jnp.where(is_random, digits, keep_prob > 0)
+        masks = dict(zip(rates, jnp.split(kept, ends, axis=1), strict=True))
+        log_probs = jax.vmap(log_probs_fn)(masks)
+        log_probs = log_probs.astype(jnp.promote_types(log_probs.dtype, jnp.float32))
+        weights = jnp.prod(jnp.where(kept, keep_prob, 1 - keep_prob).astype(log_probs.dtype), 1)
+        # The last chunks may reach beyond the last mask.
         weights = jnp.where(number < num_masks, weights, 0)
-        log_probs = jax.vmap(lambda one: log_probs_fn(masks_of(one)))(kept)
-        weights = weights.astype(log_probs.dtype)
         weight = weights.sum()
-        shares = (weights / jnp.where(weight > 0, weight, 1))[:, None, None]
-        total = total + weight
-        mean = jax.nn.logsumexp(log_probs, 0, b=shares)
+        shares = weights / jnp.where(weight > 0, weight, 1)
+        shares = jnp.expand_dims(shares, range(1, log_probs.ndim))
+        log_mean = jax.nn.logsumexp(log_probs, 0, b=shares)
         mean_log = jnp.sum(jnp.where(shares > 0, shares * log_probs, 0), 0)
+        return log_mean, mean_log, weight
+
+    def average_row(row: ArrayLike) -> _Average:
+        first = row * chunks_in_row
+        return _average_parts(lambda column: average_chunk(first + column), chunks_in_row, like)
+
+    like = jax.eval_shape(average_chunk, 0)
+    log_mean, mean_log, _ = _average_parts(average_row, num_rows, like)
+    in_range = ((rate >= 0) & (rate <= 1)).all()
+    averages = log_mean, jax.nn.log_softmax(mean_log)
+    return Enumerated(*(jnp.where(in_range, average, jnp.nan) for average in averages))
+
+
+def _random_units(rates: ArrayLike) -> list[bool]:
+    """Which units may be kept and may be dropped; all of those whose rates are not known yet."""
+    if isinstance(rates, jax.core.Tracer):
+        return [True] * jnp.size(rates)
+    thresholds = map(bits.threshold, jax.device_get(rates).tolist())
+    return [bool(0 < threshold < bits.LEVELS) for threshold in thresholds]
+
+
+_Average = tuple[Array, Array, Array]
+"""The log of the mean of the probabilities, the mean of their logs, the sum of the weights."""
+
+
+def _average_parts(part: Callable[[Array], _Average], count: int, like: Any) -> _Average:
+    """The average of `part(0)` to `part(count - 1)`, each of which has the shapes of `like`."""
+    arithmetic, geometric = POOLS["arithmetic"], POOLS["geometric"]
+
+    def add(carry: Any, index: Array) -> tuple[Any, None]:
+        of_arithmetic, of_geometric, total = carry
+        log_mean, mean_log, weight = part(index)
+        total = total + weight
         return (
-            arithmetic.add(of_arithmetic, mean, weight, total),
+            arithmetic.add(of_arithmetic, log_mean, weight, total),
             geometric.add(of_geometric, mean_log, weight, total),
             total,
         ), None
 
-    like = jax.eval_shape(log_probs_fn, masks_of(jnp.ones(num_units, bool)))
-    zeros = jnp.zeros(like.shape, like.dtype)
-    start = arithmetic.start(zeros), geometric.start(zeros), jnp.zeros((), like.dtype)
-    (of_arithmetic, of_geometric, total), _ = jax.lax.scan(add_chunk, start, jnp.arange(num_chunks))
-    return Enumerated(
-        arithmetic.finish(of_arithmetic, total), geometric.finish(of_geometric, total)
-    )
+    log_mean, mean_log, weight = (jnp.zeros(of.shape, of.dtype) for of in like)
+    start = arithmetic.start(log_mean), geometric.start(mean_log), weight
+    (of_arithmetic, mean_log, total), _ = jax.lax.scan(add, start, jnp.arange(count))
+    return arithmetic.finish(of_arithmetic, total), mean_log, total

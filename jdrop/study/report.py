@@ -1,6 +1,8 @@
-"""Puts a comparison where people look: a terminal table, `results.json`, figures, `report.html`."""
+"""Says what a comparison found: the sentence, a table, the report and its files."""
 
+import csv
 import io
+import math
 import re
 from importlib import resources
 from pathlib import Path
@@ -10,109 +12,427 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from jdrop.study import figures
-from jdrop.study.results import SCORES, Comparison, Row, format_score, write_text
-
-SCORE_TITLES = {"error": "test error %", "nll": "test NLL", "brier": "test Brier", "ece": "ECE %"}
-HEADER = ("", *SCORE_TITLES.values(), "gap %", "train s", "passes", "parameters")
-LEGEND = (
-    "a [b, c]: the number for the dropout networks' mean score, and for the ends of its 95 % "
-    "interval; the spread of the averages of plain networks is not in it. ≤1: one plain network "
-    "does as well; >: no average up to all of them does. ±: half the width of the 95 % interval "
-    "over disjoint groups of networks, at fixed data."
+from jdrop.statistics import Equivalence, Equivalent, Interval
+from jdrop.study.figures import FIGURES, costs_known
+from jdrop.study.results import (
+    COSTS,
+    SCORES,
+    Comparison,
+    Method,
+    Point,
+    format_interval,
+    write_text,
 )
-FIGURES = {
-    "networks": (
-        figures.score_against_ensemble_size,
-        "Negative log-likelihood and error on the test examples against the number of plain "
-        "networks averaged; one dropout network as lines across.",
-    ),
-    "learning_curves": (
-        figures.learning_curves,
-        "Error on training and test examples against epochs, for plain and for dropout networks.",
-    ),
-}
+
+PROFILE_SCORES = (
+    "ece",
+    "ece_equal_mass",
+    "debiased_ece",
+    "aurc",
+    "entropy",
+    "mutual_information",
+    "auroc_entropy",
+    "auroc_mutual_information",
+    "rmse",
+    "coverage",
+)
+"""Scores of the second table: those that are no means over examples."""
 
 
-def table_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """The headline rows as text, in the order of `HEADER`."""
-    return [
-        (
-            row.label,
-            *(format_score(score, row.test[score]) for score in SCORES),
-            "n/a" if row.gap is None else format_score("error", row.gap["error"]),
-            f"{row.train_seconds:.1f}",
-            f"{row.passes}",
-            f"{row.parameters:,}",
-        )
-        for row in comparison.headline
-    ]
+def headline(comparison: Comparison) -> tuple[Method, Point]:
+    """What the sentence is about: one dropout network, else the first thing that is not plain."""
+    for method in comparison.methods:
+        if method.name == "dropout":
+            return method, method.points[0]
+    method = next(method for method in comparison.methods if method.name != "plain")
+    return method, method.points[-1]
 
 
-def terminal_table(comparison: Comparison) -> Table:
-    """The headline rows for a terminal of 80 columns: a column for each, a line for each score."""
-    table = Table(
-        title=_title(comparison),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 0, 0, 1),
-        pad_edge=False,
+def sentence(comparison: Comparison) -> str:
+    """The answer: how many networks one dropout network is worth, and at what cost."""
+    method, point = headline(comparison)
+    data = comparison.data
+    what = method.title(point.size)
+    if method.name == "dropout":
+        what = "one dropout network (weight scaling)"
+    size = "" if data["train_size"] is None else f" with {data['train_size']:,} training examples"
+    noise = f", {data['label_noise']:.0%} of them mislabelled," if data["label_noise"] else ""
+    first, *others = comparison.curve_scores
+    text = (
+        f"On {data['name']}{size}{noise} {what} is worth {in_words(point.worth[first])} "
+        f"independently trained networks in {SCORES[first].title}"
     )
-    table.add_column("")
-    rows = table_rows(comparison)
-    for label, *_ in rows:
-        table.add_column(label, justify="right", vertical="bottom", max_width=12)
-    for index, name in enumerate(HEADER[1:], start=1):
-        table.add_row(name, *(row[index].replace(" ± ", "±") for row in rows))
+    if costs_known(comparison):
+        one = comparison.method("plain").points[0].cost
+        training = point.cost.train_flops / one.train_flops
+        inference = point.cost.predict_flops / one.predict_flops
+        text += f", for {training:.1f}x the training and {inference:.1f}x the inference cost of one"
+    also = [f"{in_words(point.worth[score])} in {SCORES[score].title}" for score in others]
+    text += f"; {', '.join(also[:-1])} and {also[-1]}. "
+    return text + verdict_sentence(comparison, point)
+
+
+def in_words(worth: Equivalent) -> str:
+    """An equivalent within a sentence.
+
+    Example:
+        >>> in_words(Equivalent(3.14, 2.4, 4.0, 10))
+        '3.1 [2.4, 4.0]'
+        >>> in_words(Equivalent(math.inf, 2.4, math.inf, 10))
+        'more than 10 [2.4, >10]'
+    """
+    value, interval = str(worth).split(" ", 1)
+    value = value.replace(">", "more than ").replace("≤1", "no more than one")
+    return f"{value} {interval}"
+
+
+def verdict_sentence(comparison: Comparison, point: Point) -> str:
+    """Whether it is enough, by the test of equivalence."""
+    score = comparison.curve_scores[0]
+    test = point.against_ensemble[score]
+    ensemble = comparison.ensemble.size
+    margin = f"{test.margin:g} {SCORES[score].unit}".rstrip()
+    title = SCORES[score].title
+    against = f"the average of all {ensemble}"
+    p_value = f"TOST, p {_p_value(test.p_value)}"
+    return {
+        "equivalent": f"In {title} it is enough: equivalent to {against} within {margin} "
+        f"({p_value}).",
+        "better": f"In {title} it is enough: better than {against} by more than {margin}.",
+        "not worse": f"In {title} it is enough: not worse than {against} by as much as {margin} "
+        "(one-sided test at 5 %), and it may be better by more.",
+        "worse": f"In {title} it is not enough: worse than {against} by more than {margin}.",
+        "undecided": f"Whether it is enough is undecided: in {title} it is not shown to be within "
+        f"{margin} of {against} ({p_value}), nor to be beyond.",
+    }[test.verdict]
+
+
+def _p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
+
+
+def _times(value: float, one: float) -> str:
+    return f"{value / one:.3g}x"
+
+
+TABLE_NOTE = (
+    "±: half the 95 % interval for new trainings and new test examples, at fixed training data. "
+    "worth: how many plain networks must be averaged to score as well, with its 95 % interval; "
+    "≤1: one does, >: none does. Cost: in FLOPs, one plain network is 1x."
+)
+
+
+def terminal(comparison: Comparison) -> Table:
+    """The table of a terminal of 80 columns: methods down, scores across."""
+    first = comparison.curve_scores[0]
+    shown = [s for s in ("error", "nll", "calibrated_nll", "crps", "mse") if _has(comparison, s)]
+    costs = costs_known(comparison)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=TABLE_NOTE, expand=False)
+    table.caption_justify = "left"
+    table.add_column("", overflow="fold")
+    short = {"calibrated_nll": "calib.\nNLL", "error": "error\n%", "nll": "\nNLL"}
+    for score in shown[:3]:
+        table.add_column(short.get(score, SCORES[score].title), justify="right", no_wrap=True)
+    table.add_column(f"worth,\n{SCORES[first].title}", justify="right", no_wrap=True)
+    if costs:
+        table.add_column("train\ncost", justify="right", no_wrap=True)
+        table.add_column("infer.\ncost", justify="right", no_wrap=True)
+    one = comparison.method("plain").points[0].cost
+    for method, point in comparison.table:
+        cells = [format_interval(score, point.scores[score]) for score in shown[:3]]
+        cells.append("" if method.name == "plain" else str(point.worth[first]))
+        if costs:
+            cells.append(_times(point.cost.train_flops, one.train_flops))
+            cells.append(_times(point.cost.predict_flops, one.predict_flops))
+        table.add_row(method.title(point.size), *cells)
     return table
 
 
+def _has(comparison: Comparison, score: str) -> bool:
+    return score in comparison.curve_scores
+
+
+def title(comparison: Comparison) -> str:
+    """Data set and sizes."""
+    data = comparison.data
+    size = "" if data["train_size"] is None else f"{data['train_size']:,} training examples, "
+    noise = f"{data['label_noise']:.0%} of them mislabelled, " if data["label_noise"] else ""
+    return f"{data['name']}: {size}{noise}{data['test_size']:,} test examples"
+
+
+Rows = list[list[str]]
+
+
+def score_table(comparison: Comparison) -> tuple[list[str], Rows]:
+    """Header and rows: the scores of every point of the table, and what it cost."""
+    costs = costs_known(comparison)
+    header = ["method", *(_with_unit(score) for score in comparison.curve_scores)]
+    if costs:
+        header += ["training", "inference", "parameters", "train s"]
+    one = comparison.method("plain").points[0].cost
+    rows = []
+    for method, point in comparison.table:
+        row = [method.title(point.size)]
+        row += [format_interval(score, point.scores[score]) for score in comparison.curve_scores]
+        if costs:
+            row += [
+                _times(point.cost.train_flops, one.train_flops),
+                _times(point.cost.predict_flops, one.predict_flops),
+                f"{point.cost.parameters:,}",
+                f"{point.cost.train_seconds:.2f}",
+            ]
+        rows.append(row)
+    return header, rows
+
+
+def _with_unit(score: str) -> str:
+    how = SCORES[score]
+    return f"{how.title}, {how.unit}" if how.unit else how.title
+
+
+def worth_table(comparison: Comparison) -> tuple[list[str], Rows]:
+    """Header and rows: every method's equivalents, and the verdict in the headline's score."""
+    first = comparison.curve_scores[0]
+    header = ["method", *(SCORES[score].title for score in comparison.curve_scores)]
+    header.append(f"enough? ({SCORES[first].title})")
+    rows = []
+    for method, point in comparison.table:
+        if method.name == "plain":
+            continue
+        worths = [str(point.worth[score]) for score in comparison.curve_scores]
+        rows.append([method.title(point.size), *worths, _verdict(point.against_ensemble[first])])
+    return header, rows
+
+
+def _verdict(test: Equivalence) -> str:
+    return f"{test.verdict} (p {_p_value(test.p_value)})"
+
+
+def profile_table(comparison: Comparison) -> tuple[list[str], Rows]:
+    """Header and rows: calibration, selection, detection."""
+    scores = [
+        score
+        for score in PROFILE_SCORES
+        if any(score in point.scores for _, point in comparison.table)
+    ]
+    rows = []
+    for method, point in comparison.table:
+        found = [
+            format_interval(score, point.scores[score]) if score in point.scores else "n/a"
+            for score in scores
+        ]
+        rows.append([method.title(point.size), *found])
+    return ["method", *(_with_unit(score) for score in scores)], rows
+
+
+def diversity_table(comparison: Comparison) -> tuple[list[str], Rows]:
+    """Header and rows: how the members of averages differ."""
+    found = comparison.diversity
+    if not found:
+        return [], []
+    kinds = list(found[0].ambiguity)
+    numbers = [
+        ("disagreement", "disagreement, %", 100, 2),
+        ("pairwise_kl", "pairwise KL, nats", 1, 4),
+        ("q_statistic", "Q", 1, 3),
+        ("mutual_information", "MI, nats", 1, 4),
+    ]
+    numbers = [entry for entry in numbers if getattr(found[0], entry[0]) is not None]
+    header = ["members", *(name for _, name, _, _ in numbers)]
+    header += [f"{kind}: members - diversity = pool" for kind in kinds]
+    rows = []
+    for one in found:
+        label = comparison.method(one.method).label.format(n=one.size)
+        row = [label]
+        row += [
+            _plain_interval(getattr(one, name), scale, digits) for name, _, scale, digits in numbers
+        ]
+        for kind in kinds:
+            parts = one.ambiguity[kind]
+            row.append(
+                f"{parts.members.mean:.4f} - {parts.diversity.mean:.4f} = {parts.pool.mean:.4f}"
+            )
+        rows.append(row)
+    return header, rows
+
+
+def _plain_interval(interval: Interval, scale: int, digits: int) -> str:
+    text = f"{interval.mean * scale:.{digits}f}"
+    if interval.low is None or interval.high is None or math.isnan(interval.mean):
+        return text
+    return f"{text}±{(interval.high - interval.low) / 2 * scale:.{digits}f}"
+
+
+def reading_help(comparison: Comparison) -> dict[str, str]:
+    """For each figure a sentence or two on what it shows, with its main numbers."""
+    method, point = headline(comparison)
+    first = comparison.curve_scores[0]
+    name = SCORES[first].title
+    ensemble = comparison.ensemble
+    of_ensemble = format_interval(first, ensemble.scores[first], unit=True)
+    of_point = format_interval(first, point.scores[first], unit=True)
+    found = {
+        "Score against cost": f"{name} of {method.title(point.size)} is {of_point}, of the average "
+        f"of {ensemble.size} plain networks {of_ensemble}. Further down is better, further left is "
+        "cheaper; a point below the blue curve does better than an ensemble of the same cost. "
+        "Bands and bars are 95 % intervals.",
+        "What the number means": "Where the blue curve meets the line of a method, read down: so "
+        "many plain networks score as well. The thick part of the line is the 95 % interval of "
+        f"that number; it is {point.worth[first]} in {name}.",
+        "What each method is worth": "How many averaged plain networks each method equals, with "
+        f"95 % intervals. In the grey zone the average of all {ensemble.size} is not enough.",
+        "Score against other costs": f"The same {name} against seconds, parameters and bytes. A "
+        "Monte-Carlo average keeps one network's parameters.",
+        "Learning curves": "Mean of one network in each replicate; dashed on training examples. "
+        "The distance between a solid line and its dashed one is overfitting.",
+        "Why averages are better": "An average's loss is its members' mean loss less their "
+        "diversity. Further left are better members, further up more diverse ones; along a grey "
+        "line the average has the same loss.",
+        "Calibration and selection": "Left: on the diagonal, probabilities are what they say; "
+        "below it they promise too much. Right: the error if only the most confident are answered.",
+        "First-layer features": "Each tile shows the weights into one unit, red positive and blue "
+        "negative, on a scale of its own.",
+        "Where the verdict turns": f"How many plain networks one dropout network is worth in "
+        f"{name}, at every value that was tried; dotted, the largest average.",
+    }
+    curve = comparison.mask_curve
+    if curve is not None:
+        found["How many masks"] = (
+            f"Weight scaling reads the network once. In {name} the average of masks needs "
+            f"{curve.masks_needed[first]} of them to do as well."
+        )
+    if comparison.exact is not None:
+        exact = comparison.exact
+        gaps = [
+            _plain_interval(gap["nll"], 1, 4) for gap in (exact.nonlinearity_gap, exact.pool_gap)
+        ]
+        found["All masks of a small network"] = (
+            f"A network of {exact.num_units} hidden units, averaged over all "
+            f"{exact.num_masks:,} masks. In NLL weight scaling less the geometric mean is "
+            f"{gaps[0]} nats (what the non-linearity costs), the geometric less the arithmetic "
+            f"mean {gaps[1]} nats (what the kind of average costs)."
+        )
+    if comparison.overfitting:
+        score = next(s for s in ("error", "mse") if s in comparison.overfitting[0].gap)
+        gaps_of = {
+            one.networks: format_interval(score, one.gap[score], unit=True)
+            for one in sorted(comparison.overfitting, key=lambda one: one.train_size)
+        }
+        found["Overfitting"] = (
+            "One network trained on fewer examples for as many steps. With all examples the gap "
+            f"between test and training {SCORES[score].title} is {gaps_of['plain']} without "
+            f"dropout and {gaps_of['dropout']} with it."
+        )
+    if comparison.co_adaptation:
+        layers = {
+            kind: list(one.correlation.values()) for kind, one in comparison.co_adaptation.items()
+        }
+        if all(layers.values()):
+            last = {kind: _plain_interval(of[-1], 1, 3) for kind, of in layers.items()}
+            found["Co-adaptation"] = (
+                "Hidden units of the networks, read without dropout. In the last hidden layer the "
+                f"mean absolute correlation of two units is {last['plain']} without dropout and "
+                f"{last['dropout']} with it."
+            )
+    return found
+
+
 def write(comparison: Comparison, out: Path, command: str) -> list[Path]:
-    """Writes `results.json`, the figures and `report.html`, the numbers first.
+    """Writes the report and everything that it is made of into a folder.
 
     Args:
-        comparison: what to write.
-        out: the folder, made if need be.
-        command: the command that made the comparison, for the report.
-
-    Returns:
-        The files written.
+        comparison: what was found.
+        out: the folder; files of the same names are replaced.
+        command: what made it, for the reader who wants to make it again.
 
     Raises:
         OSError: a file could not be written. Those written before it are whole.
     """
     out.mkdir(parents=True, exist_ok=True)
-    written = [out / "results.json"]
-    write_text(written[0], comparison.to_json() + "\n")
+    written = []
+
+    def put(name: str, text: str) -> None:
+        write_text(out / name, text)
+        written.append(out / name)
+
+    put("results.json", comparison.to_json())
+    put("results.schema.json", Comparison.json_schema())
+    put("scores.csv", scores_csv(comparison))
+    help_of = reading_help(comparison)
     images = []
-    for name, (draw, description) in FIGURES.items():
+    for name, draw in FIGURES.items():
         figure = draw(comparison)
-        figure.savefig(out / f"{name}.png", dpi=150)
-        written.append(out / f"{name}.png")
-        images.append({"svg": _inline_svg(figure, name), "description": description})
-    written.append(out / "report.html")
-    write_text(written[-1], _html(comparison, images, command))
+        if figure is None:
+            continue
+        path = out / f"{draw.__name__}.png"
+        partial = path.with_name(path.name + ".partial")
+        figure.savefig(partial, dpi=110, format="png")
+        partial.replace(path)
+        written.append(path)
+        images.append(
+            {
+                "title": name,
+                "file": path.name,
+                "svg": _inline_svg(figure, draw.__name__),
+                "help": help_of[name],
+            }
+        )
+    put("report.md", _render("report.md.jinja", comparison, images, command))
+    put("report.html", _render("report.html.jinja", comparison, images, command))
     return written
 
 
-def _html(comparison: Comparison, images: list[dict[str, str]], command: str) -> str:
-    template = resources.files("jdrop.study").joinpath("report.html.jinja").read_text("utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(template).render(
-        title=_title(comparison),
+def scores_csv(comparison: Comparison) -> str:
+    """Every score of every method at every size, a line each."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(
+        ["method", "size", "unit", "score", "mean", "low", "high", "worth", "worth_low"]
+        + ["worth_high", "verdict", "p_value", *COSTS]
+    )
+    for method in comparison.methods:
+        for point in method.points:
+            for score, interval in point.scores.items():
+                worth, test = point.worth.get(score), point.against_ensemble.get(score)
+                writer.writerow(
+                    [method.name, point.size, method.unit, score]
+                    + [interval.mean, interval.low, interval.high]
+                    + ([worth.value, worth.low, worth.high] if worth else [""] * 3)
+                    + ([test.verdict, test.p_value] if test else [""] * 2)
+                    + [getattr(point.cost, cost) for cost in COSTS]
+                )
+    return buffer.getvalue()
+
+
+def _render(
+    template: str, comparison: Comparison, images: list[dict[str, str]], command: str
+) -> str:
+    text = resources.files("jdrop.study").joinpath(template).read_text("utf-8")
+    environment = jinja2.Environment(
+        autoescape=template.endswith("html.jinja"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    shown = {score for _, point in comparison.table for score in point.scores}
+    tables = {
+        "Scores": score_table(comparison),
+        "Worth in plain networks": worth_table(comparison),
+        "Calibration, selection, detection": profile_table(comparison),
+        "Diversity": diversity_table(comparison),
+    }
+    return environment.from_string(text).render(
+        title=title(comparison),
+        sentence=sentence(comparison),
         comparison=comparison,
-        header=HEADER,
-        rows=table_rows(comparison),
-        ensembles=[_ensemble_row(comparison, row) for row in comparison.rows],
+        tables={name: table for name, table in tables.items() if len(table[0]) > 1},
         images=images,
         command=command,
-        legend=LEGEND,
+        definitions={score: how for score, how in SCORES.items() if score in shown},
+        table_note=TABLE_NOTE,
+        has_costs=costs_known(comparison),
     )
-
-
-def _ensemble_row(comparison: Comparison, row: Row) -> tuple[str, ...]:
-    groups = row.test["nll"].num_replicates
-    return (row.label, *(format_score(score, row.test[score]) for score in SCORES), f"{groups}")
 
 
 def _inline_svg(figure: Figure, name: str) -> str:
@@ -122,12 +442,3 @@ def _inline_svg(figure: Figure, name: str) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     return re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-
-
-def _title(comparison: Comparison) -> str:
-    data = comparison.data
-    noise = f", {data['label_noise']:.0%} wrong labels" if data["label_noise"] else ""
-    return (
-        f"{data['name']}: {data['train_size']:,} training examples{noise}, "
-        f"{data['test_size']:,} test examples"
-    )
