@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pydantic
 from jax import Array
+from jax.typing import ArrayLike
 
 from jdrop import inference, metrics
 from jdrop.statistics import (
@@ -48,7 +49,11 @@ from jdrop.study.tables import Predictions
 DEFAULT_MARGINS = {"nll": 0.01, "calibrated_nll": 0.01, "brier": 0.005, "error": 0.005}
 """Differences that are held to be none, in classification."""
 
+AMBIGUITIES = ("arithmetic NLL", "geometric NLL", "arithmetic Brier", "MSE")
+
 NUM_DRAWS = 1000  # Of the bootstrap.
+
+PADDING = 10  # Of members to equal shapes: few programs to compile.
 
 NUM_HALVINGS = 5  # For calibration, as Ashukha et al. 2020.
 
@@ -126,14 +131,21 @@ class Reading:
     sizes: tuple[int, ...]
 
 
-@partial(jax.jit, static_argnames="num_orders")
+@jax.jit
 def _classification_losses(
-    key: Array, log_probs: Array, labels: Array, calibrate: Array, *, num_orders: int
+    key: Array,
+    log_probs: Array,
+    labels: Array,
+    calibrate: Array,
+    num_members: ArrayLike,
+    num_orders: ArrayLike,
 ) -> dict[str, Array]:
-    """Losses `[size, example]` of averages of members, each size a mean over orders of them."""
+    """Losses `[size, example]` of averages of members, each size a mean over orders of them.
+
+    Members from `num_members` on are there to make shapes equal; so are the sizes beyond.
+    """
     pool = inference.POOLS["arithmetic"]
-    num_members = len(log_probs)
-    sizes = jnp.arange(1, num_members + 1)
+    sizes = jnp.arange(1, len(log_probs) + 1)
 
     def add_one(carry: Any, step: tuple[Array, Array, Array]) -> tuple[Any, dict[str, Array]]:
         member, size, calibrated = step
@@ -150,13 +162,19 @@ def _classification_losses(
         )
         return carry, losses
 
-    def order(start: Array) -> dict[str, Array]:
+    def order(number: Array) -> dict[str, Array]:
+        start = number * num_members // num_orders
         # Neighbours on a circle of all members: each is in equally many averages of a size.
         members = (start + sizes - 1) % num_members
         return jax.lax.scan(add_one, pool.start(log_probs[0]), (members, sizes, calibrate))[1]
 
-    starts = jnp.arange(num_orders) * num_members // num_orders
-    return jax.tree.map(lambda values: values.mean(0), jax.lax.map(order, starts))
+    sums = jax.lax.fori_loop(
+        0,
+        num_orders,
+        lambda number, sums: jax.tree.map(jnp.add, sums, order(number)),
+        jax.tree.map(jnp.zeros_like, jax.eval_shape(order, 0)),
+    )
+    return jax.tree.map(lambda values: values / num_orders, sums)
 
 
 @partial(jax.jit, static_argnames="size")
@@ -214,9 +232,11 @@ def losses_by_size(reading: Reading, labels: np.ndarray) -> dict[str, np.ndarray
             ]
             found.append(jax.tree.map(lambda *values: np.stack(values), *sizes))
         else:
-            calibrate = np.isin(np.arange(1, num_members + 1), reading.sizes)
+            padded = -(-num_members // PADDING) * PADDING
+            calibrate = np.isin(np.arange(1, padded + 1), reading.sizes)
+            members = np.resize(outputs, (padded, *outputs.shape[1:]))
             losses = _classification_losses(
-                jax.random.clone(key), members, given, calibrate, num_orders=num_orders
+                jax.random.clone(key), members, given, calibrate, num_members, num_orders
             )
             at = np.asarray(reading.sizes) - 1
             found.append({name: np.asarray(values)[at] for name, values in losses.items()})
@@ -476,6 +496,7 @@ def _methods(
                 size=size,
                 cost=_cost_of_size(reading, size),
                 scores={name: crossed_interval(of_size[name]) for name in names},
+                over_seeds={name: mean_interval(list(of_size[name].mean(1))) for name in names},
                 worth={name: curves[name].equivalent(of_size[name]) for name in names},
                 against_ensemble={
                     name: equivalence_test(of_size[name] - largest[name], margins[name])
@@ -556,10 +577,7 @@ def _diversity_values(members: Array, labels: Array, *, regression: bool) -> dic
         "pairwise_kl": metrics.pairwise_kl(members),
         "q_statistic": metrics.q_statistic(members, labels),
         "mutual_information": metrics.mutual_information(members).mean(),
-        **{
-            kind: metrics.ambiguity(members, labels, kind)
-            for kind in ("arithmetic NLL", "geometric NLL", "arithmetic Brier")
-        },
+        **{kind: metrics.ambiguity(members, labels, kind) for kind in AMBIGUITIES[:3]},
     }
 
 
@@ -580,9 +598,7 @@ def _diversity(reading: Reading, size: int, labels: np.ndarray) -> Diversity:
         method=reading.name,
         size=size,
         **{name: intervals.get(name) for name in numbers},
-        ambiguity={
-            kind: Ambiguity(*parts) for kind, parts in intervals.items() if kind not in numbers
-        },
+        ambiguity={kind: Ambiguity(*intervals[kind]) for kind in AMBIGUITIES if kind in intervals},
     )
 
 
@@ -618,7 +634,7 @@ def _exact(part: Part | None, labels: np.ndarray) -> Exact | None:
     """Weight scaling, and the two averages over all masks."""
     if part is None:
         return None
-    given = jnp.asarray(labels)
+    given = jnp.asarray(labels[: part.arrays["geometric"].shape[1]])
     log_probs = {
         name: jnp.asarray(part.arrays[name])
         for name in ("weight_scaling", "geometric", "arithmetic")
@@ -717,7 +733,7 @@ def _learning_curves(run: Run, scale: float) -> dict[str, LearningCurve]:
         def column(part: str, name: str, facts: Any = facts, unit: Any = unit) -> list[float]:
             return [values[name] * unit.get(name, 1) for values in facts[part]]
 
-        names = list(facts["train"][0])
+        names = [name for name in ("nll", "error", "mse") if name in facts["train"][0]]
         curves[kind] = LearningCurve(
             epochs=facts["epochs"],
             train={name: column("train", name) for name in names},

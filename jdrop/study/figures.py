@@ -110,7 +110,7 @@ def _cost_panel(axes: Axes, comparison: Comparison, score: str, cost: str) -> No
         colour, marker = _style(method.name)
         points = method.points if method.name in CURVES else method.points[-1:]
         x = np.array([getattr(point.cost, cost) for point in points])
-        mean, low, high = np.array([_scaled(score, point.scores[score]) for point in points]).T
+        mean, low, high = np.array([_scaled(score, point.over_seeds[score]) for point in points]).T
         name = method.title(points[-1].size)
         if len(points) > 1 and len({*x}) > 1:
             counted = f"1 to {points[-1].size}"
@@ -132,6 +132,7 @@ def _cost_panel(axes: Axes, comparison: Comparison, score: str, cost: str) -> No
             label=name,
         )
     axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     _finish(axes)
 
 
@@ -145,7 +146,7 @@ def score_against_size(comparison: Comparison) -> Figure | None:
     for axes, score in zip(grid.flat, scores, strict=False):
         sizes = [point.size for point in plain.points]
         mean, low, high = np.array(
-            [_scaled(score, point.scores[score]) for point in plain.points]
+            [_scaled(score, point.over_seeds[score]) for point in plain.points]
         ).T
         colour, marker = _style("plain")
         axes.fill_between(sizes, low, high, color=colour, alpha=0.15, lw=0)
@@ -153,7 +154,7 @@ def score_against_size(comparison: Comparison) -> Figure | None:
         for method in others:
             point = method.points[-1] if method.unit == "masks" else method.points[0]
             colour, marker = _style(method.name)
-            mean_of, _, _ = _scaled(score, point.scores[score])
+            mean_of, _, _ = _scaled(score, point.over_seeds[score])
             style = "--" if method.unit == "masks" else "-"
             worth = point.worth[score]
             label = f"{method.title(point.size)}: {worth}"
@@ -227,6 +228,7 @@ def mask_curve(comparison: Comparison) -> Figure | None:
             label=f"weight scaling; masks needed: {curve.masks_needed[score]}",
         )
         axes.set_xscale("log")
+        axes.set_xticks([t for t in (1, 2, 5, 10, 20, 50, 100, 1000) if t <= curve.num_masks[-1]])
         axes.set_xlabel("masks averaged")
         axes.set_ylabel(f"test {_label(score)}")
         axes.legend(frameon=False, fontsize=9)

@@ -112,44 +112,49 @@ def _p_value(value: float) -> str:
 
 
 def _times(value: float, one: float) -> str:
-    return f"{value / one:.3g}x"
+    times = value / one
+    return f"{times:.0f}" if times >= 9.95 else f"{times:.1f}"
 
 
-TABLE_NOTE = (
-    "±: half the 95 % interval for new trainings and new test examples, at fixed training data. "
-    "worth: how many plain networks must be averaged to score as well, with its 95 % interval; "
-    "≤1: one does, >: none does. Cost: in FLOPs, one plain network is 1x."
+TERMINAL_NOTE = (
+    "worth: how many plain networks must be averaged to score as well, with its 95 % interval for "
+    "new trainings and new test examples; ≤1: one does, >: all are too few. enough?: as good as "
+    "all of them within the margin? Cost: FLOPs of training and of a prediction, one plain network "
+    "is 1."
 )
 
 
 def terminal(comparison: Comparison) -> Table:
     """The table of a terminal of 80 columns: methods down, scores across."""
     first = comparison.curve_scores[0]
-    shown = [s for s in ("error", "nll", "calibrated_nll", "crps", "mse") if _has(comparison, s)]
+    wanted = ("error", "nll", "calibrated_nll", "crps", "mse")
+    shown = [score for score in wanted if score in comparison.curve_scores]
     costs = costs_known(comparison)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=TABLE_NOTE, expand=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=TERMINAL_NOTE)
     table.caption_justify = "left"
-    table.add_column("", overflow="fold")
+    table.add_column("")
     short = {"calibrated_nll": "calib.\nNLL", "error": "error\n%", "nll": "\nNLL"}
-    for score in shown[:3]:
+    for score in shown:
         table.add_column(short.get(score, SCORES[score].title), justify="right", no_wrap=True)
     table.add_column(f"worth,\n{SCORES[first].title}", justify="right", no_wrap=True)
+    table.add_column("\nenough?", no_wrap=True)
     if costs:
-        table.add_column("train\ncost", justify="right", no_wrap=True)
-        table.add_column("infer.\ncost", justify="right", no_wrap=True)
+        table.add_column("cost\ntrain", justify="right", no_wrap=True)
+        table.add_column("\npredict", justify="right", no_wrap=True)
     one = comparison.method("plain").points[0].cost
     for method, point in comparison.table:
-        cells = [format_interval(score, point.scores[score]) for score in shown[:3]]
-        cells.append("" if method.name == "plain" else str(point.worth[first]))
+        cells = [
+            f"{point.scores[score].mean * SCORES[score].scale:.{SCORES[score].digits}f}"
+            for score in shown
+        ]
+        cells += ["", ""]
+        if method.name != "plain":
+            cells[-2:] = str(point.worth[first]), point.against_ensemble[first].verdict
         if costs:
             cells.append(_times(point.cost.train_flops, one.train_flops))
             cells.append(_times(point.cost.predict_flops, one.predict_flops))
         table.add_row(method.title(point.size), *cells)
     return table
-
-
-def _has(comparison: Comparison, score: str) -> bool:
-    return score in comparison.curve_scores
 
 
 def title(comparison: Comparison) -> str:
@@ -168,12 +173,14 @@ def score_table(comparison: Comparison) -> tuple[list[str], Rows]:
     costs = costs_known(comparison)
     header = ["method", *(_with_unit(score) for score in comparison.curve_scores)]
     if costs:
-        header += ["training", "inference", "parameters", "train s"]
+        header += ["training FLOPs", "prediction FLOPs", "parameters", "train s"]
     one = comparison.method("plain").points[0].cost
     rows = []
     for method, point in comparison.table:
         row = [method.title(point.size)]
-        row += [format_interval(score, point.scores[score]) for score in comparison.curve_scores]
+        row += [
+            format_interval(score, point.over_seeds[score]) for score in comparison.curve_scores
+        ]
         if costs:
             row += [
                 _times(point.cost.train_flops, one.train_flops),
@@ -194,7 +201,7 @@ def worth_table(comparison: Comparison) -> tuple[list[str], Rows]:
     """Header and rows: every method's equivalents, and the verdict in the headline's score."""
     first = comparison.curve_scores[0]
     header = ["method", *(SCORES[score].title for score in comparison.curve_scores)]
-    header.append(f"enough? ({SCORES[first].title})")
+    header.append(f"{SCORES[first].title} less that of all: enough?")
     rows = []
     for method, point in comparison.table:
         if method.name == "plain":
@@ -205,7 +212,20 @@ def worth_table(comparison: Comparison) -> tuple[list[str], Rows]:
 
 
 def _verdict(test: Equivalence) -> str:
-    return f"{test.verdict} (p {_p_value(test.p_value)})"
+    low, high = test.difference.low, test.difference.high
+    return f"{test.difference.mean:+.3f} [{low:+.3f}, {high:+.3f}]: {test.verdict}"
+
+
+def table_note(comparison: Comparison) -> str:
+    """What ± is, and what it leaves out."""
+    first = comparison.curve_scores[0]
+    point = comparison.method("plain").points[0]
+    return (
+        "±: half the 95 % interval for new trainings, on these test examples. New test examples "
+        "would move all methods together: with them one plain network has "
+        f"{format_interval(first, point.scores[first], unit=True)} in {SCORES[first].title}. FLOPs "
+        "are multiples of one plain network's."
+    )
 
 
 def profile_table(comparison: Comparison) -> tuple[list[str], Rows]:
@@ -269,13 +289,13 @@ def reading_help(comparison: Comparison) -> dict[str, str]:
     first = comparison.curve_scores[0]
     name = SCORES[first].title
     ensemble = comparison.ensemble
-    of_ensemble = format_interval(first, ensemble.scores[first], unit=True)
-    of_point = format_interval(first, point.scores[first], unit=True)
+    of_ensemble = format_interval(first, ensemble.over_seeds[first], unit=True)
+    of_point = format_interval(first, point.over_seeds[first], unit=True)
     found = {
         "Score against cost": f"{name} of {method.title(point.size)} is {of_point}, of the average "
         f"of {ensemble.size} plain networks {of_ensemble}. Further down is better, further left is "
         "cheaper; a point below the blue curve does better than an ensemble of the same cost. "
-        "Bands and bars are 95 % intervals.",
+        "Bands and bars are 95 % intervals for new trainings on these test examples.",
         "What the number means": "Where the blue curve meets the line of a method, read down: so "
         "many plain networks score as well. The thick part of the line is the 95 % interval of "
         f"that number; it is {point.worth[first]} in {name}.",
@@ -387,8 +407,11 @@ def scores_csv(comparison: Comparison) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(
-        ["method", "size", "unit", "score", "mean", "low", "high", "worth", "worth_low"]
-        + ["worth_high", "verdict", "p_value", *COSTS]
+        [
+            *("method", "size", "unit", "score", "mean", "low", "high"),
+            *("worth", "worth_low", "worth_high", "verdict", "p_value"),
+            *COSTS,
+        ]
     )
     for method in comparison.methods:
         for point in method.points:
@@ -430,7 +453,7 @@ def _render(
         images=images,
         command=command,
         definitions={score: how for score, how in SCORES.items() if score in shown},
-        table_note=TABLE_NOTE,
+        table_note=table_note(comparison),
         has_costs=costs_known(comparison),
     )
 

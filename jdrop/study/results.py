@@ -164,8 +164,10 @@ class Point:
     Attributes:
         size: how many networks or masks were averaged.
         cost: of one prediction by them.
-        scores: by name, the mean over replicates and test examples, with the 95 % interval that
-            new replicates and new examples would give.
+        scores: by name, the mean over replicates and test examples, with the 95 % interval for new
+            trainings and new test examples.
+        over_seeds: by name, the same means with the interval for new trainings on these test
+            examples, whose luck is common to all methods.
         worth: by name, the number of averaged plain networks that score as well.
         against_ensemble: by name, the test of equivalence with the largest average of plain
             networks.
@@ -176,6 +178,7 @@ class Point:
     size: int
     cost: Cost
     scores: dict[str, Interval]
+    over_seeds: dict[str, Interval]
     worth: dict[str, Equivalent]
     against_ensemble: dict[str, Equivalence]
     reliability: Reliability | None = None
@@ -278,7 +281,7 @@ class Exact:
     """A small dropout network of which every mask was enumerated.
 
     Attributes:
-        num_units: hidden units that may be dropped.
+        num_units: hidden units that may be dropped, in two layers.
         num_masks: 2 to the power of `num_units`.
         weight_scaling: by score.
         geometric: the normalised geometric mean over all masks, by score.

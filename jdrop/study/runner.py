@@ -34,8 +34,9 @@ from jdrop.study.training import (
     predict,
 )
 
-NUM_ENUMERATED_UNITS = 10
+ENUMERATED_UNITS = (6, 6)  # Two layers: of one, weight scaling is exactly the geometric mean.
 ENUMERATED_RATE = 0.5
+MAX_ENUMERATED_EXAMPLES = 2000
 
 TRAIN_SHARES = (0.125, 0.25, 0.5)
 """Of the training examples, at which overfitting is looked at, beside all of them."""
@@ -266,11 +267,15 @@ class Runner:
         data = self._data
         num_classes = data.num_classes
         assert num_classes is not None
-        model = Model(lambda: MLP((NUM_ENUMERATED_UNITS,), num_classes, ENUMERATED_RATE))
+        model = Model(lambda: MLP(ENUMERATED_UNITS, num_classes, ENUMERATED_RATE))
         training = Training("exact", model.dropout, 1, self._settings.epochs, self._adam)
         what = "small networks to enumerate"
         variables = self._train(self._child("exact"), training, what, data).variables
-        inputs = jnp.asarray(data.test_inputs)
+        inputs = jnp.asarray(data.test_inputs[:MAX_ENUMERATED_EXAMPLES])
+        rates = {
+            f"Dropout_{layer}": np.full(units, ENUMERATED_RATE)
+            for layer, units in enumerate(ENUMERATED_UNITS)
+        }
 
         @jax.jit
         def enumerated(variables: Variables) -> inference.Enumerated:
@@ -280,7 +285,6 @@ class Runner:
                 )
                 return network_log_probs(None, thinned, variables, inputs)
 
-            rates = {"Dropout_0": np.full(NUM_ENUMERATED_UNITS, ENUMERATED_RATE)}
             return inference.enumerate_masks(log_probs, rates)
 
         averages = jax.lax.map(enumerated, variables)
@@ -289,7 +293,8 @@ class Runner:
             "geometric": averages.geometric,
             "arithmetic": averages.arithmetic,
         }
-        facts = {"num_units": NUM_ENUMERATED_UNITS, "num_masks": 2**NUM_ENUMERATED_UNITS}
+        num_units = sum(ENUMERATED_UNITS)
+        facts = {"num_units": num_units, "num_masks": 2**num_units}
         return Part({name: np.asarray(array) for name, array in arrays.items()}, facts)
 
     def _sweeping(self) -> Part:

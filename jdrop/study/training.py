@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jdrop import ensemble, metrics
 from jdrop.network import Network, Variables, network_log_probs
@@ -175,18 +176,26 @@ class Trainer:
         inputs, labels = jnp.asarray(data.train_inputs), jnp.asarray(data.train_labels)
         state = programs.init(init_key, inputs[:1])
         if rate is not None:
-            state.variables["rate"] = jnp.full_like(state.variables["rate"], rate)
+            rates = np.full(state.step.shape, rate, np.float32)
+            state.variables["rate"] = jax.device_put(rates, state.step.sharding)
         if training.validate:
-            decays = np.repeat(np.asarray(WEIGHT_DECAYS, np.float32), replicates)
-            state.opt_state.hyperparams["weight_decay"] = jnp.asarray(decays)
+            decays = np.resize(np.repeat(np.asarray(WEIGHT_DECAYS), replicates), state.step.shape)
+            decays = jax.device_put(decays.astype(np.float32), state.step.sharding)
+            state.opt_state.hyperparams["weight_decay"] = decays
         facts = copy.deepcopy(programs.facts)
         facts["train_flops"] = facts.pop("epoch_flops") * training.epochs
-        done, best = 0, state.variables
+        count = training.members * replicates
+        facts["num_networks"] = count
+        facts["best_loss"] = [float("inf")] * count
+        done, best = 0, first_members(state.variables, count)
         checkpoints = self._run.checkpoints(what.replace(" ", "-"))
         restored = checkpoints.restore({**_arrays(state), "best": best})
         if restored is not None:
             done, arrays, facts = restored
             best = arrays.pop("best")
+            arrays = jax.tree.map(
+                lambda new, old: jax.device_put(new, old.sharding), arrays, _arrays(state)
+            )
             state = dataclasses.replace(state, **arrays)
 
         interval = max(1, training.epochs // NUM_LOOKS)
@@ -197,7 +206,7 @@ class Trainer:
                 programs.fit_epoch(jax.random.clone(fit_key), state, inputs, labels)
             )
             facts["train_seconds"] += time.perf_counter() - start
-            check_finite(~np.isfinite(np.asarray(losses)).all(1))
+            check_finite(~np.isfinite(np.asarray(losses)[:count]).all(1))
             if epoch % interval == 0 or epoch in (1, training.epochs):
                 if training.watch:
                     facts["epochs"].append(epoch)
@@ -207,8 +216,9 @@ class Trainer:
                         mean_losses(network, firsts, data.test_inputs, data.test_labels)
                     )
                 if validation is not None:
-                    loss = member_losses(training.network, state.variables, *validation)
-                    best = _better(loss, facts["best_loss"], state.variables, best)
+                    members = first_members(state.variables, count)
+                    loss = member_losses(training.network, members, *validation)
+                    best = _better(loss, facts["best_loss"], members, best)
                     facts["best_loss"] = list(map(min, loss, facts["best_loss"]))
                     facts["last_loss"] = loss
             self._progress(f"training {what}", epoch, training.epochs)
@@ -216,7 +226,7 @@ class Trainer:
                 checkpoints.save(epoch, {**_arrays(state), "best": best}, facts)
                 saved = time.perf_counter()
         checkpoints.delete()
-        return Trained(state.variables, best, facts)
+        return Trained(first_members(state.variables, count), best, facts)
 
     def _held_out(
         self, training: Training, data: Dataset
@@ -236,31 +246,42 @@ class Trainer:
     def _compile(self, training: Training, data: Dataset) -> _Programs:
         data, _ = self._held_out(training, data)
         batch_size = min(self._settings.batch_size, len(data.train_labels))
+        count = training.members * self._settings.replicates
+        devices = jax.devices()[:count]
         init = partial(
             ensemble.init_ensemble,
             network=training.network,
             optimizer=training.optimizer,
-            ensemble_size=training.members * self._settings.replicates,
+            # Devices get equally many members; those too many are left out of all that follows.
+            ensemble_size=-(-count // len(devices)) * len(devices),
             loss_fn=squared_error if data.is_regression else cross_entropy,
         )
+        on_members = NamedSharding(Mesh(np.array(devices), "member"), PartitionSpec("member"))
+        everywhere = NamedSharding(on_members.mesh, PartitionSpec())
         key = jax.eval_shape(lambda: jax.random.key(0))
-        inputs, labels = _abstract(data.train_inputs), _abstract(data.train_labels)
-        example = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
+        inputs = _abstract(data.train_inputs, everywhere)
+        labels = _abstract(data.train_labels, everywhere)
+        example = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype, sharding=everywhere)
+        lowered = jax.jit(
+            lambda key, inputs: init(key, inputs=inputs), out_shardings=on_members
+        ).lower(key, example)
         state = jax.eval_shape(lambda key, inputs: init(key, inputs=inputs), key, example)
-        fit_epoch = ensemble.fit_ensemble.lower(
-            key, state, inputs, labels, num_epochs=1, batch_size=batch_size
-        )
-        lowered = jax.jit(lambda key, inputs: init(key, inputs=inputs)).lower(key, example)
+        facts = _costs(state, inputs, labels, batch_size)
+        state = jax.tree.map(lambda leaf: _abstract(leaf, on_members), state)
+        fit_epoch = jax.jit(
+            partial(ensemble.fit_ensemble, num_epochs=1, batch_size=batch_size),
+            out_shardings=(on_members, on_members),
+        ).lower(key, state, inputs, labels)
         return _Programs(
             # It runs once: to optimize it would take longer than to run it.
             init=lowered.compile(compiler_options={"xla_backend_optimization_level": 0}),
             fit_epoch=fit_epoch.compile(),
-            facts=_costs(state, inputs, labels, batch_size),
+            facts=facts,
         )
 
 
-def _abstract(array: np.ndarray) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(array.shape, array.dtype)
+def _abstract(array: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
 
 def first_members(variables: Variables, count: int) -> Variables:
@@ -292,7 +313,6 @@ def _costs(
     batch_size: int,
 ) -> dict[str, Any]:
     """The facts of a training before its first step: of one network, unless said otherwise."""
-    num_networks = state.step.shape[0]
     member = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), state)
     batch = tuple(
         jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype)
@@ -302,7 +322,6 @@ def _costs(
     step_flops = count_flops(train_step, key, member, batch)
     leaves = jax.tree.leaves(member.variables)
     return {
-        "num_networks": num_networks,
         "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(member.variables["params"])),
         "num_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
         "epoch_flops": step_flops * (inputs.shape[0] // batch_size),
@@ -310,7 +329,6 @@ def _costs(
         "epochs": [],
         "train": [],
         "test": [],
-        "best_loss": [float("inf")] * num_networks,
     }
 
 
