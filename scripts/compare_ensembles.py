@@ -8,6 +8,7 @@ again without training.
 
 import importlib
 import math
+import os
 import shlex
 import sys
 import tempfile
@@ -18,16 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import click
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jdrop.study import evaluation, report, tables
-from jdrop.study.comparison import about, run_comparison
+from jdrop.study.comparison import about, default_folder, run_comparison
 from jdrop.study.data import DATASETS, DataError, Dataset, load
 from jdrop.study.methods import MLP, Model, ModelError, Settings
 from jdrop.study.results import Comparison
 from jdrop.study.run import Run, RunError
-from jdrop.study.runner import DivergedError
+from jdrop.study.training import DivergedError
 
 DEFAULTS = Settings()
 
@@ -245,6 +247,8 @@ def main(
     """Runs the comparison and shows what it found."""
     if context.invoked_subcommand is not None:
         return
+    # Each core is a device, so that members train on all of them.
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
     console = Console(width=None if sys.stdout.isatty() else 80)
     given = {name: values[0] for name, values in margins}
     try:
@@ -316,7 +320,7 @@ def train(
     sweep = dict(options["sweep"])
     if out is None:
         identity = about(settings, model, data, described, sweep)
-        out = Path("comparison") / report.folder_name(identity)
+        out = default_folder(identity)
     # Before hours of work, not after them.
     out.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=out).close()

@@ -16,8 +16,9 @@ from jdrop.study.evaluation import evaluate
 from jdrop.study.methods import Model, Settings
 from jdrop.study.results import Comparison
 from jdrop.study.run import Run, fingerprint
-from jdrop.study.runner import Progress, Runner
+from jdrop.study.runner import Runner
 from jdrop.study.tables import from_arrays
+from jdrop.study.training import Progress
 
 
 def compare(
@@ -63,7 +64,7 @@ def compare(
 
     Raises:
         ValueError: a model, examples, labels or settings that do not fit; the message says which.
-        jdrop.study.runner.DivergedError: networks whose predictions are not numbers.
+        jdrop.study.training.DivergedError: networks whose predictions are not numbers.
         OSError: `out` cannot be written.
 
     Example:
@@ -85,6 +86,12 @@ def compare(
         3
     """
     data = from_arrays(name, inputs, labels, test_inputs, test_labels, ood_inputs)
+    unknown = set(settings) - {field.name for field in dataclasses.fields(Settings)}
+    if unknown:
+        raise ValueError(
+            f"settings must be of {', '.join(f.name for f in dataclasses.fields(Settings))}, got "
+            f"{', '.join(sorted(unknown))}."
+        )
     chosen = Settings(**settings)
 
     def in_folder(folder: Path) -> Comparison:
@@ -129,6 +136,12 @@ def about(
     }
 
 
+def default_folder(identity: Mapping[str, Any]) -> Path:
+    """A folder of its own for every different run: `comparison/` and a name."""
+    digest = hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()[:8]
+    return Path("comparison") / f"{identity['dataset']}-{digest}"
+
+
 def run_comparison(
     settings: Settings,
     model: Model,
@@ -146,5 +159,5 @@ def run_comparison(
         jdrop.study.run.RunError: the folder holds another run.
     """
     run = Run(folder, about(settings, model, data, described, sweep))
-    Runner(run, settings, model, data, progress, sweep)()
+    Runner(run, settings, model, data, progress, sweep or {})()
     return evaluate(run, margins)

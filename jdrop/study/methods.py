@@ -55,9 +55,9 @@ class Settings:
     ensemble_size: int = 10
     budget: int = 5
     num_samples: int = 50
-    epochs: int = 100
+    epochs: int = 50
     batch_size: int = 50
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     controls: bool = True
     theory: bool = True
     seed: int = 0
@@ -127,7 +127,10 @@ class Model:
                 "the model must be a linen module, or a class or function that makes a linen or "
                 f"nnx module, got {type(model).__name__}."
             )
-        parameters = inspect.signature(self._make).parameters
+        # Flax's classes are made by metaclasses, whose calls say nothing of the arguments.
+        made_by = self._make.__init__ if isinstance(self._make, type) else self._make
+        parameters = dict(inspect.signature(made_by).parameters)
+        parameters.pop("self", None)
         self._at_width: dict[float, Model] = {}
         self.changes = frozenset(parameters) & frozenset(CHANGES)
         self._is_nnx = "rngs" in parameters
@@ -232,11 +235,11 @@ class Model:
         Raises:
             ModelError: even the narrowest has more.
         """
-        low, high = 1e-3, 1.0
+        # Parameters grow at least as fast as the widths, and at most as their squares.
+        share = num_parameters / self.num_parameters(inputs)
+        low, high = min(1.0, share / 2), max(1.0, share)
         if self.num_parameters(inputs, width_factor=low) > num_parameters:
             raise ModelError(f"no width has as few as {num_parameters:.0f} parameters.")
-        while self.num_parameters(inputs, width_factor=high) <= num_parameters:
-            low, high = high, 2 * high
         for _ in range(20):
             middle = (low + high) / 2
             few_enough = self.num_parameters(inputs, width_factor=middle) <= num_parameters
