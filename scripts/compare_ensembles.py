@@ -247,8 +247,6 @@ def main(
     """Runs the comparison and shows what it found."""
     if context.invoked_subcommand is not None:
         return
-    # Each core is a device, so that members train on all of them.
-    jax.config.update("jax_num_cpu_devices", os.cpu_count())
     console = Console(width=None if sys.stdout.isatty() else 80)
     given = {name: values[0] for name, values in margins}
     try:
@@ -429,4 +427,6 @@ def run_command(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    # Each core is a device, so that members train on all of them.
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
     sys.exit(run_command(sys.argv[1:]))

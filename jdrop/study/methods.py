@@ -229,7 +229,7 @@ class Model:
         variables = jax.eval_shape(network.init, jax.random.key(0), inputs)
         return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
-    def width_for(self, num_parameters: float, inputs: Any) -> float:
+    def width_for(self, num_parameters: int | float, inputs: Any) -> float:
         """The width factor of the largest network with at most so many parameters.
 
         Raises:
