@@ -132,6 +132,7 @@ class Model:
         parameters = dict(inspect.signature(made_by).parameters)
         parameters.pop("self", None)
         self._at_width: dict[float, Model] = {}
+        self._at_rate: dict[float, Network] = {}
         self.changes = frozenset(parameters) & frozenset(CHANGES)
         self._is_nnx = "rngs" in parameters
         missing = [
@@ -187,13 +188,30 @@ class Model:
         """The network as it is."""
         return self.network()
 
-    @cached_property
-    def rated(self) -> Network:
-        """The network with dropout at the rate that its variables hold: one program for all rates.
+    def at_rate(self, rate: float, inputs: Any) -> tuple[Network, bool]:
+        """The network with dropout at a rate, and whether its variables hold that.
 
-        The collection `rate` holds it, a scalar.
+        Where the module takes a traced rate, one network serves all rates, so that it is compiled
+        once: its rate is the collection `rate` of its variables, a scalar.
+
+        Args:
+            rate: in [0, 1).
+            inputs: example inputs, `[batch, ...]`.
         """
+        if rate not in self._at_rate:
+            self._at_rate[rate] = self.network(rate=rate)
+        if self._is_nnx:
+            return self._at_rate[rate], False  # Its attributes are static.
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        try:
+            variables = jax.eval_shape(self._any_rate.init, key, inputs)
+            jax.eval_shape(self._any_rate.apply_fn, variables, inputs, key)
+        except (TypeError, ValueError):
+            return self._at_rate[rate], False
+        return self._any_rate, True
 
+    @cached_property
+    def _any_rate(self) -> Network:
         def apart(variables: Variables) -> tuple[Network, Variables]:
             variables = dict(variables)
             return self.network(rate=variables.pop("rate")), variables
@@ -220,7 +238,13 @@ class Model:
             found[name] = x.shape[1:], rate
             return x
 
-        jax.eval_shape(self.network(look).init, jax.random.key(0), inputs)
+        network = self.network(look)
+
+        def read(key: Array) -> Array:
+            given = jnp.asarray(inputs)
+            return network(network.init(key, given), given, None)
+
+        jax.eval_shape(read, jax.eval_shape(lambda: jax.random.key(0)))
         return found
 
     def num_parameters(self, inputs: Any, **changes: Any) -> int:
@@ -235,11 +259,12 @@ class Model:
         Raises:
             ModelError: even the narrowest has more.
         """
-        # Parameters grow at least as fast as the widths, and at most as their squares.
         share = num_parameters / self.num_parameters(inputs)
         low, high = min(1.0, share / 2), max(1.0, share)
         if self.num_parameters(inputs, width_factor=low) > num_parameters:
             raise ModelError(f"no width has as few as {num_parameters:.0f} parameters.")
+        while self.num_parameters(inputs, width_factor=high) <= num_parameters:
+            low, high = high, 2 * high
         for _ in range(20):
             middle = (low + high) / 2
             few_enough = self.num_parameters(inputs, width_factor=middle) <= num_parameters

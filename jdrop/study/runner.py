@@ -327,14 +327,16 @@ class Runner:
         if "label_noise" in cell:
             data = with_label_noise(data, cell["label_noise"], settings.seed)
         model = self._model.at_width(cell.get("width_factor", 1.0))
-        rate = cell.get("rate") if kind == "dropout" else None
-        networks = {"plain": model.plain, "dropout": model.dropout if rate is None else model.rated}
+        network, rate = (model.plain if kind == "plain" else model.dropout), None
+        if kind == "dropout" and "rate" in cell:
+            network, holds_rate = model.at_rate(cell["rate"], data.train_inputs[:1])
+            rate = cell["rate"] if holds_rate else None
         members = settings.ensemble_size if kind == "plain" else 1
-        training = Training(kind, networks[kind], members, settings.epochs, self._adam)
+        training = Training(kind, network, members, settings.epochs, self._adam)
         key = jax.random.fold_in(self._child("sweep"), 2 * index + (kind == "dropout"))
         place = ", ".join(f"{name} {value:g}" for name, value in cell.items())
         what = f"{kind} networks at {place}"
-        return self._train(key, training, what, data, rate=rate), networks[kind]
+        return self._train(key, training, what, data, rate=rate), network
 
 
 def _without_rate(cell: Mapping[str, float]) -> dict[str, float]:
@@ -373,7 +375,7 @@ def check_model(model: Model, data: Dataset, sweep: Mapping[str, Sequence[float]
 
     try:
         outputs, *drawn = outputs_of(jax.random.key(0), inputs)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # Whatever a user's model may raise.
         raise ModelError(
             f"the model cannot take inputs of shape {inputs.shape[1:]}: {error}"
         ) from error

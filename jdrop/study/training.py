@@ -300,7 +300,7 @@ def _better(
     """Of each member the variables with the smaller loss."""
     better = np.asarray(loss) < np.asarray(best_loss)
 
-    def choose(new: Array, old: Array) -> np.ndarray:
+    def choose(new: Any, old: Any) -> np.ndarray:
         return np.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
     return jax.tree.map(choose, variables, best)
