@@ -3,14 +3,15 @@
 Replace `flax.linen.Dropout` by `jdrop.linen.Dropout` and the rest of a project stays as it is.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import freeze
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -144,6 +145,9 @@ class MultiHeadDotProductAttention(nn.MultiHeadDotProductAttention):
         super().__post_init__()
 
 
+_passes = itertools.count()
+
+
 def as_network(module: Any, *, at_dropout: AtDropout | None = None) -> Network:
     """What the rest of jdrop needs of a linen module: see `jdrop.network.Network`.
 
@@ -183,28 +187,32 @@ def as_network(module: Any, *, at_dropout: AtDropout | None = None) -> Network:
         params_key, dropout_key = jax.random.split(key)
         return {"params": params_key, "dropout": dropout_key}
 
-    def replacing() -> AbstractContextManager[Any]:
+    def call(bound: nn.Module, inputs: Array, **flags: bool) -> Any:
         if at_dropout is None:
-            return nullcontext()
-        return nn.intercept_methods(partial(_replace_dropout, at_dropout))
+            return bound(inputs, **flags)
+        assert bound.scope is not None
+        # `nn.jit` takes these flags for a part of what it compiles. Without a number it would give
+        # this pass what it compiled for another, in which `at_dropout` is another or does another.
+        bound.scope.flags = freeze({**bound.scope.flags, "pass": next(_passes)})
+        with nn.intercept_methods(partial(_replace_dropout, at_dropout)):
+            return bound(inputs, **flags)
 
     def init(key: Array, inputs: Array) -> Variables:
-        with replacing():
-            return dict(module.init(rngs(key), inputs, **mode(training=False)))
+        return dict(module.init(rngs(key), inputs, **mode(training=False), method=call))
 
     def apply(variables: Variables, inputs: Array, key: Array | None) -> Any:
-        with replacing():
-            if key is None:
-                return module.apply(variables, inputs, **mode(training=False))
-            with nn.intercept_methods(_use_running_statistics):
-                return module.apply(variables, inputs, **mode(training=True), rngs=rngs(key))
+        if key is None:
+            return module.apply(variables, inputs, **mode(training=False), method=call)
+        with nn.intercept_methods(_use_running_statistics):
+            flags = mode(training=True)
+            return module.apply(variables, inputs, **flags, rngs=rngs(key), method=call)
 
     def apply_train(variables: Variables, inputs: Array, key: Array) -> tuple[Array, Variables]:
         mutable = [name for name in variables if name not in ("params", "masks")]
-        with replacing():
-            outputs, updates = module.apply(
-                variables, inputs, **mode(training=True), rngs=rngs(key), mutable=mutable
-            )
+        flags = mode(training=True)
+        outputs, updates = module.apply(
+            variables, inputs, **flags, rngs=rngs(key), mutable=mutable, method=call
+        )
         return outputs, {**variables, **updates}
 
     return Network(apply, init, apply_train)
@@ -218,12 +226,12 @@ def _replace_dropout(
     if context.method_name != "__call__":
         return next_method(*args, **kwargs)
     if isinstance(module, nn.MultiHeadDotProductAttention):
-        flag = module.deterministic
-        object.__setattr__(module, "deterministic", None)
+        rate = module.dropout_rate
+        object.__setattr__(module, "dropout_rate", 0.0)
         try:
-            return next_method(*args, **{**kwargs, "deterministic": True})
+            return next_method(*args, **kwargs)
         finally:
-            object.__setattr__(module, "deterministic", flag)
+            object.__setattr__(module, "dropout_rate", rate)
     if not isinstance(module, Dropout | nn.Dropout):
         return next_method(*args, **kwargs)
     inputs = args[0] if args else kwargs["inputs"]

@@ -342,6 +342,9 @@ def _replace_dropout(model: nnx.Module, at_dropout: AtDropout) -> None:
 class _ReplacedDropout(nnx.Module):
     """What a dropout layer becomes when something else is to be called in its place."""
 
+    rate: ArrayLike
+    replacement: Callable[[Array, ArrayLike], Array]
+
     def __call__(self, inputs: Array, *, rate: ArrayLike | None = None, **unused: Any) -> Array:
         return self.replacement(inputs, self.rate if rate is None else rate)
 

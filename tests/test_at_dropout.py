@@ -1,0 +1,427 @@
+"""What is called in place of dropout layers: `as_network(module, at_dropout=...)`."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jdrop.linen
+import jdrop.nnx
+
+RATE = 0.5
+
+
+class LinenBlock(nn.Module):
+    dropout: Any
+    rate: Any
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.relu(nn.Dense(4, name="dense")(x))
+        return self.dropout(self.rate, name="drop")(x, deterministic=not train)
+
+
+class LinenNet(nn.Module):
+    """Two hidden layers, the second in a block, with batch statistics."""
+
+    dropout: Any
+    rate: Any = RATE
+
+    @nn.compact
+    def __call__(self, x, train):
+        norm = nn.BatchNorm(use_running_average=not train, name="norm")
+        x = nn.relu(norm(nn.Dense(5, name="dense")(x)))
+        x = self.dropout(self.rate, name="drop", deterministic=not train)(x)
+        x = LinenBlock(self.dropout, self.rate, name="block")(x, train)
+        return nn.Dense(2, name="out")(x)
+
+
+class NnxBlock(nnx.Module):
+    def __init__(self, dropout, rate, rngs):
+        self.dense = nnx.Linear(5, 4, rngs=rngs)
+        self.drop = dropout(rate, rngs=rngs)
+
+    def __call__(self, x):
+        return self.drop(nnx.relu(self.dense(x)))
+
+
+class NnxNet(nnx.Module):
+    def __init__(self, dropout, rngs, rate=RATE):
+        self.dense = nnx.Linear(3, 5, rngs=rngs)
+        self.norm = nnx.BatchNorm(5, rngs=rngs)
+        self.drop = dropout(rate, rngs=rngs)
+        self.block = NnxBlock(dropout, rate, rngs)
+        self.out = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(self.block(self.drop(nnx.relu(self.norm(self.dense(x))))))
+
+
+def linen_network(dropout, at_dropout, **options):
+    return jdrop.linen.as_network(LinenNet(dropout, **options), at_dropout=at_dropout)
+
+
+def nnx_network(dropout, at_dropout, **options):
+    return jdrop.nnx.as_network(partial(NnxNet, dropout, **options), at_dropout=at_dropout)
+
+
+NETWORKS = {
+    "linen, Flax's": partial(linen_network, nn.Dropout),
+    "linen, ours": partial(linen_network, jdrop.linen.Dropout),
+    "nnx, Flax's": partial(nnx_network, nnx.Dropout),
+    "nnx, ours": partial(nnx_network, jdrop.nnx.Dropout),
+}
+each_layer = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
+each_framework = pytest.mark.parametrize(
+    "make", [NETWORKS["linen, ours"], NETWORKS["nnx, ours"]], ids=["linen", "nnx"]
+)
+X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)), jnp.float32)
+
+
+def identity(name, x, rate):
+    return x
+
+
+def assert_same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@each_layer
+def test_dropout_left_out_is_the_network_of_rate_0(make, getkey):
+    without, of_rate_0 = make(identity), make(None, rate=0.0)
+    key = getkey()
+    variables = without.init(jax.random.clone(key), X)
+    assert_same(variables, of_rate_0.init(key, X))
+    for key in (None, getkey()):
+        other = None if key is None else jax.random.clone(key)
+        assert_same(without(variables, X, key), of_rate_0(variables, X, other))
+    key = getkey()
+    outputs, trained = without.apply_train(variables, X, key)
+    assert_same((outputs, trained), of_rate_0.apply_train(variables, X, jax.random.clone(key)))
+    # Not because nothing is trained, or because nothing would be dropped.
+    changed = jax.tree.map(lambda old, new: bool((old != new).any()), variables, trained)
+    assert any(jax.tree.leaves(changed))
+    dropping, _ = make(None).apply_train(variables, X, jax.random.clone(key))
+    assert (dropping != outputs).any()
+
+
+@each_layer
+def test_called_in_every_mode_with_name_and_rate(make, getkey):
+    calls = []
+
+    def look(name, x, rate):
+        calls.append((name, x.shape, rate))
+        return x
+
+    network = make(look)
+    variables = network.init(getkey(), X)
+    del calls[:]  # linen runs the network for this, nnx does not.
+    network(variables, X, None)
+    network(variables, X, getkey())
+    network.apply_train(variables, X, getkey())
+    assert calls == 3 * [("drop", (6, 5), RATE), ("block/drop", (6, 4), RATE)]
+
+
+@each_framework
+def test_parameters_do_not_depend_on_what_is_called(make, getkey):
+    key = getkey()
+    variables = make(lambda name, x, rate: 0 * x).init(jax.random.clone(key), X)
+    assert_same(variables, make(None).init(key, X))
+
+
+def drawn_variables(network, seed=0):
+    """Any numbers: quicker than `init`, and batch statistics are not those of no training."""
+    rng = np.random.default_rng(seed)
+    like = jax.eval_shape(network.init, jax.random.key(0), X)
+
+    def draw(path, leaf):
+        values = rng.normal(size=leaf.shape)
+        return jnp.asarray(np.abs(values) if path[-1].key == "var" else values, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, like)
+
+
+def by_hand(variables, x, kept_first=1.0, kept_second=1.0):
+    """The hidden layers and the outputs, in numpy."""
+    params = jax.tree.map(np.asarray, variables["params"])
+    stats = variables.get("batch_stats", variables.get("state"))["norm"]
+
+    def dense(of, x):
+        return x @ of["kernel"] + of["bias"]
+
+    one = dense(params["dense"], np.asarray(x, np.float64)) - np.asarray(stats["mean"])
+    one = one / np.sqrt(np.asarray(stats["var"]) + 1e-5) * params["norm"]["scale"]
+    one = np.maximum(one + params["norm"]["bias"], 0)
+    two = np.maximum(dense(params["block"]["dense"], one * kept_first), 0)
+    return one, two, dense(params["out"], two * kept_second)
+
+
+@each_framework
+def test_activations_are_those_computed_by_hand(make):
+    found = {}
+
+    def look(name, x, rate):
+        found[name] = x
+        return x
+
+    network = make(look)
+    variables = drawn_variables(network)
+    outputs = network(variables, X, None)
+    one, two, expected = by_hand(variables, X)
+    np.testing.assert_allclose(found["drop"], one, atol=1e-5)
+    np.testing.assert_allclose(found["block/drop"], two, atol=1e-5)
+    np.testing.assert_allclose(outputs, expected, atol=1e-5)
+    assert (one == 0).any()
+    assert (two > 0).any()
+
+
+@each_framework
+def test_a_deleted_unit_is_one_whose_outgoing_weights_are_0(make):
+    def delete(name, x, rate):
+        return x.at[:, 1].set(0) if name == "block/drop" else x
+
+    variables = drawn_variables(make(None))
+    outputs = make(delete)(variables, X, None)
+    out = variables["params"]["out"]
+    cut = {**out, "kernel": out["kernel"].at[1].set(0)}
+    cut_variables = {**variables, "params": {**variables["params"], "out": cut}}
+    assert_same(outputs, make(None)(cut_variables, X, None))
+    assert (outputs != make(None)(variables, X, None)).any()
+
+
+@each_framework
+def test_masks_of_vmapped_members(make):
+    members = [drawn_variables(make(None), seed) for seed in range(3)]
+    variables = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+    rng = np.random.default_rng(1)
+    first, second = (jnp.asarray(rng.random((3, units)) < 0.5) for units in (5, 4))
+
+    @jax.jit
+    def predict(variables, first, second):
+        def one(variables, first, second):
+            masks = {"drop": first, "block/drop": second}
+
+            def apply(name, x, rate):
+                return jdrop.apply_mask(masks[name][None], x, rate)
+
+            return make(apply)(variables, X, None)
+
+        return jax.vmap(one)(variables, first, second)
+
+    outputs = predict(variables, first, second)
+    for member, output in enumerate(outputs):
+        # The scale of what is kept is 1/(1 - rate) = 2.
+        kept = 2 * np.asarray(first[member]), 2 * np.asarray(second[member])
+        np.testing.assert_allclose(output, by_hand(members[member], X, *kept)[-1], rtol=1e-4)
+
+
+# A layer called twice, a rate at the call, and streams of other names.
+
+
+class LinenTwice(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        drop = jdrop.linen.Dropout(0.1, deterministic=False)
+        x = drop(drop(x), rate=0.3)
+        noise = jax.random.normal(self.make_rng("noise"), x.shape)
+        return x + noise if self.has_rng("dropout") else x
+
+
+class NnxTwice(nnx.Module):
+    def __init__(self, rngs):
+        self.drops = nnx.List([jdrop.nnx.Dropout(0.1, rngs=rngs)])
+        self.noise = rngs["noise"].fork()
+
+    def __call__(self, x):
+        x = self.drops[0](self.drops[0](x), rate=0.3, rngs=jax.random.key(0))
+        return x + jax.random.normal(self.noise(), x.shape)
+
+
+@pytest.mark.parametrize(
+    ("as_network", "name"),
+    [
+        (partial(jdrop.linen.as_network, LinenTwice()), "Dropout_0"),
+        (partial(jdrop.nnx.as_network, NnxTwice), "drops/0"),
+    ],
+    ids=["linen", "nnx"],
+)
+def test_a_layer_called_twice_and_other_streams(as_network, name, getkey):
+    calls = []
+
+    def look(name, x, rate):
+        calls.append((name, rate))
+        return x
+
+    network = as_network(at_dropout=look)
+    variables = network.init(getkey(), X)
+    del calls[:]
+    one, other = (network(variables, X, getkey()) for _ in range(2))
+    assert calls == 2 * [(name, 0.1), (name, 0.3)]
+    assert (one != X).all()
+    assert (one != other).all()
+
+
+# Modules whose layers are within a transformation: three times `scale(dense(x))`, or once.
+
+
+class LinenStep(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dropout(RATE, deterministic=True)(nn.Dense(3)(x))
+
+
+class LinenScanned(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        scan = nn.scan(
+            lambda step, x, _: (step(x), None),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=3,
+        )
+        return scan(LinenStep(name="step"), x, None)[0]
+
+
+class LinenMapped(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        each = nn.vmap(LinenStep, variable_axes={"params": None}, split_rngs={"params": False})
+        return each(name="step")(x)
+
+
+class LinenDecorated(LinenStep):
+    @nn.jit
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dropout(RATE, deterministic=True)(nn.Dense(3)(x))
+
+
+class NnxStep(nnx.Module):
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(3, 3, rngs=rngs)
+        self.drop = nnx.Dropout(RATE, rngs=rngs)
+
+    def __call__(self, x):
+        return self.drop(self.dense(x))
+
+
+@nnx.jit
+def jitted_step(step, x):
+    return step(x)
+
+
+@nnx.remat
+def checkpointed_step(step, x):
+    return step(x)
+
+
+@nnx.scan(in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
+def scanned_step(step, x):
+    return step(x)
+
+
+class NnxLifted(nnx.Module):
+    def __init__(self, call, rngs):
+        self.call = call
+        if call is scanned_step:
+            self.step = nnx.vmap(NnxStep, in_axes=0, out_axes=0)(rngs.split(3))
+        else:
+            self.step = NnxStep(rngs)
+
+    def __call__(self, x):
+        return self.call(self.step, x)
+
+
+LIFTED = {
+    # Made once: `nn.jit` keeps what it compiled with the class that it makes.
+    "nn.jit": partial(jdrop.linen.as_network, nn.jit(LinenStep)()),
+    "nn.jit of the call": partial(jdrop.linen.as_network, LinenDecorated()),
+    "nn.remat": partial(jdrop.linen.as_network, nn.remat(LinenStep)()),
+    "nn.vmap": partial(jdrop.linen.as_network, LinenMapped()),
+    "nn.scan": partial(jdrop.linen.as_network, LinenScanned()),
+    "nnx.jit": partial(jdrop.nnx.as_network, partial(NnxLifted, jitted_step)),
+    "nnx.remat": partial(jdrop.nnx.as_network, partial(NnxLifted, checkpointed_step)),
+    "nnx.scan": partial(jdrop.nnx.as_network, partial(NnxLifted, scanned_step)),
+}
+
+
+@pytest.mark.parametrize("as_network", LIFTED.values(), ids=LIFTED)
+def test_lifted_modules_call_it_anew_at_each_pass(as_network):
+    variables = drawn_variables(as_network())
+    kernel, bias = sorted(jax.tree.leaves(variables["params"]), key=jnp.ndim, reverse=True)
+    kernel, bias = np.asarray(kernel).reshape(-1, 3, 3), np.asarray(bias).reshape(-1, 3)
+
+    def outputs(variables, scale):
+        # A hook that closes over a tracer.
+        return as_network(at_dropout=lambda name, x, rate: scale * x)(variables, X, None)
+
+    def expected(scale):
+        x = np.asarray(X)
+        for step in range(len(kernel)):
+            x = scale * (x @ kernel[step] + bias[step])
+        return x
+
+    for scale in (1.0, 2.0):
+        np.testing.assert_allclose(outputs(variables, scale), expected(scale), rtol=1e-4, atol=1e-5)
+    jitted = jax.jit(outputs)(variables, 3.0)
+    np.testing.assert_allclose(jitted, expected(3.0), rtol=1e-4, atol=1e-5)
+
+    scale = [1.0]
+    network = as_network(at_dropout=lambda name, x, rate: scale[0] * x)
+    network(variables, X, None)
+    scale[0] = 2.0
+    np.testing.assert_allclose(network(variables, X, None), expected(2.0), rtol=1e-4, atol=1e-5)
+
+
+# Attention has no site, and drops nothing.
+
+
+class LinenAttention(nn.Module):
+    layer: Any
+
+    @nn.compact
+    def __call__(self, x, train):
+        layer = self.layer(num_heads=1, dropout_rate=0.9)
+        if self.layer is nn.SelfAttention:
+            return layer(x, None, not train)  # As an argument by place.
+        return layer(x, deterministic=not train)
+
+
+class NnxAttention(nnx.Module):
+    def __init__(self, layer, rngs):
+        self.layer = layer(1, 3, dropout_rate=0.9, decode=False, rngs=rngs)
+
+    def __call__(self, x):
+        return self.layer(x)
+
+
+ATTENTION = {
+    "linen, Flax's": partial(
+        jdrop.linen.as_network, LinenAttention(nn.MultiHeadDotProductAttention)
+    ),
+    "linen, of one's own": partial(jdrop.linen.as_network, LinenAttention(nn.SelfAttention)),
+    "linen, ours": partial(
+        jdrop.linen.as_network, LinenAttention(jdrop.linen.MultiHeadDotProductAttention)
+    ),
+    "nnx, Flax's": partial(jdrop.nnx.as_network, partial(NnxAttention, nnx.MultiHeadAttention)),
+    "nnx, ours": partial(jdrop.nnx.as_network, partial(NnxAttention, jdrop.nnx.MultiHeadAttention)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:SelfAttention will be deprecated:DeprecationWarning")
+@pytest.mark.parametrize("as_network", ATTENTION.values(), ids=ATTENTION)
+def test_attention_drops_nothing(as_network, getkey):
+    x = X[None]
+    dropping, without = as_network(), as_network(at_dropout=identity)
+    variables = drawn_variables(dropping)
+    expected = np.asarray(dropping(variables, x, None))
+    in_training, _ = without.apply_train(variables, x, getkey())
+    for outputs in (without(variables, x, None), without(variables, x, getkey()), in_training):
+        np.testing.assert_allclose(outputs, expected, atol=1e-6)
+    # Without the hook the same layers still drop: nothing of it has stayed in them.
+    assert not np.allclose(dropping(variables, x, getkey()), expected, atol=1e-3)
