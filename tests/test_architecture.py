@@ -40,6 +40,7 @@ FOREIGN = {
     "nnx": {"flax"},
     "train": {"optax"},
     "ensemble": {"optax"},
+    "metrics": {"numpy"},
     "statistics": {"numpy", "scipy"},
     "study": {
         "flax",
@@ -47,7 +48,9 @@ FOREIGN = {
         "matplotlib",
         "numpy",
         "optax",
+        "orbax",
         "pooch",
+        "pydantic",
         "rich",
         "sklearn",
     },
@@ -72,7 +75,7 @@ def imported_modules(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_down(path):
     room = room_of(path)
-    below = {*ROOMS[: ROOMS.index(room)], *({"study"} if room == "study" else ())}
+    below = {*ROOMS[: ROOMS.index(room)], *({room} if path.parent != PACKAGE else ())}
     for module in imported_modules(path):
         top, *rest = module.split(".")
         if top == "jdrop":
@@ -93,8 +96,8 @@ def test_the_library_needs_neither_jaxtyping_nor_the_study():
     """With what only extras install made unimportable, every room but the study's imports."""
     program = (
         "import sys\n"
-        "for name in ('jaxtyping', 'beartype', 'click', 'jinja2', 'matplotlib', 'pooch',"
-        " 'sklearn'):\n"
+        "for name in ('jaxtyping', 'beartype', 'click', 'jinja2', 'matplotlib', 'orbax',"
+        " 'pooch', 'pydantic', 'sklearn'):\n"
         "    sys.modules[name] = None\n"
         "import jdrop, jdrop.linen, jdrop.nnx, jdrop.train, jdrop.ensemble, jdrop.inference\n"
         "import jdrop.metrics\n"

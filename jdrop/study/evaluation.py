@@ -223,8 +223,8 @@ def losses_by_size(reading: Reading, labels: np.ndarray) -> dict[str, np.ndarray
     given = jnp.asarray(labels)
     found = []
     for outputs in reading.outputs:
-        members = jnp.asarray(outputs)
         if regression:
+            members = jnp.asarray(outputs)
             starts = jnp.arange(num_orders) * num_members // num_orders
             sizes = [
                 _regression_losses(jax.random.clone(key), members, given, starts, size=size)
@@ -234,7 +234,7 @@ def losses_by_size(reading: Reading, labels: np.ndarray) -> dict[str, np.ndarray
         else:
             padded = -(-num_members // PADDING) * PADDING
             calibrate = np.isin(np.arange(1, padded + 1), reading.sizes)
-            members = np.resize(outputs, (padded, *outputs.shape[1:]))
+            members = jnp.asarray(np.resize(outputs, (padded, *outputs.shape[1:])))
             losses = _classification_losses(
                 jax.random.clone(key), members, given, calibrate, num_members, num_orders
             )
@@ -284,7 +284,7 @@ def evaluate(run: Run, margins: Mapping[str, float] | None = None) -> Comparison
         overfitting=_overfitting(run, readings, labels, facts),
         learning_curves=_learning_curves(run, scale),
         co_adaptation=_co_adaptation(run),
-        sweep=_sweep(run.part("sweep"), labels),
+        sweep=_sweep(run.part("sweep"), labels, facts),
         left_out=end["left_out"],
     )
 
@@ -709,9 +709,9 @@ def _overfitting(
             )
         )
 
-    fewer = run.part("overfitting")
+    fewer = run.part("overfitting") or Part({}, {"sizes": []})
     for kind in ("plain", "dropout"):
-        for size in fewer.facts["sizes"] if fewer else ():
+        for size in fewer.facts["sizes"]:
             test = fewer.arrays[f"{kind}_{size}_test"]
             if facts["task"] == "regression":
                 test = test * facts["target_scale"] + facts["target_mean"]
@@ -748,15 +748,16 @@ def _co_adaptation(run: Run) -> dict[str, CoAdaptation]:
     return {kind: adapter.validate_python(facts) for kind, facts in found.items() if facts}
 
 
-def _sweep(part: Part | None, labels: np.ndarray) -> list[Cell]:
+def _sweep(part: Part | None, labels: np.ndarray, facts: Mapping[str, Any]) -> list[Cell]:
     """The verdict at every place of the grid."""
+    if part is None:
+        return []
     cells = []
-    for index, at in enumerate(part.facts["cells"] if part else ()):
+    for index, at in enumerate(part.facts["cells"]):
         losses = {}
         for kind in ("plain", "dropout"):
             outputs = part.arrays[f"{kind}_{index}"]
-            sizes = tuple(range(1, outputs.shape[1] + 1))
-            reading = Reading(kind, outputs, None, "networks", None, (), sizes)
+            reading = _reading(kind, outputs, None, "networks", None, (), facts)
             losses[kind] = losses_by_size(reading, labels)
         points = {
             "plain": (losses["plain"], 0),

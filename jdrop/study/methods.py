@@ -128,7 +128,7 @@ class Model:
                 f"nnx module, got {type(model).__name__}."
             )
         # Flax's classes are made by metaclasses, whose calls say nothing of the arguments.
-        made_by = self._make.__init__ if isinstance(self._make, type) else self._make
+        made_by = getattr(self._make, "__init__") if inspect.isclass(self._make) else self._make  # noqa: B009
         parameters = dict(inspect.signature(made_by).parameters)
         parameters.pop("self", None)
         self._at_width: dict[float, Model] = {}

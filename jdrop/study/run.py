@@ -109,7 +109,8 @@ class Run:
         folder.mkdir(exist_ok=True)
         partial = folder / f"{name}.npz.partial"
         with partial.open("wb") as file:
-            np.savez(file, **part.arrays)
+            arrays: dict[str, Any] = part.arrays
+            np.savez(file, **arrays)
         partial.replace(folder / f"{name}.npz")
         write_text(folder / f"{name}.json", json.dumps(part.facts, indent=1) + "\n")
 

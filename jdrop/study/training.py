@@ -86,7 +86,7 @@ def count_flops(function: Callable[..., Any], *args: Any) -> float:
     """Floating-point operations of a call, as the compiler counts them."""
     lowered = jax.jit(function).lower(*args)
     # Some backends cannot tell before they have compiled.
-    analysis = lowered.cost_analysis() or lowered.compile().cost_analysis()
+    analysis: Any = lowered.cost_analysis() or lowered.compile().cost_analysis()
     return float(analysis["flops"])
 
 
@@ -272,9 +272,10 @@ class Trainer:
             partial(ensemble.fit_ensemble, num_epochs=1, batch_size=batch_size),
             out_shardings=(on_members, on_members),
         ).lower(key, state, inputs, labels)
+        # It runs once: to optimize it would take longer than to run it.
+        options: dict[str, Any] = {"xla_backend_optimization_level": 0}
         return _Programs(
-            # It runs once: to optimize it would take longer than to run it.
-            init=lowered.compile(compiler_options={"xla_backend_optimization_level": 0}),
+            init=lowered.compile(compiler_options=options),
             fit_epoch=fit_epoch.compile(),
             facts=facts,
         )
