@@ -230,7 +230,7 @@ def load_table(
         inputs, test[0] = (inputs - mean) / scale, (test[0] - mean) / scale
         if ood_inputs is not None and ood_path is not None and ood_path.suffix != ".npz":
             ood_inputs = (ood_inputs - mean) / scale
-    data = from_arrays(path.stem, inputs, labels, *test, ood_inputs)
+    data = from_arrays(path.stem, inputs, labels, test[0], test[1], ood_inputs)
     return with_label_noise(data, label_noise, seed)
 
 

@@ -1,0 +1,236 @@
+"""Data of the user's own: what is read, and the one sentence for each thing that is wrong."""
+
+import numpy as np
+import pytest
+
+from jdrop.study.data import DataError, subset, with_label_noise
+from jdrop.study.tables import from_arrays, load_predictions, load_table
+
+OPTIONS = {
+    "target": None, "task": None, "test_path": None, "train_size": None, "label_noise": 0.0,
+    "seed": 0, "ood_path": None,
+}  # fmt: skip
+
+X = np.arange(40, dtype=np.float64).reshape(20, 2)
+Y = np.arange(20) % 4
+
+
+def table(path, **options):
+    return load_table(path, **{**OPTIONS, **options})
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_integer_labels_are_classes_and_floats_are_targets():
+    classes = from_arrays("a", X, Y, X[:5], Y[:5])
+    assert (classes.num_classes, classes.train_labels.dtype) == (4, np.int32)
+    assert classes.ood_inputs.shape == (5, 2)
+    np.testing.assert_array_equal(np.sort(classes.ood_inputs, 1), np.sort(X[:5], 1))
+    targets = from_arrays("a", X, 3.0 * Y, X[:5], 3.0 * Y[:5])
+    assert targets.is_regression
+    assert targets.ood_inputs is None
+    back = targets.train_labels * targets.target_scale + targets.target_mean
+    np.testing.assert_allclose(back, 3.0 * Y, atol=1e-6)
+    np.testing.assert_allclose(targets.train_labels.std(), 1, rtol=1e-6)
+    np.testing.assert_allclose(targets.test_labels, targets.train_labels[:5])
+
+
+NAN = np.where(np.arange(40).reshape(20, 2) == 7, np.nan, X)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ((X.astype(str), Y, X, Y), "inputs must be numbers, got the dtype"),
+        ((X[:, 0], Y, X, Y), r"inputs must be \[example, feature, \.\.\.\].*got the shape \(20,\)"),
+        ((X[:0], Y[:0], X, Y), "inputs must be .* at least one"),
+        (
+            (NAN, Y, X, Y),
+            r"inputs must be finite, but 1 of 40 values are not, the first at \(3, 1\)",
+        ),
+        ((X, Y, X[:, :1], Y), r"test_inputs must have examples of shape \(2,\).*got \(1,\)"),
+        ((X, Y[:-1], X, Y), r"labels must hold one number for each of the 20 inputs.*\(19,\)"),
+        ((X, np.eye(4)[Y], X, Y), r"one-hot labels into integers with `labels.argmax\(-1\)`"),
+        ((X, Y - 1, X, Y), "labels must be classes from 0, got -1"),
+        ((X, Y, X, Y * 1.0), "must both be integers .classes. or both floats"),
+        ((X, Y * 2, X, Y * 2), "class 1 has none"),
+        ((X, Y, X, Y + 1), "class 4 has none"),
+        ((X, Y * 0, X, Y * 0), "at least 2 classes"),
+        ((X, Y * 0.0, X, Y * 0.0), "labels must differ, got 0.0 for every"),
+        ((X, Y.astype(str), X, Y), "labels must be integers .classes. or floats"),
+        ((X, np.where(Y == 1, np.inf, Y), X, Y * 1.0), "labels must be finite, but 5 of 20"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(arrays, message):
+    with pytest.raises(DataError, match=message):
+        from_arrays("a", *arrays)
+
+
+def test_an_npz_is_split_or_taken_as_split(tmp_path):
+    whole, parts = tmp_path / "whole.npz", tmp_path / "parts.npz"
+    np.savez(whole, inputs=X, labels=Y, ood_inputs=X[:3])
+    np.savez(
+        parts, train_inputs=X[:12], train_labels=Y[:12], test_inputs=X[12:], test_labels=Y[12:]
+    )
+    data = table(whole)
+    assert (len(data.train_labels), len(data.test_labels), len(data.ood_inputs)) == (16, 4, 3)
+    assert (np.bincount(data.train_labels) == 4).all()
+    together = np.concatenate([data.train_inputs, data.test_inputs])
+    np.testing.assert_array_equal(together[np.argsort(together[:, 0])], X)
+    assert len(table(whole, train_size=8).train_labels) == 8
+    given = table(parts)
+    np.testing.assert_array_equal(given.train_inputs, X[:12])
+    np.testing.assert_array_equal(given.test_labels, Y[12:])
+    assert table(whole, task="regression").is_regression
+
+
+def test_a_table_is_read_with_names_words_and_any_delimiter(tmp_path):
+    rows = "\n".join(
+        f"{i},{'red' if i % 2 else 'blue'},{5},{'yes' if i % 3 else 'no'}" for i in range(20)
+    )
+    path = write(tmp_path / "t.csv", "size,colour,same,answer\n" + rows)
+    data = table(path, target="answer")
+    assert data.num_classes == 2
+    assert data.train_inputs.shape == (16, 4)
+    np.testing.assert_allclose(data.train_inputs[:, :3].mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(data.train_inputs[:, :3].std(0), 1, rtol=1e-6)
+    np.testing.assert_array_equal(data.train_inputs[:, 3], 0)
+    spaced = write(tmp_path / "t.txt", "\n".join(f"{i} {i * i / 7} {i % 2}" for i in range(20)))
+    assert table(spaced, target="2").num_classes == 2
+    assert table(spaced, target="1").is_regression
+    assert table(spaced, target="2", task="regression").is_regression
+    semicolons = write(tmp_path / "s.csv", path.read_text().replace(",", ";"))
+    np.testing.assert_array_equal(
+        table(semicolons, target="answer").train_inputs, data.train_inputs
+    )
+
+
+def test_a_second_table_holds_the_test_examples(tmp_path):
+    train = write(tmp_path / "a.csv", "x,y\n" + "\n".join(f"{i},{i % 2}" for i in range(10)))
+    test = write(tmp_path / "b.csv", "y,x\n1,20\n0,30\n")
+    data = table(train, target="y", test_path=test, ood_path=test)
+    assert len(data.train_labels) == 10
+    mean, scale = np.arange(10).mean(), np.arange(10).std()
+    np.testing.assert_allclose(
+        data.test_inputs[:, 0], (np.array([20, 30]) - mean) / scale, rtol=1e-6
+    )
+    np.testing.assert_array_equal(data.test_labels, [1, 0])
+    np.testing.assert_array_equal(data.ood_inputs, data.test_inputs)
+
+
+GOOD = "x,y\n" + "\n".join(f"{i},{i % 2}" for i in range(10))
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        (GOOD, {}, "must name the column .* one of x, y; none was given"),
+        (GOOD, {"target": "z"}, "one of x, y; got 'z'"),
+        (GOOD.replace("3,", ","), {"target": "y"}, "missing value in column 'x', example 4"),
+        (GOOD.replace("3,", "NA,"), {"target": "y"}, "missing value in column 'x', example 4"),
+        (GOOD + "\n1,2,3", {"target": "y"}, "2 columns in every row, got 3 in row 12"),
+        ("x,x\n1,2\n3,4", {"target": "x"}, "different name for each column"),
+        ("x", {"target": "x"}, "a row for each example, got 1"),
+        (GOOD, {"target": "y", "train_size": 10}, r"train_size must lie in \[2, 9\], got 10"),
+        (GOOD, {"target": "x", "task": "regression", "label_noise": 0.1}, "for classification"),
+        (GOOD.replace("3,1", "3,1.5"), {"target": "y", "task": "classification"}, "whole numbers"),
+        (GOOD.replace("3,1", "3,yes"), {"target": "y", "task": "regression"}, "numbers for"),
+        (
+            "x,y\n" + "\n".join(f"word{i},{i % 2}" for i in range(60)),
+            {"target": "y"},
+            "numbers or at most 50 different words, got 60",
+        ),
+    ],
+)  # fmt: skip
+def test_tables_that_do_not_fit_are_refused(tmp_path, text, options, message):
+    with pytest.raises(DataError, match=message):
+        table(write(tmp_path / "t.csv", text), **options)
+
+
+def test_files_that_are_missing_or_damaged_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere\.csv cannot be read"):
+        table(tmp_path / "nowhere.csv", target="y")
+    with pytest.raises(DataError, match=r"nowhere\.npz cannot be read"):
+        table(tmp_path / "nowhere.npz")
+    path = tmp_path / "a.npz"
+    np.savez(path, inputs=X, other=Y)
+    with pytest.raises(DataError, match="must hold an array 'labels', got inputs, other"):
+        table(path)
+    with pytest.raises(DataError, match="--target and --test-file are for tables"):
+        table(path, target="y")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"cannot be read as an \.npz"):
+        table(path)
+    np.savez(path, inputs=X, labels=np.array([{}] * 20))
+    with pytest.raises(DataError, match="without objects"):
+        table(path)
+    other = write(tmp_path / "b.csv", "z\n1\n2")
+    with pytest.raises(DataError, match="must have the columns of"):
+        table(write(tmp_path / "c.csv", GOOD), target="y", test_path=other)
+
+
+def test_subsets_are_nested_and_noise_is_exact():
+    data = from_arrays("a", X, Y, X, Y)
+    small, large = subset(data, 8, 0), subset(data, 12, 0)
+    assert (large | ~small).all()
+    assert (np.bincount(data.train_on(small).train_labels) == 2).all()
+    noisy = with_label_noise(data, 0.25, 0)
+    assert (noisy.train_labels != data.train_labels).sum() == 5
+    assert noisy.label_noise == 0.25
+    with pytest.raises(DataError, match="25% of the labels are made wrong already"):
+        with_label_noise(noisy, 0.5, 0)
+    with pytest.raises(DataError, match=r"train_size must lie in \[1, 20\]"):
+        subset(data, 21, 0)
+
+
+def log_probs(*shape):
+    logits = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+PREDICTIONS = {
+    "labels": np.arange(6) % 3,
+    "plain": log_probs(4, 6, 3),
+    "dropout": log_probs(2, 6, 3),
+    "monte_carlo": log_probs(5, 6, 3),
+}
+
+
+def test_predictions_are_read(tmp_path):
+    path = tmp_path / "p.npz"
+    np.savez(path, **PREDICTIONS)
+    found = load_predictions(path)
+    assert {name: array.shape for name, array in found.log_probs.items()} == {
+        "plain": (4, 6, 3),
+        "dropout": (2, 6, 3),
+        "monte_carlo": (1, 5, 6, 3),
+    }
+    np.testing.assert_array_equal(found.labels, PREDICTIONS["labels"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"plain": None}, "must hold an array 'plain'"),
+        ({"labels": np.zeros((6, 1), int)}, r"labels .* must be integers \[example\]"),
+        ({"labels": np.full(6, 3)}, r"labels .* must lie in \[0, 3\)"),
+        ({"labels": np.zeros(5, int)}, "with the 5 examples of labels"),
+        ({"dropout": log_probs(6, 3)}, r"dropout .* must be \[member, example, class\]"),
+        ({"dropout": log_probs(2, 6, 4)}, "the classes of plain"),
+        ({"dropout": np.exp(log_probs(2, 6, 3))}, "these are probabilities, take their logarithm"),
+        ({"dropout": 3 * log_probs(2, 6, 3)}, "take `log_softmax` of logits"),
+        ({"dropout": np.full((2, 6, 3), np.nan)}, "36 are NaN"),
+        ({"dropout": np.zeros((2, 6, 3), int)}, "must be log-probabilities, floats"),
+        ({"plain": log_probs(3, 6, 3)}, "at least 4 networks"),
+        ({"dropout": None, "monte_carlo": None}, "something to compare with plain"),
+    ],
+)
+def test_predictions_that_do_not_fit_are_refused(tmp_path, changes, message):
+    arrays = {k: v for k, v in {**PREDICTIONS, **changes}.items() if v is not None}
+    path = tmp_path / "p.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(DataError, match=message):
+        load_predictions(path)
