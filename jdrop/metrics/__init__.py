@@ -18,6 +18,7 @@ from jdrop.metrics.diversity import ambiguity as ambiguity
 from jdrop.metrics.diversity import disagreement as disagreement
 from jdrop.metrics.diversity import pairwise_kl as pairwise_kl
 from jdrop.metrics.diversity import q_statistic as q_statistic
+from jdrop.metrics.regression import calibrated_mixture_losses as calibrated_mixture_losses
 from jdrop.metrics.regression import crps_losses as crps_losses
 from jdrop.metrics.regression import fit_scale as fit_scale
 from jdrop.metrics.regression import interval_coverage as interval_coverage

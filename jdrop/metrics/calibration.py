@@ -1,11 +1,11 @@
 """Do probabilities mean what they say? Calibration errors, and the temperature that mends them."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from jdrop.annotations import Float
@@ -21,8 +21,23 @@ def confidence_bins(confidence: Array, num_bins: int, binning: str) -> Array:
     exactly 1 is in the last one. Those of equal mass are the parts of `numpy.array_split` of the
     confidences in order.
 
+    Args:
+        confidence: `[batch]`, in [0, 1].
+        num_bins: how many bins, at least 1.
+        binning: "equal width" or "equal mass", of equally many examples.
+
+    Returns:
+        Integers `[batch]` from 0, rising with the confidence.
+
     Raises:
         ValueError: fewer than 1 bin; an unknown binning.
+
+    Example:
+        >>> confidence = jnp.array([0.7, 0.5, 1.0])
+        >>> confidence_bins(confidence, 2, "equal width")
+        Array([1, 0, 1], dtype=int32)
+        >>> confidence_bins(confidence, 2, "equal mass")
+        Array([0, 0, 1], dtype=int32)
     """
     if num_bins < 1:
         raise ValueError(f"num_bins must be at least 1, got {num_bins}.")
@@ -31,10 +46,12 @@ def confidence_bins(confidence: Array, num_bins: int, binning: str) -> Array:
         return jnp.searchsorted(inner_edges, confidence, side="left")
     if binning != "equal mass":
         raise ValueError(f"binning must be 'equal width' or 'equal mass', got {binning!r}.")
-    parts = np.array_split(np.arange(len(confidence)), num_bins)
-    bin_of_rank = np.repeat(np.arange(num_bins), [len(part) for part in parts])
+    size, num_larger = divmod(len(confidence), num_bins)
+    rank = jnp.arange(len(confidence))
+    # Bins of one example more come first, and end where the second term becomes the larger.
+    bin_of_rank = jnp.maximum(rank // (size + 1), (rank - num_larger) // max(size, 1))
     order = jnp.argsort(confidence, stable=True)
-    return jnp.zeros(len(confidence), int).at[order].set(bin_of_rank)
+    return jnp.zeros_like(rank).at[order].set(bin_of_rank)
 
 
 def _confidence_and_right(log_probs: Array, labels: Array) -> tuple[Array, Array]:
@@ -114,10 +131,9 @@ def debiased_ece(log_probs: LogProbs, labels: Labels, *, num_bins: int = 15) -> 
     some = jnp.where(share > 0, share, 1)
     accuracy = _bin_means(bins, right, num_bins) / some
     gap = _bin_means(bins, right - confidence, num_bins) / some
-    count = share * len(labels)
-    chance = accuracy * (1 - accuracy) / jnp.maximum(count - 1, 1)
-    squares = share * (gap**2 - jnp.where(count > 1.5, chance, 0))
-    return zero_or_nan + jnp.sqrt(jnp.maximum(jnp.sum(squares), 0))
+    # Of one example the accuracy is 0 or 1, which leaves nothing to correct.
+    chance = accuracy * (1 - accuracy) / jnp.maximum(share * len(labels) - 1, 1)
+    return zero_or_nan + jnp.sqrt(jnp.maximum(jnp.sum(share * (gap**2 - chance)), 0))
 
 
 @partial(jax.jit, static_argnames=("num_bins", "binning"))
@@ -160,10 +176,10 @@ def reliability_curve(
 def fit_temperature(log_probs: LogProbs, labels: Labels) -> Float[Array, ""]:
     r"""The temperature $T$ that makes the NLL of $\mathrm{softmax}(\log p / T)$ smallest.
 
-    The NLL is convex in $1 / T$; its minimum is found by Newton's
-    method, kept within a bracket. $T$ lies in
-    [1/20, 20]: at the lower end where every example is classified rightly, since then no $T$ is
-    small enough, and at the upper end where the predictions are no better than chance.
+    The NLL is convex in $1 / T$; its minimum is found by Newton's method, kept within a bracket,
+    to a part in 10,000 at least. $T$ lies in [1/20, 20]: at the lower end where every example is
+    classified rightly, since then no $T$ is small enough, and at the upper end where the
+    predictions are no better than chance.
 
     Args:
         log_probs: `[batch, class]`; of a pool, not of its members: average first, calibrate then.
@@ -186,7 +202,7 @@ def _fit(log_probs: Array, labels: Array, start: Array) -> Array:
     of_label = jnp.take_along_axis(log_probs, labels[:, None], -1)[:, 0]
 
     def improve(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        low, high, at, _, count = state
+        low, high, at, last_step, count = state
         inverse = jnp.exp(at)
         probs = jax.nn.softmax(inverse * log_probs)
         expected = jnp.sum(jnp.where(probs > 0, probs * log_probs, 0), -1)
@@ -197,15 +213,19 @@ def _fit(log_probs: Array, labels: Array, start: Array) -> Array:
         second = first + inverse**2 * jnp.mean(squares - expected**2)
         low, high = jnp.where(slope <= 0, at, low), jnp.where(slope <= 0, high, at)
         newton = at - first / jnp.where(second > 0, second, 1)
-        usable = (second > 0) & (newton > low) & (newton < high)
+        # Where a step is not half of the last one, Newton's method may creep or circle.
+        usable = (second > 0) & (newton >= low) & (newton <= high)
+        usable &= jnp.abs(newton - at) <= last_step / 2
         new = jnp.where(usable, newton, (low + high) / 2)
+        new = jnp.where(jnp.isnan(slope), jnp.nan, new)
         return low, high, new, jnp.abs(new - at), count + 1
 
     def unfinished(state: tuple[Array, ...]) -> Array:
         return (state[3] > 1e-4) & (state[4] < 60)
 
     end = jnp.log(jnp.asarray(20, log_probs.dtype))
-    state = (-end, end, -jnp.log(start), jnp.full_like(end, jnp.inf), jnp.zeros((), int))
+    log_inverse = -jnp.log(start)
+    state: tuple[Array, ...] = (-end, end, log_inverse, jnp.full_like(end, jnp.inf), jnp.array(0))
     return jnp.exp(-jax.lax.while_loop(unfinished, improve, state)[2])
 
 
@@ -216,7 +236,7 @@ def calibrated_losses(
     """The NLL of each example after calibration by a temperature that was fitted without it.
 
     The examples are halved at random; each half is scored at the temperature fitted on the other.
-    The mean over `num_repeats` halvings.
+    The mean over `num_repeats` halvings. Of an odd number of examples one half has one more.
 
     Args:
         key: consumed; it says which examples go together. Use one key for all that is compared.
@@ -236,25 +256,48 @@ def calibrated_losses(
         Ashukha et al. 2020, arXiv:2002.06470, section 4.
     """
     log_probs, zero_or_nan = checked(log_probs, labels)
-    num_examples = len(labels)
+    start = _fit(log_probs, labels, jnp.ones((), log_probs.dtype))
+
+    def score(fitted: Array, scored: Array) -> Array:
+        temperature = _fit(log_probs[fitted], labels[fitted], start)
+        scaled = jax.nn.log_softmax(log_probs[scored] / temperature)
+        return losses(scaled, labels[scored])["nll"]
+
+    return zero_or_nan + mean_over_halvings(key, score, len(labels), num_repeats)
+
+
+def mean_over_halvings(
+    key: Array, score: Callable[[Array, Array], Array], num_examples: int, num_repeats: int
+) -> Float[Array, " batch"]:
+    """Losses of all examples, each scored by what was fitted on the half that it is not in.
+
+    Args:
+        key: consumed; it says which examples go together.
+        score: from the indices of the examples to fit to, and of those to score, the losses of
+            the latter.
+        num_examples: how many there are, at least 2.
+        num_repeats: over how many random halvings to average, at least 1.
+
+    Raises:
+        ValueError: fewer than 2 examples, or than 1 repeat.
+
+    Example:
+        >>> x = jnp.array([1.0, 2.0])
+        >>> mean_over_halvings(jax.random.key(0), lambda fitted, scored: x[fitted], 2, 1)
+        Array([2., 1.], dtype=float32)
+    """
     if num_examples < 2:
-        raise ValueError(f"log_probs must hold at least 2 examples, got {num_examples}.")
+        raise ValueError(f"There must be at least 2 examples to halve, got {num_examples}.")
     if num_repeats < 1:
         raise ValueError(f"num_repeats must be at least 1, got {num_repeats}.")
-    start = _fit(log_probs, labels, jnp.ones((), log_probs.dtype))
 
     def halving(key: Array) -> Array:
         order = jax.random.permutation(key, num_examples)
-        halves = order[: num_examples // 2], order[num_examples // 2 :]
-        found = jnp.zeros(num_examples, log_probs.dtype)
-        for fitted, scored in (halves, halves[::-1]):
-            temperature = _fit(log_probs[fitted], labels[fitted], start)
-            scaled = jax.nn.log_softmax(log_probs[scored] / temperature)
-            found = found.at[scored].set(losses(scaled, labels[scored])["nll"])
-        return found
+        first, second = order[: num_examples // 2], order[num_examples // 2 :]
+        found = jnp.concatenate([score(second, first), score(first, second)])
+        return jnp.zeros_like(found).at[order].set(found)
 
-    repeats = jax.lax.map(halving, jax.random.split(key, num_repeats))
-    return zero_or_nan + jnp.mean(repeats, 0)
+    return jnp.mean(jax.lax.map(halving, jax.random.split(key, num_repeats)), 0)
 
 
 @partial(jax.jit, static_argnames="num_repeats")
@@ -268,6 +311,9 @@ def calibrated_nll(
         log_probs: `[batch, class]`, at least 2 examples.
         labels: `[batch]`, integers from 0.
         num_repeats: how many halvings, at least 1.
+
+    Raises:
+        ValueError: fewer than 2 examples, or than 1 repeat.
 
     Example:
         >>> log_probs = jax.nn.log_softmax(jax.random.normal(jax.random.key(0), (100, 3)))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jdrop.annotations import Float
-from jdrop.metrics.scores import Labels, losses
+from jdrop.metrics.scores import Labels, checked, checked_members, losses
 from jdrop.metrics.uncertainty import divergence
 
 MemberLogProbs = Float[Array, "member batch classes"]
@@ -29,16 +29,13 @@ class Ambiguity(NamedTuple):
 
 
 def _several(log_probs: Array) -> Array:
+    log_probs = checked_members(log_probs)
     if len(log_probs) < 2:
         raise ValueError(
             f"log_probs must hold at least 2 members, got {len(log_probs)}: one alone has no "
             "diversity."
         )
-    return log_probs.astype(jnp.promote_types(log_probs.dtype, jnp.float32))
-
-
-def _right(log_probs: Array, labels: Array) -> Array:
-    return (jnp.argmax(log_probs, -1) == labels[None]).astype(log_probs.dtype)
+    return log_probs
 
 
 @jax.jit
@@ -116,7 +113,9 @@ def q_statistic(log_probs: MemberLogProbs, labels: Labels) -> Float[Array, ""]:
     Reference:
         Kuncheva and Whitaker 2003, doi:10.1023/A:1022859003006.
     """
-    right = _right(_several(log_probs), labels)
+    log_probs = _several(log_probs)
+    _, zero_or_nan = checked(log_probs[0], labels)
+    right = (jnp.argmax(log_probs, -1) == labels[None]).astype(log_probs.dtype)
     # Counts, exact in float32 up to 16 million examples.
     both = right @ right.T
     neither = (1 - right) @ (1 - right).T
@@ -126,7 +125,7 @@ def q_statistic(log_probs: MemberLogProbs, labels: Labels) -> Float[Array, ""]:
     differ = (alone / right.shape[1]) * (alone.T / right.shape[1])
     counts = (agree + differ > 0) & ~jnp.eye(len(right), dtype=bool)
     q = (agree - differ) / jnp.where(counts, agree + differ, 1)
-    return jnp.sum(jnp.where(counts, q, 0)) / jnp.sum(counts)
+    return zero_or_nan + jnp.sum(jnp.where(counts, q, 0)) / jnp.sum(counts)
 
 
 AmbiguityKind = Literal["arithmetic NLL", "geometric NLL", "arithmetic Brier"]
@@ -164,6 +163,7 @@ def ambiguity(log_probs: MemberLogProbs, labels: Labels, kind: AmbiguityKind) ->
         Krogh and Vedelsby 1995; Heskes 1998, doi:10.1162/089976698300017232.
     """
     log_probs = _several(log_probs)
+    _, zero_or_nan = checked(log_probs[0], labels)
     # Closed formulas of each part, not differences of the others: that they add up is a test.
     arithmetic = jax.nn.logsumexp(log_probs, 0) - jnp.log(len(log_probs))
     score = "brier" if kind == "arithmetic Brier" else "nll"
@@ -171,15 +171,15 @@ def ambiguity(log_probs: MemberLogProbs, labels: Labels, kind: AmbiguityKind) ->
     if kind == "arithmetic NLL":
         of_label = jnp.take_along_axis(log_probs, labels[None, :, None], -1)[..., 0]
         average = jnp.take_along_axis(arithmetic, labels[:, None], -1)[:, 0]
-        diversity = jnp.mean(average[None] - of_label)
+        diversity = zero_or_nan + jnp.mean(average[None] - of_label)
         return Ambiguity(members, diversity, jnp.mean(losses(arithmetic, labels)["nll"]))
     if kind == "geometric NLL":
         geometric = jax.nn.log_softmax(jnp.mean(log_probs, 0))
-        diversity = jnp.mean(divergence(geometric[None], log_probs))
+        diversity = zero_or_nan + jnp.mean(divergence(geometric[None], log_probs))
         return Ambiguity(members, diversity, jnp.mean(losses(geometric, labels)["nll"]))
     if kind == "arithmetic Brier":
         spread = jnp.exp(log_probs) - jnp.exp(arithmetic)[None]
-        diversity = jnp.mean(jnp.sum(spread**2, -1))
+        diversity = zero_or_nan + jnp.mean(jnp.sum(spread**2, -1))
         return Ambiguity(members, diversity, jnp.mean(losses(arithmetic, labels)["brier"]))
     raise ValueError(
         f"kind must be 'arithmetic NLL', 'geometric NLL' or 'arithmetic Brier', got {kind!r}."

@@ -31,6 +31,16 @@ def checked(log_probs: Array, labels: Array) -> tuple[Array, Array]:
     return log_probs, jnp.where(is_class.all(), 0, math.nan).astype(log_probs.dtype)
 
 
+def checked_members(log_probs: Array) -> Array:
+    """`log_probs` of several members in the dtype to compute in."""
+    if log_probs.ndim != 3:
+        raise ValueError(
+            f"log_probs must be [member, batch, class], got the shape {log_probs.shape}; of one "
+            "network it is `log_probs[None]`."
+        )
+    return log_probs.astype(jnp.promote_types(log_probs.dtype, jnp.float32))
+
+
 @jax.jit
 def losses(log_probs: LogProbs, labels: Labels) -> dict[str, Float[Array, " batch"]]:
     """What each example adds to `nll`, `brier` and `error`, by these names: they are its means.
@@ -44,6 +54,8 @@ def losses(log_probs: LogProbs, labels: Labels) -> dict[str, Float[Array, " batc
         Array([0.5, 0.5, 0.5], dtype=float32)
     """
     log_probs, zero_or_nan = checked(log_probs, labels)
+    # A dtype that cannot hold the number of classes would take class 256 for class 0.
+    labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
     truth = jax.nn.one_hot(labels, log_probs.shape[-1], dtype=log_probs.dtype)
     return {
         "nll": zero_or_nan - jnp.take_along_axis(log_probs, labels[:, None], -1)[:, 0],

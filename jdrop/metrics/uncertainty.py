@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jdrop.annotations import Float
-from jdrop.metrics.scores import Labels, LogProbs, checked
+from jdrop.metrics.scores import Labels, LogProbs, checked, checked_members
 
 
 @jax.jit
@@ -20,8 +20,8 @@ def entropy(log_probs: LogProbs) -> Float[Array, " batch"]:
         [0.6931, 0.0]
     """
     log_probs = log_probs.astype(jnp.promote_types(log_probs.dtype, jnp.float32))
-    probs = jnp.exp(log_probs)
-    return jnp.sum(jnp.where(probs > 0, -probs * log_probs, 0), -1)
+    terms = jnp.where(log_probs == -jnp.inf, 0, -jnp.exp(log_probs) * log_probs)
+    return jnp.sum(terms, -1)
 
 
 @jax.jit
@@ -46,15 +46,20 @@ def mutual_information(
     Reference:
         Houlsby et al. 2011, arXiv:1112.5745.
     """
-    log_probs = log_probs.astype(jnp.promote_types(log_probs.dtype, jnp.float32))
+    log_probs = checked_members(log_probs)
     average = jax.nn.logsumexp(log_probs, 0) - jnp.log(len(log_probs))
-    return jnp.mean(divergence(log_probs, average[None]), 0)
+    # Rounding can make the divergence of members that agree negative.
+    return jnp.maximum(jnp.mean(divergence(log_probs, average[None]), 0), 0)
 
 
 def divergence(log_probs: Array, others: Array) -> Array:
-    """Kullback-Leibler divergence of the last axis, where classes of probability 0 add nothing."""
-    probs = jnp.exp(log_probs)
-    return jnp.sum(jnp.where(probs > 0, probs * (log_probs - others), 0), -1)
+    """Kullback-Leibler divergence of the last axis, where classes of probability 0 add nothing.
+
+    Infinite where the others rule out a class that `log_probs` do not, however improbable.
+    """
+    ratio = jnp.where(log_probs == -jnp.inf, 0, log_probs - others)
+    terms = jnp.where(ratio == jnp.inf, jnp.inf, jnp.exp(log_probs) * ratio)
+    return jnp.sum(terms, -1)
 
 
 @jax.jit
