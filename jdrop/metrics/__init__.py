@@ -12,6 +12,7 @@ from jdrop.metrics.calibration import confidence_bins as confidence_bins
 from jdrop.metrics.calibration import debiased_ece as debiased_ece
 from jdrop.metrics.calibration import ece as ece
 from jdrop.metrics.calibration import fit_temperature as fit_temperature
+from jdrop.metrics.calibration import mean_over_halvings as mean_over_halvings
 from jdrop.metrics.calibration import reliability_curve as reliability_curve
 from jdrop.metrics.diversity import Ambiguity as Ambiguity
 from jdrop.metrics.diversity import ambiguity as ambiguity

@@ -66,8 +66,8 @@ NUM_MASK_ORDERS = 5
 KINDS = {
     "plain": ("{n} plain", "Networks trained without dropout, averaged."),
     "dropout": (
-        "{n} dropout, weight scaling",
-        "Networks trained with dropout, each read once without it, averaged.",
+        "{n} dropout",
+        "Networks trained with dropout, each read once without it (weight scaling), averaged.",
     ),
     "monte-carlo": (
         "one dropout, {n} masks",
@@ -82,26 +82,26 @@ KINDS = {
         "A network without dropout that has the parameters of {budget}.",
     ),
     "long": (
-        "{n} dropout, trained {budget}x as long",
+        "{n} dropout, {budget}x epochs",
         "A network trained with dropout for {budget} times the epochs, read by weight scaling.",
     ),
     "early-stopping": (
-        "{n} plain, early stopping",
+        "plain, early stopping",
         "A network without dropout as it was when a tenth of the training examples, held out, had "
         "the smallest loss.",
     ),
     "weight-decay": (
-        "{n} plain, weight decay",
+        "plain, weight decay",
         "A network without dropout trained by AdamW, with the decay that was best on a tenth of "
         "the training examples, held out.",
     ),
     "fixed-masks": (
-        "{n} thinned, fixed masks",
+        "{n} with fixed masks",
         "Thinned networks with weights of their own, each with one mask for its whole life, "
         "averaged: dropout without shared weights.",
     ),
     "masksembles": (
-        "one Masksembles, {n} masks",
+        "Masksembles, {n} masks",
         "One network trained with a few fixed masks in turn, read with each and averaged.",
     ),
 }
@@ -184,26 +184,22 @@ def _regression_losses(
     """Losses `[example]` of averages of so many members: a mean over groups of them."""
     num_members, num_examples = means.shape
 
-    def halved(members: Array, key: Array) -> dict[str, Array]:
-        order = jax.random.permutation(key, num_examples)
-        halves = order[: num_examples // 2], order[num_examples // 2 :]
-        losses = {name: jnp.zeros(num_examples) for name in ("calibrated_nll", "crps")}
-        for fitted, scored in (halves, halves[::-1]):
-            scale = metrics.fit_scale(members[:, fitted], targets[fitted])
-            these = members[:, scored], targets[scored], scale
-            losses["calibrated_nll"] = (
-                losses["calibrated_nll"].at[scored].set(metrics.mixture_losses(*these))
-            )
-            losses["crps"] = losses["crps"].at[scored].set(metrics.crps_losses(*these))
-        return losses
-
     def group(start: Array) -> dict[str, Array]:
         members = means[(start + jnp.arange(size)) % num_members]
-        keys = jax.random.split(jax.random.clone(key), NUM_HALVINGS)
-        halvings = jax.lax.map(partial(halved, members), keys)
-        losses = jax.tree.map(lambda values: values.mean(0), halvings)
-        losses["mse"] = metrics.squared_losses(members, targets)
-        return losses
+
+        def crps(fitted: Array, scored: Array) -> Array:
+            scale = metrics.fit_scale(members[:, fitted], targets[fitted])
+            return metrics.crps_losses(members[:, scored], targets[scored], scale)
+
+        return {
+            "calibrated_nll": metrics.calibrated_mixture_losses(
+                jax.random.clone(key), members, targets, num_repeats=NUM_HALVINGS
+            ),
+            "crps": metrics.mean_over_halvings(
+                jax.random.clone(key), crps, num_examples, NUM_HALVINGS
+            ),
+            "mse": metrics.squared_losses(members, targets),
+        }
 
     return jax.tree.map(lambda values: values.mean(0), jax.lax.map(group, starts))
 
