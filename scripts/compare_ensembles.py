@@ -253,7 +253,7 @@ def main(
         if predictions is not None:
             read = tables.load_predictions(predictions)
             comparison = evaluation.of_predictions(
-                read, predictions.stem, options["replicates"], given
+                read, predictions.stem, options["replicates"], given, command_line()
             )
             folder = out or Path("comparison") / predictions.stem
         else:
@@ -265,7 +265,7 @@ def main(
             f"the results could not be written ({error}); what was is kept, and the same command "
             "goes on from there."
         ) from error
-    show(comparison, folder, shlex.join(["python", *sys.argv]), console)
+    show(comparison, folder, console)
 
 
 @main.command("report")
@@ -279,15 +279,20 @@ def report_command(folder: Path, margins: tuple[tuple[str, list[float]], ...]) -
         comparison = evaluation.evaluate(run, {name: values[0] for name, values in margins})
     except ERRORS as error:
         raise click.ClickException(str(error)) from error
-    show(comparison, folder, run.about.get("command", ""), console)
+    show(comparison, folder, console)
 
 
-def show(comparison: Comparison, folder: Path, command: str, console: Console) -> None:
+def command_line() -> str:
+    """The command that was given."""
+    return shlex.join(["python", *sys.argv])
+
+
+def show(comparison: Comparison, folder: Path, console: Console) -> None:
     """Prints what was found and writes it to the folder."""
     console.print(report.terminal(comparison))
     console.print(report.sentence(comparison), highlight=False, markup=False)
     try:
-        written = report.write(comparison, folder, command)
+        written = report.write(comparison, folder)
     except OSError as error:
         raise click.ClickException(
             f"{folder} could not be written whole: {error.strerror}. The table above is complete."
@@ -332,6 +337,7 @@ def train(
             margins=margins,
             sweep=sweep,
             described=described,
+            command=command_line(),
         ),
         console,
     )

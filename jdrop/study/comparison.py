@@ -104,13 +104,14 @@ def compare(
             margins=margins,
             sweep=sweep,
             described=repr(model),
+            command=f"jdrop.compare({type(model).__name__}, ...)",
         )
 
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             return in_folder(Path(folder))
     comparison = in_folder(Path(out))
-    report.write(comparison, Path(out), "jdrop.compare")
+    report.write(comparison, Path(out))
     return comparison
 
 
@@ -152,6 +153,7 @@ def run_comparison(
     margins: Mapping[str, float] | None,
     sweep: Mapping[str, Sequence[float]] | None,
     described: str,
+    command: str,
 ) -> Comparison:
     """Trains what the folder does not hold yet, and scores all that it holds.
 
@@ -159,5 +161,5 @@ def run_comparison(
         jdrop.study.run.RunError: the folder holds another run.
     """
     run = Run(folder, about(settings, model, data, described, sweep))
-    Runner(run, settings, model, data, progress, sweep or {})()
+    Runner(run, settings, model, data, progress, sweep or {}, command)()
     return evaluate(run, margins)

@@ -70,7 +70,7 @@ KINDS = {
         "Networks trained with dropout, each read once without it (weight scaling), averaged.",
     ),
     "monte-carlo": (
-        "one dropout, {n} masks",
+        "dropout, {n} masks",
         "One network trained with dropout, read with masks drawn anew and averaged.",
     ),
     "small": (
@@ -86,7 +86,7 @@ KINDS = {
         "A network trained with dropout for {budget} times the epochs, read by weight scaling.",
     ),
     "early-stopping": (
-        "plain, early stopping",
+        "plain, early stop",
         "A network without dropout as it was when a tenth of the training examples, held out, had "
         "the smallest loss.",
     ),
@@ -101,7 +101,7 @@ KINDS = {
         "averaged: dropout without shared weights.",
     ),
     "masksembles": (
-        "Masksembles, {n} masks",
+        "Masksembles, {n}",
         "One network trained with a few fixed masks in turn, read with each and averaged.",
     ),
 }
@@ -267,6 +267,7 @@ def evaluate(run: Run, margins: Mapping[str, float] | None = None) -> Comparison
     end = _needed(run, "run").facts
     return Comparison(
         task=task,
+        command=end["command"],
         settings=run.about,
         data=facts,
         versions=end["versions"],
@@ -286,7 +287,11 @@ def evaluate(run: Run, margins: Mapping[str, float] | None = None) -> Comparison
 
 
 def of_predictions(
-    predictions: Predictions, name: str, replicates: int, margins: Mapping[str, float] | None = None
+    predictions: Predictions,
+    name: str,
+    replicates: int,
+    margins: Mapping[str, float] | None = None,
+    command: str = "jdrop.study.evaluation.of_predictions",
 ) -> Comparison:
     """What given predictions say; nothing is trained.
 
@@ -299,6 +304,7 @@ def of_predictions(
         name: of the data.
         replicates: how many groups of networks stand for whole repetitions, at least 2.
         margins: see `evaluate`.
+        command: what made it, for the report.
     """
     labels = predictions.labels
     plain = predictions.log_probs["plain"]
@@ -334,6 +340,7 @@ def of_predictions(
     methods, losses = _methods(readings, labels, all_margins, readings[0].outputs.shape[1])
     return Comparison(
         task="classification",
+        command=command,
         settings={"replicates": replicates},
         data={
             "name": name,

@@ -119,7 +119,7 @@ def _times(value: float, one: float) -> str:
 TERMINAL_NOTE = (
     "worth: how many plain networks must be averaged to score as well, with its 95 % interval for "
     "new trainings and new test examples; ≤1: one does, >: all are too few. enough?: as good as "
-    "all of them within the margin? Cost: FLOPs of training and of a prediction, one plain network "
+    "all of them within the margin? Cost: FLOPs of training and of a reading, one plain network "
     "is 1."
 )
 
@@ -132,7 +132,7 @@ def terminal(comparison: Comparison) -> Table:
     costs = costs_known(comparison)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=TERMINAL_NOTE)
     table.caption_justify = "left"
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     short = {"calibrated_nll": "calib.\nNLL", "error": "error\n%", "nll": "\nNLL"}
     for score in shown:
         table.add_column(short.get(score, SCORES[score].title), justify="right", no_wrap=True)
@@ -140,7 +140,7 @@ def terminal(comparison: Comparison) -> Table:
     table.add_column("\nenough?", no_wrap=True)
     if costs:
         table.add_column("cost\ntrain", justify="right", no_wrap=True)
-        table.add_column("\npredict", justify="right", no_wrap=True)
+        table.add_column("\nread", justify="right", no_wrap=True)
     one = comparison.method("plain").points[0].cost
     for method, point in comparison.table:
         cells = [
@@ -357,13 +357,12 @@ def reading_help(comparison: Comparison) -> dict[str, str]:
     return found
 
 
-def write(comparison: Comparison, out: Path, command: str) -> list[Path]:
+def write(comparison: Comparison, out: Path) -> list[Path]:
     """Writes the report and everything that it is made of into a folder.
 
     Args:
         comparison: what was found.
         out: the folder; files of the same names are replaced.
-        command: what made it, for the reader who wants to make it again.
 
     Raises:
         OSError: a file could not be written. Those written before it are whole.
@@ -397,8 +396,8 @@ def write(comparison: Comparison, out: Path, command: str) -> list[Path]:
                 "help": help_of[name],
             }
         )
-    put("report.md", _render("report.md.jinja", comparison, images, command))
-    put("report.html", _render("report.html.jinja", comparison, images, command))
+    put("report.md", _render("report.md.jinja", comparison, images))
+    put("report.html", _render("report.html.jinja", comparison, images))
     return written
 
 
@@ -427,9 +426,7 @@ def scores_csv(comparison: Comparison) -> str:
     return buffer.getvalue()
 
 
-def _render(
-    template: str, comparison: Comparison, images: list[dict[str, str]], command: str
-) -> str:
+def _render(template: str, comparison: Comparison, images: list[dict[str, str]]) -> str:
     text = resources.files("jdrop.study").joinpath(template).read_text("utf-8")
     environment = jinja2.Environment(
         autoescape=template.endswith("html.jinja"),
@@ -451,7 +448,6 @@ def _render(
         comparison=comparison,
         tables={name: table for name, table in tables.items() if len(table[0]) > 1},
         images=images,
-        command=command,
         definitions={score: how for score, how in SCORES.items() if score in shown},
         table_note=table_note(comparison),
         has_costs=costs_known(comparison),

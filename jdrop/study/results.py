@@ -387,6 +387,7 @@ class Comparison:
 
     Attributes:
         task: "classification" or "regression".
+        command: what made it.
         settings: the settings that made it, as plain values.
         data: name and sizes of the data set.
         versions: of the software, and the device.
@@ -407,6 +408,7 @@ class Comparison:
     __pydantic_config__ = pydantic.ConfigDict(ser_json_inf_nan="strings")
 
     task: str
+    command: str
     settings: dict[str, Any]
     data: dict[str, Any]
     versions: dict[str, str]

@@ -52,6 +52,7 @@ class Runner:
         data: the examples.
         progress: told how the work goes on.
         sweep: by parameter ("rate", "train_size", "width_factor", "label_noise"), its values.
+        command: what began it, for the report.
 
     Raises:
         ModelError: a model that does not fit the data or the sweep, or draws no mask.
@@ -65,10 +66,11 @@ class Runner:
         data: Dataset,
         progress: Progress,
         sweep: Mapping[str, Sequence[float]],
+        command: str,
     ) -> None:
         check_model(model, data, sweep)
         self._run, self._settings, self._model, self._data = run, settings, model, data
-        self._progress, self._sweep = progress, sweep
+        self._progress, self._sweep, self._command = progress, sweep, command
         self._train = Trainer(run, settings, progress)
         self._adam = optax.adam(settings.learning_rate)
         # Test inputs and those of another kind are read in one pass.
@@ -94,6 +96,7 @@ class Runner:
         if self._sweep:
             self._part("sweep", self._sweeping)
         facts = {
+            "command": self._command,
             "left_out": left_out,
             "versions": versions(),
             "seconds": {"this run": time.perf_counter() - start},
