@@ -51,7 +51,9 @@ SHA256 = {
 OOD_DATASETS = ("mnist", "fashion-mnist", "notmnist")
 """Whose test images may stand for inputs of another kind."""
 
-MAX_OOD_INPUTS = 2000  # Shuffled ones.
+MAX_SHUFFLED = 2000
+
+MAX_OOD_IMAGES = 10_000
 
 
 class DataError(ValueError):
@@ -115,7 +117,7 @@ def subset(data: Dataset, size: int, seed: int) -> np.ndarray:
             f"there are, got {size}."
         )
     groups = np.zeros(len(data.train_labels), int) if data.is_regression else data.train_labels
-    return stratified(np.random.default_rng(np.random.SeedSequence(seed)), groups, size)
+    return stratified(generator(seed, "subset"), groups, size)
 
 
 def with_label_noise(data: Dataset, share: float, seed: int) -> Dataset:
@@ -137,8 +139,7 @@ def with_label_noise(data: Dataset, share: float, seed: int) -> Dataset:
         raise DataError("label_noise is for classification, but the targets are numbers.")
     if data.label_noise:
         raise DataError(f"{data.label_noise:.0%} of the labels are made wrong already.")
-    rng = np.random.default_rng(np.random.SeedSequence(seed))
-    labels = noisy(rng, data.train_labels, data.num_classes, share)
+    labels = noisy(generator(seed, "label noise"), data.train_labels, data.num_classes, share)
     return replace(data, train_labels=labels.astype(np.int32), label_noise=share)
 
 
@@ -167,8 +168,9 @@ def load(
         seed: not negative; it chooses the subset and the wrong labels.
         data_dir: where the four files in MNIST's form lie, gzipped or not: in its folder `name` or
             in itself. None downloads them once, into the user's cache. Not used for digits.
-        ood: where inputs of another kind come from: the test images of another of `OOD_DATASETS`,
-            in the folder of its name in `data_dir`. None shuffles the pixels of test images.
+        ood: where inputs of another kind come from: the test images, at most 10,000, of another of
+            `OOD_DATASETS`, in the folder of its name in `data_dir`. None shuffles the pixels of
+            at most 2000 test images, of each in an order of its own.
 
     Raises:
         DataError: an argument out of range; files that are missing, damaged, or do not belong
@@ -186,8 +188,10 @@ def load(
             f"label_noise must lie in [0, 1), got {label_noise}. It is the share of training "
             "labels that are made wrong."
         )
-    if seed < 0:
-        raise DataError(f"seed must not be negative, got {seed}; take 0 or more.")
+    if ood == name:
+        raise DataError(f"ood must be of another kind than {name}, which is the data set itself.")
+    # Equal seeds choose independently in each data set.
+    subset_seed, noise_seed = named_seed(seed, name).spawn(2)
 
     images, labels, *test = (
         _embedded_digits()
@@ -204,11 +208,9 @@ def load(
             f"got {train_size}."
         )
 
-    # The name is in the spawn key, so that equal seeds choose independently in each data set.
-    of_name = np.random.SeedSequence(seed, spawn_key=tuple(name.encode()))
-    subset_rng, noise_rng = map(np.random.default_rng, of_name.spawn(2))
-    chosen = stratified(subset_rng, labels, train_size)
+    chosen = stratified(np.random.default_rng(subset_seed), labels, train_size)
     test_images, test_labels = test or (images[~chosen], labels[~chosen])
+    noise_rng = np.random.default_rng(noise_seed)
     white = 16 if name == "digits" else 255
     return Dataset(
         name=name,
@@ -228,10 +230,26 @@ def load(
 
 
 def shuffled(inputs: np.ndarray, seed: int) -> np.ndarray:
-    """The first inputs, at most `MAX_OOD_INPUTS`, with the features of each in random order."""
-    rng = np.random.default_rng(np.random.SeedSequence(seed))
-    flat = inputs[:MAX_OOD_INPUTS].reshape(min(len(inputs), MAX_OOD_INPUTS), -1)
-    return rng.permuted(flat, axis=1).reshape(-1, *inputs.shape[1:])
+    """The first inputs, at most `MAX_SHUFFLED`, with the features of each in random order."""
+    first = inputs[:MAX_SHUFFLED]
+    flat = first.reshape(len(first), -1)
+    return generator(seed, "shuffled").permuted(flat, axis=1).reshape(first.shape)
+
+
+def named_seed(seed: int, name: str) -> np.random.SeedSequence:
+    """The child of a seed that belongs to a name: what has different names is independent.
+
+    Raises:
+        DataError: a negative seed.
+    """
+    if seed < 0:
+        raise DataError(f"seed must not be negative, got {seed}; take 0 or more.")
+    return np.random.SeedSequence(seed, spawn_key=tuple(name.encode()))
+
+
+def generator(seed: int, name: str) -> np.random.Generator:
+    """Random numbers of a seed for one purpose."""
+    return np.random.default_rng(named_seed(seed, name))
 
 
 def _other_images(name: str, shape: tuple[int, ...], data_dir: Path | None) -> np.ndarray:
@@ -251,7 +269,7 @@ def _other_images(name: str, shape: tuple[int, ...], data_dir: Path | None) -> n
     path = next((p for p in (folder / file, folder / f"{file}.gz") if p.is_file()), None)
     if path is None:
         raise DataError(f"{folder} must hold the test images of {name}, {file} or {file}.gz.")
-    images = _read_idx(path, 3)
+    images = _read_idx(path, 3)[:MAX_OOD_IMAGES]
     if images.shape[1:] != shape:
         raise DataError(
             f"ood must have images of shape {shape}, as the data set has, but those of {name} "

@@ -82,16 +82,16 @@ KINDS = {
         "A network without dropout that has the parameters of {budget}.",
     ),
     "long": (
-        "{n} dropout, {budget}x epochs",
+        "dropout, {budget}x epochs",
         "A network trained with dropout for {budget} times the epochs, read by weight scaling.",
     ),
     "early-stopping": (
-        "plain, early stop",
+        "early stopping",
         "A network without dropout as it was when a tenth of the training examples, held out, had "
         "the smallest loss.",
     ),
     "weight-decay": (
-        "plain, weight decay",
+        "weight decay",
         "A network without dropout trained by AdamW, with the decay that was best on a tenth of "
         "the training examples, held out.",
     ),

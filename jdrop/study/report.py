@@ -119,7 +119,7 @@ def _times(value: float, one: float) -> str:
 TERMINAL_NOTE = (
     "worth: how many plain networks must be averaged to score as well, with its 95 % interval for "
     "new trainings and new test examples; ≤1: one does, >: all are too few. enough?: as good as "
-    "all of them within the margin? Cost: FLOPs of training and of a reading, one plain network "
+    "all of them within the margin? Cost: FLOPs of training and of a prediction, one plain network "
     "is 1."
 )
 
@@ -130,7 +130,13 @@ def terminal(comparison: Comparison) -> Table:
     wanted = ("error", "nll", "calibrated_nll", "crps", "mse")
     shown = [score for score in wanted if score in comparison.curve_scores]
     costs = costs_known(comparison)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=TERMINAL_NOTE)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        caption=TERMINAL_NOTE,
+    )
     table.caption_justify = "left"
     table.add_column("", no_wrap=True)
     short = {"calibrated_nll": "calib.\nNLL", "error": "error\n%", "nll": "\nNLL"}
@@ -140,7 +146,7 @@ def terminal(comparison: Comparison) -> Table:
     table.add_column("\nenough?", no_wrap=True)
     if costs:
         table.add_column("cost\ntrain", justify="right", no_wrap=True)
-        table.add_column("\nread", justify="right", no_wrap=True)
+        table.add_column("\nrun", justify="right", no_wrap=True)
     one = comparison.method("plain").points[0].cost
     for method, point in comparison.table:
         cells = [

@@ -5,6 +5,7 @@ What is wrong with them is said in a sentence, before anything is trained.
 
 import csv
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from jdrop.study.data import DataError, Dataset, shuffled, stratified, with_label_noise
+from jdrop.study.data import (
+    DataError,
+    Dataset,
+    generator,
+    shuffled,
+    stratified,
+    with_label_noise,
+)
 
 MAX_CLASSES = 100  # A column of more distinct numbers is taken for a regression's target.
 
 MAX_CATEGORIES = 50  # A column of more distinct words is no category.
 
-MISSING = frozenset({"", "?", "na", "nan", "null", "none"})
+MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})
 
 TEST_SHARE = 0.2  # Of examples that come in one piece.
 
@@ -39,8 +47,8 @@ def from_arrays(
         labels: `[example]`.
         test_inputs: as `inputs`.
         test_labels: as `labels`.
-        ood_inputs: as `inputs`, inputs of another kind; if not given, test inputs with their
-            features in random order, for classification.
+        ood_inputs: as `inputs`, inputs of another kind, for classification; if not given, test
+            inputs with their features in random order.
 
     Raises:
         DataError: shapes, dtypes or values that do not fit.
@@ -65,9 +73,15 @@ def from_arrays(
             f"got {given[0].dtype} and {given[1].dtype}."
         )
     if given[0].dtype.kind == "f":
+        if others is not None:
+            raise DataError(
+                "ood_inputs are for classification, where scores tell them by how unsure the class "
+                "is, but labels are floats (targets); leave them out."
+            )
+        # Not `std() == 0`, which rounding denies.
+        if given[0].min() == given[0].max():
+            raise DataError(f"labels must differ, got {given[0][0]} for every training example.")
         mean, scale = float(given[0].mean()), float(given[0].std())
-        if scale == 0:
-            raise DataError(f"labels must differ, got {mean} for every training example.")
         standardised = [((part - mean) / scale).astype(np.float32) for part in given]
         return Dataset(
             name=name,
@@ -126,7 +140,7 @@ def _same_features(name: str, array: np.ndarray, train: np.ndarray) -> None:
         )
 
 
-def _labels(name: str, labels: Any, inputs: np.ndarray) -> np.ndarray:
+def _labels(name: str, labels: Any, inputs: np.ndarray, task: str | None = None) -> np.ndarray:
     """Labels as int64 or float64."""
     array = np.asarray(labels)
     if array.dtype.kind not in "fiub":
@@ -141,8 +155,8 @@ def _labels(name: str, labels: Any, inputs: np.ndarray) -> np.ndarray:
             f"{name} must hold one number for each of the {len(inputs)} inputs, got the shape "
             f"{array.shape}{hint}."
         )
+    array = _as_task(name, array, task)
     if array.dtype.kind == "f":
-        _finite(name, array)
         return array.astype(np.float64)
     if array.min() < 0:
         raise DataError(
@@ -152,15 +166,18 @@ def _labels(name: str, labels: Any, inputs: np.ndarray) -> np.ndarray:
 
 
 def _num_classes(train: np.ndarray, test: np.ndarray) -> int:
-    num_classes = int(train.max()) + 1
-    absent = sorted({*range(num_classes), *test.tolist()} - {*train.tolist()})
-    if absent:
+    classes = np.unique(train)
+    absent = np.flatnonzero(classes != np.arange(len(classes)))
+    if not len(absent):
+        absent = np.setdiff1d(test, classes)
+    if len(absent):
         raise DataError(
-            f"labels must have a training example of every class, but class {absent[0]} has none."
+            f"labels must have a training example of every class, but class {absent[0]} has none; "
+            "train on more examples, or number the classes that there are from 0."
         )
-    if num_classes < 2:
+    if len(classes) < 2:
         raise DataError("labels must be of at least 2 classes, got one.")
-    return num_classes
+    return len(classes)
 
 
 def load_table(
@@ -182,37 +199,53 @@ def load_table(
 
     Any other file is a table of text, with commas, semicolons, tabs or spaces between its columns,
     and with a first row of names unless that is all numbers; then columns are named "0", "1", ...
-    Columns of numbers are standardised by their mean and standard deviation over the training
-    examples; those of words become one column of 0 and 1 for each word.
+    A column of words becomes one of 0 and 1 for each word. Every column is standardised by its
+    mean and standard deviation over the training examples; one that is constant there becomes 0.
 
     Args:
         path: of the file.
-        target: of a table, the column to predict, by its name.
-        task: "classification" or "regression"; if not given, a target of words or of at most 100
-            different integers is classes.
+        target: of a table, the column to predict, by its name or else its number, from 0.
+        task: "classification" or "regression"; if not given, words or at most 100 different whole
+            numbers in a table, and integers in an `.npz`, are classes.
         test_path: a second table of test examples.
         train_size: how many training examples; if not given, all that are not held out.
         label_noise: share of training labels made wrong.
         seed: of what is held out, chosen and made wrong.
-        ood_path: an `.npz` with `inputs`, or a table with the same columns.
+        ood_path: beside an `.npz`, another with `inputs`; beside a table, another with its columns.
 
     Raises:
         DataError: a file that is missing, damaged or does not hold this; the message says more.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "flowers.npz")
+        ...     np.savez(path, inputs=np.eye(10), labels=np.arange(10) % 2)
+        ...     data = load_table(
+        ...         path, target=None, task=None, test_path=None, train_size=None,
+        ...         label_noise=0.0, seed=0, ood_path=None,
+        ...     )
+        >>> data.name, len(data.train_labels), len(data.test_labels), data.num_classes
+        ('flowers', 8, 2, 2)
     """
-    if path.suffix == ".npz":
+    is_table = path.suffix != ".npz"
+    if ood_path is not None and (ood_path.suffix != ".npz") != is_table:
+        raise DataError(
+            f"ood (--ood) must be {'a table' if is_table else 'an .npz'}, as {path} is, got "
+            f"{ood_path}."
+        )
+    if not is_table:
         if target is not None or test_path is not None:
             raise DataError(
                 f"{path} is an .npz: its labels are the array `labels` or `train_labels`, its test "
                 "examples `test_inputs`; --target and --test-file are for tables."
             )
-        parts, ood_inputs = _npz_parts(path, task)
+        parts, ood_inputs = _npz_parts(path, task, ood_path)
     else:
         parts, ood_inputs = _table_parts(path, target, task, test_path, ood_path)
-    if ood_path is not None and ood_path.suffix == ".npz":
-        ood_inputs = _read_npz(ood_path, ("inputs",))["inputs"]
     inputs, labels, *test = parts
-    rng = np.random.default_rng(np.random.SeedSequence(seed))
-    groups = labels if labels.dtype.kind in "iu" else np.zeros(len(labels), int)
+    rng = generator(seed, "split")
+    groups = np.zeros(len(labels), int) if labels.dtype.kind == "f" else labels
     if not test:
         num_test = max(1, round(TEST_SHARE * len(labels)))
         num_train = len(labels) - num_test
@@ -224,11 +257,13 @@ def load_table(
     elif train_size is not None:
         chosen = stratified(rng, groups, _fitting(train_size, len(labels)))
         inputs, labels = inputs[chosen], labels[chosen]
-    if path.suffix != ".npz":
-        mean, scale = inputs.mean(0), inputs.std(0)
-        scale = np.where(scale > 0, scale, 1)
+    if is_table:
+        # Not by `std() > 0`: rounding gives equal numbers a mean beside them.
+        varies = inputs.max(0) > inputs.min(0)
+        mean = np.where(varies, inputs.mean(0), inputs[0])
+        scale = np.where(varies, inputs.std(0), 1)
         inputs, test[0] = (inputs - mean) / scale, (test[0] - mean) / scale
-        if ood_inputs is not None and ood_path is not None and ood_path.suffix != ".npz":
+        if ood_inputs is not None:
             ood_inputs = (ood_inputs - mean) / scale
     data = from_arrays(path.stem, inputs, labels, test[0], test[1], ood_inputs)
     return with_label_noise(data, label_noise, seed)
@@ -240,56 +275,61 @@ def _fitting(train_size: int, available: int) -> int:
     return train_size
 
 
-def _read_npz(path: Path, needed: Sequence[str]) -> dict[str, np.ndarray]:
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{path} must be an .npz of several arrays, got a single one.")
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(
             f"{path} cannot be read as an .npz ({error}); write it with `numpy.savez`, without "
             "objects."
         ) from error
-    for name in needed:
+    return arrays
+
+
+def _require(path: Path, arrays: dict[str, np.ndarray], names: Sequence[str]) -> None:
+    for name in names:
         if name not in arrays:
             raise DataError(
                 f"{path} must hold an array {name!r}, got {', '.join(sorted(arrays)) or 'none'}."
             )
-    return arrays
 
 
-def _npz_parts(path: Path, task: str | None) -> tuple[list[np.ndarray], np.ndarray | None]:
-    arrays = _read_npz(path, ())
+def _npz_parts(
+    path: Path, task: str | None, ood_path: Path | None
+) -> tuple[list[np.ndarray], np.ndarray | None]:
+    arrays = _read_npz(path)
     names = ["inputs", "labels"]
     if "train_inputs" in arrays:
         names = ["train_inputs", "train_labels", "test_inputs", "test_labels"]
-    arrays = _read_npz(path, names)
-    parts = [arrays[name] for name in names]
-    for inputs, labels in zip(parts[::2], parts[1::2], strict=True):
-        _labels("labels", labels, _inputs("inputs", inputs))
-    for index in range(1, len(parts), 2):
-        parts[index] = _as_task(parts[index], task, f"the labels of {path}")
-    return parts, arrays.get("ood_inputs")
+    _require(path, arrays, names)
+    parts = []
+    for inputs_name, labels_name in zip(names[::2], names[1::2], strict=True):
+        inputs = _inputs(inputs_name, arrays[inputs_name])
+        parts += [inputs, _labels(labels_name, arrays[labels_name], inputs, task)]
+    if ood_path is None:
+        return parts, arrays.get("ood_inputs")
+    others = _read_npz(ood_path)
+    _require(ood_path, others, ["inputs"])
+    return parts, others["inputs"]
 
 
-def _as_task(labels: np.ndarray, task: str | None, what: str) -> np.ndarray:
-    """Numbers as classes or targets."""
-    if task == "regression":
-        return labels.astype(np.float64)
+def _as_task(name: str, labels: np.ndarray, task: str | None) -> np.ndarray:
+    """Numbers as the task asks: integers for classes, floats for targets."""
     if labels.dtype.kind != "f":
+        return labels.astype(np.float64) if task == "regression" else labels
+    _finite(name, labels)
+    if task != "classification":
         return labels
-    whole = bool((labels == np.round(labels)).all())
-    if task == "classification":
-        if not whole:
-            raise DataError(
-                f"{what} must be whole numbers to be classes, got {labels[:3].tolist()}."
-            )
-        return labels.astype(np.int64)
-    return labels
+    broken = labels[labels != np.round(labels)]
+    if len(broken):
+        raise DataError(f"{name} must be whole numbers to be classes, got {broken[0]}.")
+    return labels.astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -303,7 +343,7 @@ class _Table:
         """A column as numbers, None if a cell is none.
 
         Raises:
-            DataError: a missing value.
+            DataError: a missing value, or a comma in place of the decimal point.
         """
         cells = self.columns[name]
         for row, cell in enumerate(cells):
@@ -312,10 +352,15 @@ class _Table:
                     f"{self.path} has a missing value in column {name!r}, example {row + 1}; fill "
                     "it in, or leave such examples out."
                 )
-        try:
-            numbers = np.array([float(cell) for cell in cells])
-        except ValueError:
+        if not all(_is_number(cell) for cell in cells):
+            # They would pass for words otherwise.
+            if all(_is_number(cell.replace(",", ".")) for cell in cells):
+                raise DataError(
+                    f"{self.path} has numbers with a comma in column {name!r}; write a decimal "
+                    "point, and nothing between thousands."
+                )
             return None
+        numbers = np.array([float(cell) for cell in cells])
         _finite(f"column {name!r} of {self.path}", numbers)
         return numbers
 
@@ -330,7 +375,11 @@ def _read_table(path: Path) -> _Table:
         raise DataError(f"{path} must hold a row for each example, got {len(lines)} rows.")
     delimiter = max(",;\t", key=lines[0].count)
     if lines[0].count(delimiter):
-        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
+        try:
+            cells = list(csv.reader(lines, delimiter=delimiter))
+        except csv.Error as error:
+            raise DataError(f"{path} cannot be read as a table ({error}).") from error
+        rows = [[cell.strip() for cell in row] for row in cells]
     else:
         rows = [line.split() for line in lines]
     for number, row in enumerate(rows, 1):
@@ -352,7 +401,8 @@ def _is_number(cell: str) -> bool:
         float(cell)
     except ValueError:
         return False
-    return True
+    # Python's numbers may be written 1_000, those of tables are not: 1_000 is a word.
+    return "_" not in cell
 
 
 def _table_parts(
@@ -364,18 +414,15 @@ def _table_parts(
 ) -> tuple[list[np.ndarray], np.ndarray | None]:
     tables = [_read_table(path)]
     names = list(tables[0].columns)
-    if target not in names:
-        got = "none was given" if target is None else f"got {target!r}"
-        raise DataError(
-            f"target (--target) must name the column of {path} to predict, one of "
-            f"{', '.join(names)}; {got}."
-        )
+    target = _column(path, names, target)
     if test_path is not None:
         tables.append(_read_table(test_path))
     others = None
     if ood_path is not None and ood_path.suffix != ".npz":
         others = _read_table(ood_path)
     features = [name for name in names if name != target]
+    if not features:
+        raise DataError(f"{path} must have columns beside {target!r}, to predict it from.")
     for table in (*tables[1:], *([others] if others else [])):
         missing = [name for name in features if name not in table.columns]
         if missing or (table is not others and target not in table.columns):
@@ -384,9 +431,12 @@ def _table_parts(
     blocks: list[list[np.ndarray]] = [[] for _ in everything]
     for name in features:
         numbers = [table.numbers(name) for table in everything]
-        if all(of_table is not None for of_table in numbers):
-            for block, of_table in zip(blocks, numbers, strict=True):
-                assert of_table is not None
+        if numbers[0] is not None:
+            for table, block, of_table in zip(everything, blocks, numbers, strict=True):
+                if of_table is None:
+                    raise DataError(
+                        f"column {name!r} of {table.path} must be numbers, as it is in {path}."
+                    )
                 block.append(of_table[:, None])
             continue
         words = sorted({cell for table in everything for cell in table.columns[name]})
@@ -404,12 +454,30 @@ def _table_parts(
     return parts, inputs[-1] if others else None
 
 
+def _column(path: Path, names: Sequence[str], target: str | None) -> str:
+    """The name of the target."""
+    if target in names:
+        return target
+    if target is not None and target.isdecimal() and int(target) < len(names):
+        return names[int(target)]
+    got = "none was given" if target is None else f"got {target!r}"
+    raise DataError(
+        f"target (--target) must name the column of {path} to predict, or be its number from 0: "
+        f"one of {', '.join(names)}; {got}."
+    )
+
+
 def _table_labels(tables: Sequence[_Table], target: str, task: str | None) -> list[np.ndarray]:
     numbers = [table.numbers(target) for table in tables]
     if any(of_table is None for of_table in numbers):
         if task == "regression":
             raise DataError(f"column {target!r} must be numbers for a regression.")
         classes = sorted({*tables[0].columns[target]})
+        if task is None and len(classes) > MAX_CLASSES:
+            raise DataError(
+                f"column {target!r} must be numbers or at most {MAX_CLASSES} different words, got "
+                f"{len(classes)}; if these are classes, say so (--task classification)."
+            )
         places = {word: place for place, word in enumerate(classes)}
         unknown = {word for table in tables for word in table.columns[target]} - {*classes}
         if unknown:
@@ -425,7 +493,7 @@ def _table_labels(tables: Sequence[_Table], target: str, task: str | None) -> li
         task = "classification" if whole and len(distinct) <= MAX_CLASSES else "regression"
     if task == "regression":
         return given
-    given = [_as_task(of_table, task, f"column {target!r}") for of_table in given]
+    given = [_as_task(f"column {target!r}", of_table, task) for of_table in given]
     classes_of = np.unique(given[0])
     for of_table in given[1:]:
         unknown_numbers = np.setdiff1d(of_table, classes_of)
@@ -461,8 +529,19 @@ def load_predictions(path: Path) -> Predictions:
 
     Raises:
         DataError: a file that is missing, damaged or does not hold this; the message says more.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> coin = np.full((4, 10, 2), np.log(0.5))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "mine.npz")
+        ...     np.savez(path, labels=np.arange(10) % 2, plain=coin, dropout=coin)
+        ...     predictions = load_predictions(path)
+        >>> predictions.log_probs["dropout"].shape
+        (4, 10, 2)
     """
-    arrays = _read_npz(path, ("labels", "plain"))
+    arrays = _read_npz(path)
+    _require(path, arrays, ("labels", "plain"))
     labels = arrays.pop("labels")
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(
@@ -471,6 +550,11 @@ def load_predictions(path: Path) -> Predictions:
         )
     log_probs = {}
     shape = arrays["plain"].shape[-1:]
+    if shape == (1,):
+        raise DataError(
+            f"plain of {path} must have at least 2 classes, got 1; where there are two, give the "
+            "log-probabilities of both."
+        )
     for name, array in arrays.items():
         if name == "monte_carlo" and array.ndim == 3:
             array = array[None]
@@ -503,7 +587,9 @@ def load_predictions(path: Path) -> Predictions:
 def _log_probs(what: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind != "f":
         raise DataError(f"{what} must be log-probabilities, floats, got the dtype {array.dtype}.")
-    array = array.astype(np.float32)
+    # What float32 cannot hold has the probability 0.
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
     if np.isnan(array).any():
         raise DataError(f"{what} must be numbers, but {int(np.isnan(array).sum())} are NaN.")
     sums = np.exp(np.minimum(array, 50)).sum(-1)
