@@ -247,6 +247,10 @@ def load_table(
     rng = generator(seed, "split")
     groups = np.zeros(len(labels), int) if labels.dtype.kind == "f" else labels
     if not test:
+        if len(labels) < 2:
+            raise DataError(
+                f"{path} must hold examples to train on and to test on, got one in all."
+            )
         num_test = max(1, round(TEST_SHARE * len(labels)))
         num_train = len(labels) - num_test
         if train_size is not None:
@@ -282,7 +286,8 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{path} must be an .npz of several arrays, got a single one.")
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    # RuntimeError: of archives that are encrypted, or compressed in a way that Python cannot read.
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(
@@ -456,10 +461,11 @@ def _table_parts(
 
 def _column(path: Path, names: Sequence[str], target: str | None) -> str:
     """The name of the target."""
-    if target in names:
-        return target
-    if target is not None and target.isdecimal() and int(target) < len(names):
-        return names[int(target)]
+    if target is not None:
+        if target in names:
+            return target
+        if target.isdecimal() and int(target) < len(names):
+            return names[int(target)]
     got = "none was given" if target is None else f"got {target!r}"
     raise DataError(
         f"target (--target) must name the column of {path} to predict, or be its number from 0: "

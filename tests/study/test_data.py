@@ -278,6 +278,64 @@ def test_files_that_do_not_belong_together(tmp_path, name, array, message):
         from_folder(tmp_path)
 
 
+# Inputs of another kind.
+
+
+def with_ood(folder, ood, name="mnist", seed=0):
+    return load(name, train_size=None, label_noise=0.0, seed=seed, data_dir=folder, ood=ood)
+
+
+def test_shuffled_pixels_are_those_of_the_test_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "MAX_SHUFFLED", 15)
+    write(tmp_path, raw_arrays())
+    read = with_ood(tmp_path, None)
+    assert read.ood_name == "shuffled pixels"
+    assert (read.ood_inputs.shape, read.ood_inputs.dtype) == ((15, 12), np.float32)
+    np.testing.assert_array_equal(np.sort(read.ood_inputs, 1), np.sort(read.test_inputs[:15], 1))
+    np.testing.assert_array_equal(read.ood_inputs, with_ood(tmp_path, None).ood_inputs)
+    assert not np.array_equal(read.ood_inputs, with_ood(tmp_path, None, seed=1).ood_inputs)
+    # Each in an order of its own: two rows of the same pixels come out different.
+    same = data.shuffled(np.tile(np.arange(12.0, dtype=np.float32).reshape(3, 4), (8, 1, 1)), 0)
+    assert same.shape == (8, 3, 4)
+    assert len(rows(same)) == 8
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_other_test_images_are_read_from_their_folder(tmp_path, monkeypatch, compress):
+    monkeypatch.setattr(data, "MAX_OOD_IMAGES", 18)
+    write(tmp_path / "mnist", raw_arrays())
+    other = raw_arrays(seed=1)[TEST_IMAGES]
+    write(tmp_path / "notmnist", {TEST_IMAGES: other}, compress=compress)
+    read = with_ood(tmp_path, "notmnist")
+    assert read.ood_name == "notmnist"
+    assert read.ood_inputs.dtype == np.float32
+    np.testing.assert_allclose(read.ood_inputs, other[:18].reshape(18, 12) / 255, rtol=1e-6)
+    np.testing.assert_array_equal(read.test_inputs, with_ood(tmp_path, None).test_inputs)
+
+
+def test_other_images_that_cannot_be_had(tmp_path):
+    write(tmp_path / "mnist", raw_arrays())
+    write(tmp_path / "notmnist", {TEST_IMAGES: np.zeros((5, 3, 4), np.uint8)})
+    for ood, message in (
+        ("cifar", "ood must be one of mnist, fashion-mnist, notmnist, got 'cifar'"),
+        ("mnist", "ood must be of another kind than mnist"),
+        ("fashion-mnist", rf"fashion-mnist must hold the test images .*{TEST_IMAGES}\.gz"),
+        ("notmnist", r"images of shape \(4, 3\).*those of notmnist have \(3, 4\)"),
+    ):
+        with pytest.raises(DataError, match=message):
+            with_ood(tmp_path, ood)
+    with pytest.raises(DataError, match=r"notmnist cannot be downloaded; put .*--data-dir"):
+        with_ood(None, "notmnist", name="digits")
+
+
+def test_purposes_draw_independently_of_each_other():
+    draws = {data.generator(seed, name).bytes(8) for seed in (0, 1) for name in ("a", "b")}
+    assert len(draws) == 4
+    assert data.generator(1, "a").bytes(8) in draws
+    with pytest.raises(DataError, match="seed must not be negative, got -1"):
+        data.generator(-1, "a")
+
+
 # Arguments.
 
 

@@ -58,7 +58,10 @@ NAN = np.where(np.arange(40).reshape(20, 2) == 7, np.nan, X)
         ((X, Y, X, Y * 1.0), "must both be integers .classes. or both floats"),
         ((X, Y * 2, X, Y * 2), "class 1 has none"),
         ((X, Y, X, Y + 1), "class 4 has none"),
+        ((X, Y * 10**9, X, Y), "class 1 has none"),
         ((X, Y * 0, X, Y * 0), "at least 2 classes"),
+        ((X, Y * 0 + 0.1, X, Y * 1.0), "labels must differ, got 0.1 for every"),
+        ((X, Y * 1.0, X, Y * 1.0, X), "ood_inputs are for classification"),
         ((X, Y * 0.0, X, Y * 0.0), "labels must differ, got 0.0 for every"),
         ((X, Y.astype(str), X, Y), "labels must be integers .classes. or floats"),
         ((X, np.where(Y == 1, np.inf, Y), X, Y * 1.0), "labels must be finite, but 5 of 20"),
@@ -84,7 +87,51 @@ def test_an_npz_is_split_or_taken_as_split(tmp_path):
     given = table(parts)
     np.testing.assert_array_equal(given.train_inputs, X[:12])
     np.testing.assert_array_equal(given.test_labels, Y[12:])
-    assert table(whole, task="regression").is_regression
+    np.savez(parts, inputs=X, labels=Y - 2)
+    targets = table(parts, task="regression")
+    assert targets.is_regression
+    values = np.concatenate([targets.train_labels, targets.test_labels])
+    np.testing.assert_allclose(
+        np.sort(values * targets.target_scale + targets.target_mean), np.sort(Y - 2), atol=1e-6
+    )
+    np.savez(parts, inputs=X.astype(np.uint8), labels=Y * 1.0)
+    assert table(parts).is_regression
+    assert table(parts, task="classification").num_classes == 4
+    assert (table(parts, task="classification", label_noise=0.25).train_labels < 4).all()
+
+
+def test_inputs_of_another_kind_come_from_a_second_npz(tmp_path):
+    path, other = tmp_path / "a.npz", tmp_path / "b.npz"
+    np.savez(path, inputs=X, labels=Y)
+    np.savez(other, inputs=X[:7] + 100)
+    data = table(path, ood_path=other)
+    np.testing.assert_array_equal(data.ood_inputs, X[:7] + 100)
+    assert data.ood_name == "the inputs given"
+    for task, ood_path, message in (
+        ("regression", other, "ood_inputs are for classification"),
+        (None, tmp_path / "b.csv", r"ood \(--ood\) must be an \.npz, as .*a\.npz is, got .*b\.csv"),
+    ):
+        with pytest.raises(DataError, match=message):
+            table(path, task=task, ood_path=ood_path)
+    np.savez(other, inputs=X[:, :1])
+    with pytest.raises(DataError, match=r"ood_inputs must have examples of shape \(2,\)"):
+        table(path, ood_path=other)
+    np.savez(other, others=X)
+    with pytest.raises(DataError, match=r"b\.npz must hold an array 'inputs', got others"):
+        table(path, ood_path=other)
+
+
+def test_classes_of_a_split_keep_their_share_and_seeds_differ(tmp_path):
+    path = tmp_path / "a.npz"
+    labels = np.repeat([False, True], [10, 30])
+    np.savez(path, inputs=np.arange(80.0).reshape(40, 2), labels=labels)
+    for seed in range(10):
+        data = table(path, train_size=20, seed=seed)
+        np.testing.assert_array_equal(np.bincount(data.train_labels), [5, 15])
+    other = table(path, train_size=20, seed=1)
+    assert {*data.train_inputs[:, 0]} != {*other.train_inputs[:, 0]}
+    with pytest.raises(DataError, match="seed must not be negative, got -1"):
+        table(path, seed=-1)
 
 
 def test_a_table_is_read_with_names_words_and_any_delimiter(tmp_path):
@@ -100,12 +147,64 @@ def test_a_table_is_read_with_names_words_and_any_delimiter(tmp_path):
     np.testing.assert_array_equal(data.train_inputs[:, 3], 0)
     spaced = write(tmp_path / "t.txt", "\n".join(f"{i} {i * i / 7} {i % 2}" for i in range(20)))
     assert table(spaced, target="2").num_classes == 2
+    marks = write(tmp_path / "m.csv", "x,y\n" + "\n".join(f"{i % 2}_0,{i % 2}" for i in range(20)))
+    assert table(marks, target="y").train_inputs.shape == (16, 2)
     assert table(spaced, target="1").is_regression
+    by_number = table(path, target="3")
+    np.testing.assert_array_equal(by_number.train_labels, data.train_labels)
     assert table(spaced, target="2", task="regression").is_regression
     semicolons = write(tmp_path / "s.csv", path.read_text().replace(",", ";"))
     np.testing.assert_array_equal(
         table(semicolons, target="answer").train_inputs, data.train_inputs
     )
+
+
+def test_a_column_that_is_constant_in_training_becomes_zero(tmp_path):
+    # The mean of these differs from each by rounding, and so does the standard deviation from 0.
+    assert np.full((100, 2), 0.1).std(0).min() > 0
+    rows = "".join(f"0.1,{i},{i % 2}\n" for i in range(100))
+    train = write(tmp_path / "a.csv", "c,x,y\n" + rows)
+    test = write(tmp_path / "b.csv", "c,x,y\n0.1,3,0\n1.1,3,1\n")
+    data = table(train, target="y", test_path=test)
+    np.testing.assert_array_equal(data.train_inputs[:, 0], 0)
+    np.testing.assert_allclose(data.test_inputs[:, 0], [0, 1], rtol=1e-6)
+
+
+def test_words_of_the_target_are_classes_in_their_order(tmp_path):
+    words = ["pear", "apple", "fig"]
+    train = "x,kind\n" + "\n".join(f"{i},{words[i % 3]}" for i in range(12))
+    path = write(tmp_path / "a.csv", train)
+    test = write(tmp_path / "b.csv", "x,kind\n1,fig\n2,apple\n")
+    data = table(path, target="kind", test_path=test)
+    assert data.num_classes == 3
+    np.testing.assert_array_equal(data.train_labels, np.resize([2, 0, 1], 12))
+    np.testing.assert_array_equal(data.test_labels, [1, 0])
+    numbered = write(tmp_path / "c.csv", train.replace("pear", "7").replace("fig", "-1"))
+    assert table(numbered, target="kind").num_classes == 3
+    # Whole numbers need not begin at 0 nor follow each other.
+    sparse = write(
+        tmp_path / "d.csv", "x,y\n" + "\n".join(f"{i},{10 ** (i % 3)}" for i in range(12))
+    )
+    np.testing.assert_array_equal(
+        table(sparse, target="y", test_path=sparse).test_labels, np.resize([0, 1, 2], 12)
+    )
+    more = write(tmp_path / "e.csv", "x,y\n" + "\n".join(f"{i},{i}" for i in range(101)))
+    assert table(more, target="y").is_regression
+    classes = table(more, target="y", test_path=more, task="classification")
+    assert classes.num_classes == 101
+    with pytest.raises(DataError, match="has the class 'plum' in the test examples"):
+        table(path, target="kind", test_path=write(tmp_path / "f.csv", "x,kind\n1,plum\n2,fig\n"))
+    with pytest.raises(DataError, match="has the class 5 in the test examples"):
+        table(sparse, target="y", test_path=write(tmp_path / "g.csv", "x,y\n1,5\n2,10\n"))
+
+
+def test_numbers_in_one_table_must_be_numbers_in_the_others(tmp_path):
+    path = write(tmp_path / "a.csv", GOOD)
+    other = write(tmp_path / "b.csv", "x,y\nbig,0\n2,1\n")
+    with pytest.raises(DataError, match=r"column 'x' of .*b\.csv must be numbers, as it is in"):
+        table(path, target="y", test_path=other)
+    with pytest.raises(DataError, match=r"must be a table, as .*a\.csv is, got .*b\.npz"):
+        table(path, target="y", ood_path=tmp_path / "b.npz")
 
 
 def test_a_second_table_holds_the_test_examples(tmp_path):
@@ -138,6 +237,17 @@ GOOD = "x,y\n" + "\n".join(f"{i},{i % 2}" for i in range(10))
         (GOOD, {"target": "x", "task": "regression", "label_noise": 0.1}, "for classification"),
         (GOOD.replace("3,1", "3,1.5"), {"target": "y", "task": "classification"}, "whole numbers"),
         (GOOD.replace("3,1", "3,yes"), {"target": "y", "task": "regression"}, "numbers for"),
+        (GOOD, {"target": "2"}, "or be its number from 0: one of x, y; got '2'"),
+        ("x,y\n1,2", {"target": "y"}, "examples to train on and to test on, got one in all"),
+        ("y\n1\n0\n1", {"target": "y"}, "must have columns beside 'y'"),
+        ("x;y\n1,5;0\n2,5;1", {"target": "y"}, "numbers with a comma in column 'x'"),
+        ("x,y\n1,inf\n2,3\n", {"target": "y"}, "column 'y' of .* must be finite, but 1 of 2"),
+        ("x,y\n1," + "a" * 200_000, {"target": "y"}, r"cannot be read as a table \(field larger"),
+        (
+            "x,y\n" + "\n".join(f"{i},word{i}" for i in range(101)),
+            {"target": "y"},
+            "at most 100 different words, got 101.*--task classification",
+        ),
         (
             "x,y\n" + "\n".join(f"word{i},{i % 2}" for i in range(60)),
             {"target": "y"},
@@ -161,6 +271,29 @@ def test_files_that_are_missing_or_damaged_are_named(tmp_path):
         table(path)
     with pytest.raises(DataError, match="--target and --test-file are for tables"):
         table(path, target="y")
+    np.savez(path, train_inputs=X, train_labels=Y, test_inputs=X)
+    with pytest.raises(DataError, match="must hold an array 'test_labels'"):
+        table(path)
+    np.savez(path, train_inputs=X, train_labels=Y, test_inputs=X, test_labels=Y[1:])
+    with pytest.raises(DataError, match="test_labels must hold one number for each of the 20"):
+        table(path)
+    np.savez(path, inputs=X, labels=Y + 0.5)
+    with pytest.raises(DataError, match=r"labels must be whole numbers to be classes, got 0\.5"):
+        table(path, task="classification")
+    np.savez(path, inputs=X * 1j, labels=Y)
+    with pytest.raises(DataError, match="inputs must be numbers, got the dtype complex128"):
+        table(path)
+    with path.open("wb") as file:
+        np.save(file, X)
+    with pytest.raises(DataError, match=r"an \.npz of several arrays, got a single one"):
+        table(path)
+    np.savez_compressed(path, inputs=X, labels=Y)
+    damaged = bytearray(path.read_bytes())
+    # The compression method, in the archive's first header and its directory.
+    damaged[8] = damaged[damaged.index(b"PK\1\2") + 10] = 99
+    path.write_bytes(damaged)
+    with pytest.raises(DataError, match=r"cannot be read as an \.npz \(.*compression"):
+        table(path)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match=r"cannot be read as an \.npz"):
         table(path)
@@ -209,6 +342,14 @@ def test_predictions_are_read(tmp_path):
         "monte_carlo": (1, 5, 6, 3),
     }
     np.testing.assert_array_equal(found.labels, PREDICTIONS["labels"])
+    np.testing.assert_array_equal(found.log_probs["plain"], PREDICTIONS["plain"])
+    # A class may be ruled out, and nothing is normalised again.
+    certain = np.log(np.eye(3), where=np.eye(3) > 0, out=np.full((3, 3), -1e300))
+    mine = np.broadcast_to(certain[PREDICTIONS["labels"]], (2, 6, 3))
+    np.savez(path, **PREDICTIONS, mine=mine)
+    read = load_predictions(path).log_probs["mine"]
+    np.testing.assert_array_equal(read, np.where(mine < 0, -np.inf, 0))
+    assert read.dtype == np.float32
 
 
 @pytest.mark.parametrize(
@@ -224,6 +365,9 @@ def test_predictions_are_read(tmp_path):
         ({"dropout": 3 * log_probs(2, 6, 3)}, "take `log_softmax` of logits"),
         ({"dropout": np.full((2, 6, 3), np.nan)}, "36 are NaN"),
         ({"dropout": np.zeros((2, 6, 3), int)}, "must be log-probabilities, floats"),
+        ({"dropout": np.full((2, 6, 3), np.inf)}, "they sum to"),
+        ({"plain": log_probs(4, 6, 1)}, "at least 2 classes, got 1"),
+        ({"monte_carlo": log_probs(6, 3)}, r"must be \[network, mask, example, class\]"),
         ({"plain": log_probs(3, 6, 3)}, "at least 4 networks"),
         ({"dropout": None, "monte_carlo": None}, "something to compare with plain"),
     ],
