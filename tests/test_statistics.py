@@ -1,8 +1,23 @@
+import math
+
 import numpy as np
 import pytest
+from bounds import binomial_bounds, chi_square_bounds
 from scipy import stats
 
-from jdrop.statistics import mean_interval
+from jdrop.statistics import (
+    EnsembleCurve,
+    Equivalence,
+    Equivalent,
+    Interval,
+    bootstrap_interval,
+    bootstrap_weights,
+    crossed_interval,
+    equivalence_test,
+    holm,
+    mcnemar,
+    mean_interval,
+)
 
 
 def test_the_interval_is_that_of_scipy():
@@ -35,3 +50,449 @@ def test_one_replicate_has_no_interval():
 def test_no_replicates_are_an_error():
     with pytest.raises(ValueError, match="at least one replicate"):
         mean_interval([])
+
+
+# Replicates and examples, both at random
+
+
+def effects(rng, replicates, examples, of_replicates, of_examples, rest):
+    """Normal effects of given standard deviations, of mean 0."""
+    return (
+        of_replicates * rng.normal(size=(replicates, 1))
+        + of_examples * rng.normal(size=(1, examples))
+        + rest * rng.normal(size=(replicates, examples))
+    )
+
+
+def by_components(values, level=0.95):
+    """The interval from components of variance, each estimated by a difference of sums."""
+    r, n = values.shape
+    correction = values.sum() ** 2 / (r * n)
+    between_r = sum(values[i].sum() ** 2 for i in range(r)) / n - correction
+    between_n = sum(values[:, j].sum() ** 2 for j in range(n)) / r - correction
+    within = (values**2).sum() - correction - between_r - between_n
+    ms_r, ms_n = between_r / (r - 1), between_n / (n - 1)
+    ms_rn = within / ((r - 1) * (n - 1))
+    interaction = ms_rn
+    replicate = (ms_r - ms_rn) / n
+    example = (ms_n - ms_rn) / r
+    variance = replicate / r + max(example, 0) / n + interaction / (r * n)
+    pieces = [(ms_r / (r * n), r - 1)]
+    if example > 0:
+        pieces += [(ms_n / (r * n), n - 1), (ms_rn / (r * n), (r - 1) * (n - 1))]
+    freedom = variance**2 / sum(piece**2 / degrees for piece, degrees in pieces)
+    half_width = stats.t.ppf((1 + level) / 2, max(freedom, min(r, n) - 1)) * math.sqrt(variance)
+    return values.mean() - half_width, values.mean() + half_width
+
+
+@pytest.mark.parametrize(
+    "scales", [(1, 1, 1), (0.1, 1, 0.2), (0, 0, 1), (1, 0.01, 0.1)], ids=lambda scales: str(scales)
+)
+@pytest.mark.parametrize("shape", [(2, 7), (5, 40), (3, 2)])
+def test_the_crossed_interval_is_that_of_the_components_of_variance(shape, scales):
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        values = 3 + effects(rng, *shape, *scales)
+        for level in (0.95, 0.9):
+            interval = crossed_interval(values, level=level)
+            assert (interval.low, interval.high) == pytest.approx(by_components(values, level))
+        assert interval.mean == pytest.approx(values.mean())
+        assert interval.num_replicates == shape[0]
+
+
+def test_the_crossed_interval_of_four_numbers():
+    """Mean squares by hand: 16 of replicates, 16 of examples, 4 of the rest."""
+    interval = crossed_interval(np.array([[0.0, 2.0], [2.0, 8.0]]))
+    freedom = 28**2 / (16**2 + 16**2 + 4**2)
+    assert interval.high - 3 == pytest.approx(stats.t.ppf(0.975, freedom) * math.sqrt(28 / 4))
+
+
+def test_examples_that_add_nothing_leave_the_interval_of_the_replicates():
+    means = np.array([0.1, 0.4, 0.2, 0.3])
+    expected = mean_interval(list(means))
+    interval = crossed_interval(np.repeat(means[:, None], 6, axis=1))
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_few_degrees_of_freedom_never_blow_up_the_interval():
+    """Replicates that happen to agree, with examples that vary a little more than the rest."""
+    rng = np.random.default_rng(0)
+    values = effects(rng, 2, 500, 0, 0.2, 1)
+    values -= values.mean(1, keepdims=True)
+    interval = crossed_interval(values)
+    assert interval.high < stats.t.ppf(0.975, 1) * math.sqrt((0.2**2 + 1) * 2 / 500)
+
+
+@pytest.mark.parametrize("scales", [(0.1, 1, 0.1), (0.5, 1, 2), (0, 0, 1)], ids=str)
+def test_the_crossed_interval_covers_the_mean_of_new_replicates_and_examples(scales):
+    rng, studies = np.random.default_rng(0), 2000
+    intervals = [crossed_interval(effects(rng, 5, 50, *scales)) for _ in range(studies)]
+    covered = sum(interval.low <= 0 <= interval.high for interval in intervals)
+    # Satterthwaite's approximation is no exact 95 %: simulated at length, 94 to 96 %.
+    low, high = binomial_bounds(studies, 0.94)[0], binomial_bounds(studies, 0.965)[1]
+    assert low <= covered <= high, covered / studies
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.zeros(5), "at least 2 replicates and 2 examples, got the shape \\(5,\\)"),
+        (np.zeros((1, 5)), "at least 2 replicates"),
+        (np.zeros((5, 1)), "2 examples"),
+        (np.array([[0.0, math.nan], [0.0, 1.0]]), "finite, got 1 of 4"),
+        (np.array([[0.0, math.inf], [0.0, 1.0]]), "rules out the true class"),
+    ],
+)
+def test_what_has_no_crossed_interval(values, message):
+    with pytest.raises(ValueError, match=message):
+        crossed_interval(values)
+    with pytest.raises(ValueError, match=message):
+        equivalence_test(values, 0.1)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 95.0, math.nan])
+def test_levels_are_probabilities(level):
+    with pytest.raises(ValueError, match="level must lie in"):
+        crossed_interval(np.zeros((2, 2)), level=level)
+
+
+# Equivalents
+
+
+def exact_curve(means, replicates=3, examples=20, noise=1e-9):
+    """Losses `[replicate, size, example]` of given means, all but without noise."""
+    rng = np.random.default_rng(0)
+    shape = replicates, len(means), examples
+    return np.asarray(means)[None, :, None] + noise * rng.normal(size=shape)
+
+
+def constant(value, replicates=3, examples=20):
+    return np.full((replicates, examples), float(value))
+
+
+MEANS = [1.0, 0.6, 0.5, 0.45]
+
+
+@pytest.mark.parametrize(
+    ("loss", "value"),
+    [(0.8, 1.5), (0.6, 2.0), (0.55, 2.5), (0.46, 3.8), (0.99, 1.025)],
+)
+def test_without_noise_the_interval_is_the_value(loss, value):
+    found = EnsembleCurve(exact_curve(MEANS)).equivalent(constant(loss))
+    assert (found.low, found.value, found.high) == pytest.approx([value] * 3, abs=1e-5)
+    assert found.low <= found.value <= found.high
+    assert found.largest == 4
+
+
+@pytest.mark.parametrize("loss", [1.1, 5.0])
+def test_what_one_network_beats_is_worth_one(loss):
+    found = EnsembleCurve(exact_curve(MEANS)).equivalent(constant(loss))
+    assert found == Equivalent(1.0, 1.0, 1.0, 4)
+    assert str(found) == "≤1 [≤1, ≤1]"
+
+
+def test_what_the_largest_average_does_not_reach_is_beyond():
+    found = EnsembleCurve(exact_curve(MEANS)).equivalent(constant(0.4))
+    assert found == Equivalent(math.inf, math.inf, math.inf, 4)
+    assert str(found) == ">4 [>4, >4]"
+
+
+def test_one_network_is_enough_even_where_larger_averages_do_worse():
+    curve = EnsembleCurve(exact_curve([0.5, 0.8, 0.8]))
+    assert curve.equivalent(constant(0.8)) == Equivalent(1.0, 1.0, 1.0, 3)
+
+
+def test_of_several_crossings_the_first_counts_and_the_interval_holds_all():
+    found = EnsembleCurve(exact_curve([1.0, 0.4, 0.8, 0.3])).equivalent(constant(0.6))
+    assert found.value == pytest.approx(1 + 0.4 / 0.6)
+    assert found.low == pytest.approx(found.value, abs=1e-5)
+    assert found.high == pytest.approx(3.4, abs=1e-5)
+
+
+def test_equal_means_reach_one_another_in_spite_of_rounding():
+    means = [0.3, 0.1 + 0.2 - 0.1, 0.1]
+    found = EnsembleCurve(exact_curve(means, noise=0)).equivalent(constant(0.2))
+    assert (found.low, found.value, found.high) == pytest.approx([2.0] * 3, abs=1e-5)
+    flat = EnsembleCurve(exact_curve([0.1 + 0.2] * 3, noise=0)).equivalent(constant(0.3))
+    assert flat == Equivalent(1.0, 1.0, math.inf, 3)
+
+
+def noisy_curve(rng, replicates=4, sizes=6, examples=60):
+    """Losses of ensembles and of a method on the same examples, and a method's."""
+    of_example = 0.3 * rng.normal(size=(1, 1, examples))
+    curve = (
+        (1 + 1 / np.arange(1, sizes + 1))[None, :, None]
+        + of_example
+        + 0.03 * rng.normal(size=(replicates, 1, 1))
+        + 0.2 * rng.normal(size=(replicates, sizes, examples)) / np.arange(1, sizes + 1)[:, None]
+    )
+    return curve, of_example[:, 0] + effects(rng, replicates, examples, 0.02, 0.05, 0.2)
+
+
+def test_an_average_is_worth_its_size():
+    rng = np.random.default_rng(0)
+    losses, _ = noisy_curve(rng)
+    curve = EnsembleCurve(losses)
+    for size in range(6):
+        found = curve.equivalent(losses[:, size])
+        assert found.value == pytest.approx(size + 1)
+        assert found.low <= found.value <= found.high
+
+
+def test_the_ends_are_where_the_test_of_the_differences_turns():
+    """All sizes between whole ones, each by its differences themselves, without the shortcut."""
+    rng = np.random.default_rng(0)
+    losses, method = noisy_curve(rng)
+    curve = EnsembleCurve(losses)
+    sizes = np.linspace(1, 6, 251)
+    censored = set()
+    for level in np.linspace(1.1, 2.1, 21):
+        found = curve.equivalent(method + level)
+        ends = []
+        for size in sizes:
+            left = min(int(size), 5)
+            share = size - left
+            at = (1 - share) * losses[:, left - 1] + share * losses[:, left]
+            ends.append(by_components(at - method - level))
+        lows, highs = np.transpose(ends)
+        not_above, not_below = sizes[lows <= 0], sizes[highs >= 0]
+        low = not_above[0] if len(not_above) else math.inf
+        high = not_below[-1] if len(not_below) else 1.0
+        if high == 6:
+            high = math.inf
+        if highs[0] < 0:
+            low = high = 1.0
+        # The first of the grid that is within is up to a step, of 0.02, beyond the end.
+        assert low == found.low or low - 0.02 <= found.low <= low
+        assert high == found.high or high <= found.high <= high + 0.02
+        assert found.low <= found.value <= found.high
+        censored.add((found.low == 1, found.high == math.inf))
+    assert censored >= {(True, False), (False, False), (False, True)}
+
+
+def test_the_ends_are_exact():
+    rng = np.random.default_rng(0)
+    losses, method = noisy_curve(rng)
+    found = EnsembleCurve(losses).equivalent(method + 1.4)
+    for end, side in ((found.low, 0), (found.high, 1)):
+        left = int(end)
+        share = end - left
+        at = (1 - share) * losses[:, left - 1] + share * losses[:, left]
+        interval = crossed_interval(at - method - 1.4)
+        assert (interval.low, interval.high)[side] == pytest.approx(0, abs=1e-6)
+
+
+def test_units_of_the_loss_do_not_matter():
+    losses, method = noisy_curve(np.random.default_rng(0))
+    found = EnsembleCurve(losses).equivalent(method + 1.4)
+    scaled = EnsembleCurve(7 * losses - 3).equivalent(7 * (method + 1.4) - 3)
+    for name in ("value", "low", "high"):
+        assert getattr(scaled, name) == pytest.approx(getattr(found, name), abs=1e-6)
+
+
+def test_a_monotone_transformation_moves_an_equivalent_between_whole_sizes_only():
+    for loss in (0.8, 0.6, 0.55, 0.47):
+        plain = EnsembleCurve(exact_curve(MEANS)).equivalent(constant(loss)).value
+        squared = EnsembleCurve(exact_curve(np.square(MEANS))).equivalent(constant(loss**2)).value
+        assert math.ceil(plain) == math.ceil(squared)
+
+
+def test_sizes_may_leave_gaps():
+    curve = EnsembleCurve(exact_curve([1.0, 0.6, 0.2]), sizes=(1, 5, 100))
+    assert curve.equivalent(constant(0.8)).value == pytest.approx(3.0)
+    found = curve.equivalent(constant(0.4))
+    assert (found.low, found.value, found.high) == pytest.approx([52.5] * 3, abs=1e-4)
+    assert found.largest == 100
+
+
+def test_a_curve_of_one_size():
+    curve = EnsembleCurve(exact_curve([0.5]))
+    assert curve.equivalent(constant(0.6)) == Equivalent(1.0, 1.0, 1.0, 1)
+    assert curve.equivalent(constant(0.4)) == Equivalent(math.inf, math.inf, math.inf, 1)
+
+
+def test_equivalents_as_text():
+    assert str(Equivalent(3.14, 2.4, 4.0, 10)) == "3.1 [2.4, 4.0]"
+    assert str(Equivalent(math.inf, 7.2, math.inf, 10)) == ">10 [7.2, >10]"
+    assert str(Equivalent(1.0, 1.0, 1.3, 10)) == "≤1 [≤1, 1.3]"
+
+
+def test_what_is_no_curve():
+    losses = exact_curve(MEANS)
+    with pytest.raises(ValueError, match=r"must be \[replicate, size, example\]"):
+        EnsembleCurve(losses[0])
+    with pytest.raises(ValueError, match="at least 2 replicates"):
+        EnsembleCurve(losses[:1])
+    with pytest.raises(ValueError, match="got the shape"):
+        EnsembleCurve(losses[:, :0])
+    with pytest.raises(ValueError, match="must be finite"):
+        EnsembleCurve(np.where(losses > 0.9, np.nan, losses))
+    for sizes in ((1, 2, 3), (1, 3, 2, 4), (2, 3, 4, 5), (1, 2, 2, 3)):
+        with pytest.raises(ValueError, match="sizes must rise from 1 and be as many as the 4"):
+            EnsembleCurve(losses, sizes)
+
+
+def test_a_method_must_have_the_replicates_and_examples_of_the_curve():
+    curve = EnsembleCurve(exact_curve(MEANS))
+    for shape in ((4, 20), (3, 19)):
+        with pytest.raises(ValueError, match="the 3 replicates and 20 examples of the curve"):
+            curve.equivalent(np.zeros(shape))
+    with pytest.raises(ValueError, match="must be finite"):
+        curve.equivalent(constant(math.nan))
+
+
+# Equivalence
+
+
+def test_where_examples_add_nothing_the_test_is_two_t_tests_of_the_replicates():
+    means = np.array([0.02, -0.01, 0.03, 0.0])
+    differences = np.repeat(means[:, None], 7, axis=1)
+    for margin in (0.01, 0.03, 0.1):
+        found = equivalence_test(differences, margin)
+        below = stats.ttest_1samp(means, margin, alternative="less").pvalue
+        above = stats.ttest_1samp(means, -margin, alternative="greater").pvalue
+        assert found.p_value == pytest.approx(max(below, above))
+        expected = stats.t.interval(0.9, 3, means.mean(), stats.sem(means))
+        assert (found.difference.low, found.difference.high) == pytest.approx(expected)
+        assert (found.verdict == "equivalent") == (max(below, above) < 0.05)
+        assert found.enough == (below < 0.05)
+
+
+def test_the_p_value_and_the_interval_agree():
+    rng = np.random.default_rng(0)
+    verdicts = set()
+    for _ in range(300):
+        differences = rng.normal() * 0.05 + effects(rng, 4, 20, 0.01, 0.05, 0.1)
+        found = equivalence_test(differences, 0.05)
+        assert (found.p_value < 0.05) == (found.verdict == "equivalent")
+        verdicts.add(found.verdict)
+    assert verdicts == {"equivalent", "better", "worse", "not worse", "undecided"}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict", "enough"),
+    [
+        (-0.05, 0.05, "equivalent", True),
+        (-0.3, -0.2, "better", True),
+        (-0.2, 0.05, "not worse", True),
+        (0.2, 0.3, "worse", False),
+        (-0.05, 0.2, "undecided", False),
+        (-0.2, 0.2, "undecided", False),
+    ],
+)
+def test_verdicts(low, high, verdict, enough):
+    test = Equivalence(Interval((low + high) / 2, low, high, 5), 0.1, 0.5)
+    assert (test.verdict, test.enough) == (verdict, enough)
+
+
+def test_a_difference_without_any_noise_is_what_it_is():
+    assert equivalence_test(np.full((2, 4), 0.25), 0.5).p_value == 0
+    assert equivalence_test(np.full((2, 4), 0.25), 0.5).verdict == "equivalent"
+    assert equivalence_test(np.full((2, 4), 0.25), 0.125).p_value == 1
+    assert equivalence_test(np.full((2, 4), 0.25), 0.125).verdict == "worse"
+
+
+@pytest.mark.parametrize("margin", [0.0, -0.1, math.inf, math.nan])
+def test_margins_are_positive(margin):
+    with pytest.raises(ValueError, match="margin must be positive"):
+        equivalence_test(np.zeros((2, 2)), margin)
+
+
+# Bootstrap
+
+
+def test_draws_are_multinomial():
+    num_examples, num_draws = 20, 4000
+    weights = bootstrap_weights(np.random.default_rng(0), num_examples, num_draws)
+    assert weights.shape == (num_draws, num_examples)
+    assert weights.dtype == np.float32
+    assert (weights.sum(1) == num_examples).all()
+    for count in range(4):
+        found = (weights == count).sum(0)
+        probability = stats.binom.pmf(count, num_examples, 1 / num_examples)
+        low, high = binomial_bounds(num_draws, probability, checks=num_examples)
+        assert ((low <= found) & (found <= high)).all(), count
+
+
+def test_draws_of_a_mean_vary_as_its_standard_error():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=400)
+    draws = bootstrap_weights(rng, 400, 2000) @ values / 400
+    statistic = ((draws - values.mean()) ** 2).sum() / (values.var() / 400)
+    low, high = chi_square_bounds(2000)
+    assert low <= statistic <= high
+
+
+def test_the_bootstrap_interval_adds_replicates_and_examples():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=4)
+    draws = rng.normal(size=(50, 1)) + 0.3 * rng.normal(size=(50, 4))
+    interval = bootstrap_interval(scores, draws)
+    parts = [stats.sem(scores) ** 2, np.var(draws.mean(1), ddof=1)]
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 3 + parts[1] ** 2 / 49)
+    expected = stats.t.interval(0.95, freedom, scores.mean(), math.sqrt(sum(parts)))
+    assert (interval.low, interval.high) == pytest.approx(expected)
+    assert (interval.mean, interval.num_replicates) == (pytest.approx(scores.mean()), 4)
+
+
+def test_of_a_mean_over_examples_the_bootstrap_interval_is_much_as_the_crossed_one():
+    """It counts what replicates and examples do together twice, so where they do little."""
+    rng = np.random.default_rng(0)
+    losses = effects(rng, 5, 400, 0.05, 1, 0.1)
+    draws = bootstrap_weights(rng, 400, 4000) @ losses.T / 400
+    found, expected = bootstrap_interval(losses.mean(1), draws), crossed_interval(losses)
+    # Six standard errors of the variance of 4,000 draws, in the width.
+    assert found.high - found.low == pytest.approx(expected.high - expected.low, rel=0.07)
+
+
+def test_without_any_variance_the_bootstrap_interval_is_the_mean():
+    interval = bootstrap_interval(np.full(3, 0.5), np.full((4, 3), 0.5))
+    assert (interval.low, interval.high) == (0.5, 0.5)
+
+
+def test_what_has_no_bootstrap_interval():
+    with pytest.raises(ValueError, match="at least 2 replicates, got the shape"):
+        bootstrap_interval(np.zeros(1), np.zeros((5, 1)))
+    for shape in ((1, 3), (5, 2), (5,)):
+        with pytest.raises(ValueError, match="at least 2 draws and the 3 replicates"):
+            bootstrap_interval(np.zeros(3), np.zeros(shape))
+
+
+# Tests of errors, and of many scores
+
+
+@pytest.mark.parametrize(("a_alone", "b_alone"), [(9, 1), (3, 3), (0, 6), (1, 0), (40, 60)])
+def test_mcnemar_is_the_sum_of_binomial_probabilities(a_alone, b_alone):
+    """Of 5 examples both are wrong, of 7 none."""
+    wrong_a = np.repeat([True, False, True, False], [a_alone, b_alone, 5, 7])
+    wrong_b = np.repeat([False, True, True, False], [a_alone, b_alone, 5, 7])
+    n = a_alone + b_alone
+    tail = sum(math.comb(n, k) for k in range(min(a_alone, b_alone) + 1)) / 2**n
+    assert mcnemar(wrong_a, wrong_b) == pytest.approx(min(2 * tail, 1))
+    assert mcnemar(wrong_b, wrong_a) == pytest.approx(min(2 * tail, 1))
+
+
+def test_predictors_that_err_alike_do_not_differ():
+    wrong = np.array([True, False, False])
+    assert mcnemar(wrong, wrong) == 1
+
+
+def test_what_mcnemar_does_not_take():
+    with pytest.raises(ValueError, match="of the same examples"):
+        mcnemar(np.zeros(3, bool), np.zeros(4, bool))
+    with pytest.raises(ValueError, match="must be bool"):
+        mcnemar(np.zeros(3, int), np.zeros(3, bool))
+
+
+def test_holm_by_hand():
+    """In order 0.005, 0.01, 0.03, 0.04: times 4, 3, 2, 1; the last may not fall below 0.06."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([0.2]) == [0.2]
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize("p_value", [-0.1, 1.1, math.nan])
+def test_p_values_are_probabilities(p_value):
+    with pytest.raises(ValueError, match="p_values must lie in"):
+        holm([0.5, p_value])
