@@ -14,8 +14,6 @@ from jdrop.statistics import (
     bootstrap_weights,
     crossed_interval,
     equivalence_test,
-    holm,
-    mcnemar,
     mean_interval,
 )
 
@@ -456,43 +454,3 @@ def test_what_has_no_bootstrap_interval():
     for shape in ((1, 3), (5, 2), (5,)):
         with pytest.raises(ValueError, match="at least 2 draws and the 3 replicates"):
             bootstrap_interval(np.zeros(3), np.zeros(shape))
-
-
-# Tests of errors, and of many scores
-
-
-@pytest.mark.parametrize(("a_alone", "b_alone"), [(9, 1), (3, 3), (0, 6), (1, 0), (40, 60)])
-def test_mcnemar_is_the_sum_of_binomial_probabilities(a_alone, b_alone):
-    """Of 5 examples both are wrong, of 7 none."""
-    wrong_a = np.repeat([True, False, True, False], [a_alone, b_alone, 5, 7])
-    wrong_b = np.repeat([False, True, True, False], [a_alone, b_alone, 5, 7])
-    n = a_alone + b_alone
-    tail = sum(math.comb(n, k) for k in range(min(a_alone, b_alone) + 1)) / 2**n
-    assert mcnemar(wrong_a, wrong_b) == pytest.approx(min(2 * tail, 1))
-    assert mcnemar(wrong_b, wrong_a) == pytest.approx(min(2 * tail, 1))
-
-
-def test_predictors_that_err_alike_do_not_differ():
-    wrong = np.array([True, False, False])
-    assert mcnemar(wrong, wrong) == 1
-
-
-def test_what_mcnemar_does_not_take():
-    with pytest.raises(ValueError, match="of the same examples"):
-        mcnemar(np.zeros(3, bool), np.zeros(4, bool))
-    with pytest.raises(ValueError, match="must be bool"):
-        mcnemar(np.zeros(3, int), np.zeros(3, bool))
-
-
-def test_holm_by_hand():
-    """In order 0.005, 0.01, 0.03, 0.04: times 4, 3, 2, 1; the last may not fall below 0.06."""
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.6, 0.7]) == [1.0, 1.0]
-    assert holm([0.2]) == [0.2]
-    assert holm([]) == []
-
-
-@pytest.mark.parametrize("p_value", [-0.1, 1.1, math.nan])
-def test_p_values_are_probabilities(p_value):
-    with pytest.raises(ValueError, match="p_values must lie in"):
-        holm([0.5, p_value])

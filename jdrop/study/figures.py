@@ -546,7 +546,9 @@ def sweep(comparison: Comparison) -> Figure | None:
             row, column = values[0].index(cell.at[names[0]]), values[1].index(cell.at[names[1]])
             worth = cell.worth[score]
             table[row, column] = math.log(min(worth.value, largest * 1.3))
-            axes.text(column, row, str(worth).replace(" [", "\n["), ha="center", va="center", size=9)
+            axes.text(
+                column, row, str(worth).replace(" [", "\n["), ha="center", va="center", size=9
+            )
         axes.imshow(table, cmap="YlGnBu", vmin=0, vmax=1.8 * math.log(largest), aspect="auto")
         axes.set_yticks(range(len(values[0])), [f"{v:g}" for v in values[0]])
         axes.set_xticks(range(len(values[1])), [f"{v:g}" for v in values[1]])
