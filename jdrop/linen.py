@@ -180,6 +180,21 @@ def as_network(module: Any, *, at_dropout: AtDropout | None = None) -> Network:
         raise TypeError(
             f"module must be an instance of a linen module, got {module!r}; call its class first."
         )
+    if at_dropout is None:
+
+        def thin(at_dropout: AtDropout) -> Network:
+            return _network(module, partial(_thin, at_dropout))
+
+        return _network(module, None, thin)
+    return _network(module, partial(_replace_dropout, at_dropout))
+
+
+def _network(
+    module: nn.Module,
+    interceptor: Callable[..., Any] | None,
+    thin: Callable[[AtDropout], Network] | None = None,
+) -> Network:
+    """The network of a module whose methods are called through `interceptor`."""
     mode = partial(mode_flags, type(module).__call__)
     mode(training=False)  # Raises now, not at the first call.
 
@@ -188,13 +203,13 @@ def as_network(module: Any, *, at_dropout: AtDropout | None = None) -> Network:
         return {"params": params_key, "dropout": dropout_key}
 
     def call(bound: nn.Module, inputs: Array, **flags: bool) -> Any:
-        if at_dropout is None:
+        if interceptor is None:
             return bound(inputs, **flags)
         assert bound.scope is not None
         # `nn.jit` takes these flags for a part of what it compiles. Without a number it would give
         # this pass what it compiled for another, in which `at_dropout` is another or does another.
         bound.scope.flags = freeze({**bound.scope.flags, "pass": next(_passes)})
-        with nn.intercept_methods(partial(_replace_dropout, at_dropout)):
+        with nn.intercept_methods(interceptor):
             return bound(inputs, **flags)
 
     def init(key: Array, inputs: Array) -> Variables:
@@ -215,7 +230,7 @@ def as_network(module: Any, *, at_dropout: AtDropout | None = None) -> Network:
         )
         return outputs, {**variables, **updates}
 
-    return Network(apply, init, apply_train)
+    return Network(apply, init, apply_train, thin)
 
 
 def _replace_dropout(
@@ -226,17 +241,45 @@ def _replace_dropout(
     if context.method_name != "__call__":
         return next_method(*args, **kwargs)
     if isinstance(module, nn.MultiHeadDotProductAttention):
-        rate = module.dropout_rate
-        object.__setattr__(module, "dropout_rate", 0.0)
-        try:
-            return next_method(*args, **kwargs)
-        finally:
-            object.__setattr__(module, "dropout_rate", rate)
+        return _with_attribute(module, "dropout_rate", 0.0, next_method, args, kwargs)
     if not isinstance(module, Dropout | nn.Dropout):
         return next_method(*args, **kwargs)
+    return _call_at(at_dropout, module, args, kwargs)
+
+
+def _thin(
+    at_dropout: AtDropout, next_method: Callable[..., Any], args: Any, kwargs: Any, context: Any
+) -> Any:
+    """Calls `at_dropout` at dropout layers, and lets other layers take weights of fewer units."""
+    module = context.module
+    if context.method_name != "__call__":
+        return next_method(*args, **kwargs)
+    if isinstance(module, Dropout | nn.Dropout):
+        outputs = _call_at(at_dropout, module, args, kwargs)
+        return next_method(*args, **kwargs) if outputs is None else outputs
+    kernel = module.variables.get("params", {}).get("kernel")
+    if not isinstance(module, nn.Dense | nn.Conv) or kernel is None:
+        return next_method(*args, **kwargs)
+    # Flax holds the shape of given weights against this number.
+    return _with_attribute(module, "features", kernel.shape[-1], next_method, args, kwargs)
+
+
+def _call_at(at_dropout: AtDropout, module: Any, args: Any, kwargs: Any) -> Any:
     inputs = args[0] if args else kwargs["inputs"]
     rate = kwargs.get("rate")
     return at_dropout("/".join(module.path), inputs, module.rate if rate is None else rate)
+
+
+def _with_attribute(
+    module: nn.Module, name: str, value: Any, call: Callable[..., Any], args: Any, kwargs: Any
+) -> Any:
+    """Calls a method while an attribute of its frozen module has another value."""
+    before = getattr(module, name)
+    object.__setattr__(module, name, value)
+    try:
+        return call(*args, **kwargs)
+    finally:
+        object.__setattr__(module, name, before)
 
 
 def _use_running_statistics(
@@ -251,9 +294,5 @@ def _use_running_statistics(
     if not isinstance(module, nn.BatchNorm):
         return next_method(*args, **kwargs)
     # Flax wants the flag in one place; the second argument of the call is the flag too.
-    flag = module.use_running_average
-    object.__setattr__(module, "use_running_average", None)
-    try:
-        return next_method(*args[:1], **{**kwargs, "use_running_average": True})
-    finally:
-        object.__setattr__(module, "use_running_average", flag)
+    kwargs = {**kwargs, "use_running_average": True}
+    return _with_attribute(module, "use_running_average", None, next_method, args[:1], kwargs)

@@ -21,6 +21,10 @@ presence of the key, so no flag can disagree with it.
 """
 
 
+AtDropout = Callable[[str, Array, ArrayLike], Any]
+"""`at_dropout(name, inputs, rate)` -> outputs, in place of a dropout layer of that name."""
+
+
 @dataclass(frozen=True)
 class Network:
     """An `apply_fn` that also knows how to be initialised and trained.
@@ -34,6 +38,10 @@ class Network:
         init_fn: variables from a key and example inputs.
         train_fn: outputs and updated variables from variables, inputs and a key: the network in
             training, batch statistics included. Without it, `apply_fn` is the network in training.
+        thin: `thin(at_dropout)` is the network with `at_dropout` called in place of its dropout
+            layers, or, where that gives None, with the layer as it is; its other layers take
+            weights of fewer units than they were made for. For `jdrop.thinned`.
+        thinning: how its training steps thin it; made by `jdrop.thinned.thin`.
 
     Example:
         >>> import jax, jax.numpy as jnp, jdrop
@@ -48,6 +56,8 @@ class Network:
     apply_fn: ApplyFn
     init_fn: Callable[[Array, Array], Variables] | None = None
     train_fn: Callable[[Variables, Array, Array], tuple[Array, Variables]] | None = None
+    thin: Callable[[AtDropout], "Network"] | None = None
+    thinning: Any = None
 
     def __call__(self, variables: Variables, inputs: Array, key: Array | None) -> Array:
         """The outputs of `apply_fn`."""
@@ -92,9 +102,6 @@ def network_log_probs(
     logits = network(variables, inputs, key)
     return jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
 
-
-AtDropout = Callable[[str, Array, ArrayLike], Array]
-"""`at_dropout(name, inputs, rate)` -> outputs, in place of a dropout layer of that name."""
 
 MODE_FLAGS = {"deterministic": False, "train": True, "training": True, "is_training": True}
 """Arguments of a module's call that set its mode, and their value in training."""

@@ -279,6 +279,21 @@ def as_network(make_module: Any, *, at_dropout: AtDropout | None = None) -> Netw
             f"make_module must be a function of rngs that makes the module, got "
             f"{type(make_module).__name__}; give the class, or `lambda rngs: MyModule(rngs=rngs)`."
         )
+    if at_dropout is None:
+
+        def thin(at_dropout: AtDropout) -> Network:
+            return _network(make_module, partial(_call_at_dropout, at_dropout))
+
+        return _network(make_module, None, thin)
+    return _network(make_module, partial(_replace_dropout, at_dropout))
+
+
+def _network(
+    make_module: Callable[..., Any],
+    change: Callable[[nnx.Module], None] | None,
+    thin: Callable[[AtDropout], Network] | None = None,
+) -> Network:
+    """The network of a module on which `change` is called before each pass."""
     abstract_model = nnx.eval_shape(lambda: make_module(rngs=nnx.Rngs(0)))
     flags = partial(mode_flags, type(abstract_model).__call__)
     flags(training=False)  # Raises now, not at the first call.
@@ -307,8 +322,8 @@ def as_network(make_module: Any, *, at_dropout: AtDropout | None = None) -> Netw
             nnx.reseed(model, policy="match_shape", **keys)
         if "masks" in variables:
             model = replay_masks(model, variables["masks"])
-        if at_dropout is not None:
-            _replace_dropout(model, at_dropout)
+        if change is not None:
+            change(model)
         return model
 
     def apply(variables: Variables, inputs: Array, key: Array | None) -> Array:
@@ -325,17 +340,24 @@ def as_network(make_module: Any, *, at_dropout: AtDropout | None = None) -> Netw
         state = nnx.state(model, nnx.Param, nnx.RngState, Mask, ...)[-1]
         return outputs, {**variables, "state": nnx.to_pure_dict(state)}
 
-    return Network(apply, init, apply_train)
+    return Network(apply, init, apply_train, thin)
 
 
-def _replace_dropout(model: nnx.Module, at_dropout: AtDropout) -> None:
+def _replace_dropout(at_dropout: AtDropout, model: nnx.Module) -> None:
     """Makes every dropout layer call `at_dropout`, and attention drop nothing."""
-    for path, module in list(nnx.iter_modules(model)):
+    for _, module in nnx.iter_modules(model):
         if isinstance(module, nnx.MultiHeadAttention):
             object.__setattr__(module, "dropout_rate", 0.0)
-        elif isinstance(module, Dropout | nnx.Dropout):
+    _call_at_dropout(at_dropout, model)
+
+
+def _call_at_dropout(at_dropout: AtDropout, model: nnx.Module) -> None:
+    """Makes every dropout layer call `at_dropout`, and do as ever where that gives None."""
+    for path, module in list(nnx.iter_modules(model)):
+        if isinstance(module, Dropout | nnx.Dropout):
             name = "/".join(map(str, path))
             object.__setattr__(module, "replacement", partial(at_dropout, name))
+            object.__setattr__(module, "own_call", type(module).__call__)
             object.__setattr__(module, "__class__", _ReplacedDropout)
 
 
@@ -343,10 +365,13 @@ class _ReplacedDropout(nnx.Module):
     """What a dropout layer becomes when something else is to be called in its place."""
 
     rate: ArrayLike
-    replacement: Callable[[Array, ArrayLike], Array]
+    replacement: Callable[[Array, ArrayLike], Array | None]
+    own_call: Callable[..., Array]
 
-    def __call__(self, inputs: Array, *, rate: ArrayLike | None = None, **unused: Any) -> Array:
-        return self.replacement(inputs, self.rate if rate is None else rate)
+    def __call__(self, inputs: Array, **call: Any) -> Array:
+        rate = call.get("rate")
+        outputs = self.replacement(inputs, self.rate if rate is None else rate)
+        return self.own_call(self, inputs, **call) if outputs is None else outputs
 
 
 class _BatchNormOfRunningAverages(nnx.BatchNorm):

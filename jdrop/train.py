@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from jdrop.annotations import Float, Shaped
 from jdrop.network import ApplyFn, Network, Variables, check_network
+from jdrop.thinned import freeze_deleted
 
 LossFn = Callable[[Array, Array], Array]
 """`loss_fn(outputs, labels)` -> one loss for each example, `[batch]`."""
@@ -108,6 +109,10 @@ class TrainState:
 def train_step(key: Array, state: TrainState, batch: Batch) -> tuple[TrainState, Float[Array, ""]]:
     """One step of dropout training: thin the network, run it forward and backward, restore it.
 
+    A network of `jdrop.thinned.thin` is thinned in earnest: the kept units are taken out, trained
+    as a network of its own, and put back, while the deleted ones stay as they were. Any other
+    draws masks, and what they drop is multiplied by 0.
+
     Args:
         key: the key of this step's masks; it is consumed.
         state: the network before the step.
@@ -118,6 +123,7 @@ def train_step(key: Array, state: TrainState, batch: Batch) -> tuple[TrainState,
 
     Raises:
         TypeError: no key, which would train without dropout.
+        ValueError: a batch that cannot be divided into the groups of a thinned network.
 
     Example:
         >>> import jdrop
@@ -135,6 +141,27 @@ def train_step(key: Array, state: TrainState, batch: Batch) -> tuple[TrainState,
     """
     if key is None:
         raise TypeError("train_step needs a key: without one it would train without dropout.")
+    thinning = state.network.thinning
+    if thinning is None:
+        return _update(key, state, batch)
+    if thinning.num_groups > 1:
+        return _update_of_groups(key, state, batch)
+    draw_key, mask_key = jax.random.split(key)
+    kept = thinning.draw(draw_key)
+    places = thinning.places, thinning.places_in_state(state.optimizer, state.opt_state)
+    whole = state.variables, state.opt_state
+    variables, opt_state = thinning.take(places, whole, kept)
+    thinned = replace(
+        state, variables=variables, opt_state=opt_state, network=thinning.network(kept)
+    )
+    thinned, loss = _update(mask_key, thinned, batch)
+    part = thinned.variables, thinned.opt_state
+    variables, opt_state = thinning.put(places, whole, part, kept)
+    return replace(state, variables=variables, opt_state=opt_state, step=thinned.step), loss
+
+
+def _update(key: Array, state: TrainState, batch: Batch) -> tuple[TrainState, Array]:
+    """The step of a network as it is."""
     inputs, labels = batch
 
     def mean_loss(params: Any, key: Array) -> tuple[Array, Variables]:
@@ -142,9 +169,49 @@ def train_step(key: Array, state: TrainState, batch: Batch) -> tuple[TrainState,
         outputs, variables = state.network.apply_train(variables, inputs, key)
         return jnp.mean(state.loss_fn(outputs, labels)), variables
 
+    return _minimize(key, state, mean_loss)
+
+
+def _update_of_groups(key: Array, state: TrainState, batch: Batch) -> tuple[TrainState, Array]:
+    """The step of a network that is thinned for each group of the batch in its own way."""
+    thinning = state.network.thinning
+    size, num_groups = len(batch[1]), thinning.num_groups
+    if size % num_groups:
+        raise ValueError(
+            f"a batch of {size} examples cannot be divided into {num_groups} groups of equal size; "
+            "choose batch_size as a multiple of num_groups."
+        )
+    groups = jax.tree.map(lambda array: array.reshape(num_groups, -1, *array.shape[1:]), batch)
+    draw_key, mask_key = jax.random.split(key)
+    kept = jax.vmap(thinning.draw)(jax.random.split(draw_key, num_groups))
+
+    def mean_loss(params: Any, key: Array) -> tuple[Array, Variables]:
+        def of_group(kept: Any, key: Array, inputs: Array, labels: Array) -> Array:
+            variables = {**state.variables, "params": params}
+            variables = thinning.take(thinning.places, variables, kept)
+            outputs, _ = thinning.network(kept).apply_train(variables, inputs, key)
+            return jnp.mean(state.loss_fn(outputs, labels))
+
+        losses = jax.vmap(of_group)(kept, jax.random.split(key, num_groups), *groups)
+        return jnp.mean(losses), state.variables
+
+    of_groups = jax.vmap(thinning.entries)(kept)
+    in_any = jax.tree.map(lambda entries: jnp.any(entries, 0), of_groups)
+    frozen = replace(state, optimizer=freeze_deleted(state.optimizer))
+    stepped, loss = _minimize(mask_key, frozen, mean_loss, kept=in_any)
+    return replace(stepped, optimizer=state.optimizer), loss
+
+
+def _minimize(
+    key: Array,
+    state: TrainState,
+    mean_loss: Callable[[Any, Array], tuple[Array, Variables]],
+    **offered: Any,
+) -> tuple[TrainState, Array]:
+    """One update by the gradient of `mean_loss(params, key)`, which also gives the variables."""
     params = state.variables["params"]
     (loss, variables), grads = jax.value_and_grad(mean_loss, has_aux=True)(params, key)
-    offered = {
+    offered |= {
         "value": loss,
         "grad": grads,
         # The masks are those of the gradient: a line search needs one function.
@@ -171,9 +238,11 @@ def fit(
     """Trains one network for some epochs: a scan of `train_step` over shuffled batches.
 
     Each epoch goes through the examples in a new order; the examples left over when `batch_size`
-    does not divide their number sit that epoch out. The order of an epoch and the masks of a step
-    depend on the key and on the number of the epoch or step, counted from the first step of
-    `state`. So a fit in parts, each with a clone of the same key, equals the fit in one.
+    does not divide their number sit that epoch out. Where units are deleted in blocks, each epoch
+    begins by putting them in a new order, which changes no output. The orders of an epoch and the
+    masks of a step depend on the key and on the number of the epoch or step, counted from the
+    first step of `state`. So a fit in parts, each with a clone of the same key, equals the fit in
+    one.
 
     Args:
         key: consumed.
@@ -219,7 +288,7 @@ def fit(
             f"batch_size must lie in [1, {num_examples}], the number of examples, got {batch_size}."
         )
     steps_per_epoch = num_examples // batch_size
-    order_key, mask_key = jax.random.split(key)
+    order_key, mask_key, shuffle_key = jax.random.split(key, 3)
 
     def step(state: TrainState, rows: Array) -> tuple[TrainState, Array]:
         return train_step(
@@ -228,9 +297,20 @@ def fit(
 
     def epoch(state: TrainState, _: None) -> tuple[TrainState, Array]:
         number = state.step // steps_per_epoch
+        state = _shuffled(jax.random.fold_in(shuffle_key, number), state)
         order = jax.random.permutation(jax.random.fold_in(order_key, number), num_examples)
         rows = order[: steps_per_epoch * batch_size].reshape(steps_per_epoch, batch_size)
         state, losses = jax.lax.scan(step, state, rows)
         return state, jnp.mean(losses)
 
     return jax.lax.scan(epoch, state, length=num_epochs)
+
+
+def _shuffled(key: Array, state: TrainState) -> TrainState:
+    """The same network with the units of thinned layers in another order."""
+    thinning = state.network.thinning
+    if thinning is None or not thinning.shuffles:
+        return state
+    places = thinning.places, thinning.places_in_state(state.optimizer, state.opt_state)
+    variables, opt_state = thinning.shuffled(key, places, (state.variables, state.opt_state))
+    return replace(state, variables=variables, opt_state=opt_state)

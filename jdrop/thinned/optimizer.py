@@ -1,0 +1,64 @@
+"""The rule that deleted units stay as they were, for steps at full size."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def freeze_deleted(
+    optimizer: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    r"""An optimizer that leaves deleted units as they were: weights, and its own state for them.
+
+    Where `kept` is True, the update and the state are those of `optimizer`; elsewhere the update
+    is 0 and the state, moments for instance, is what it was. A zero gradient alone does not do
+    that: momentum goes on, moments and weights decay. What the state holds for no parameter in
+    particular, such as a count of steps, always goes on.
+
+    The state is that of `optimizer`. `update` needs one argument more: `kept`, a tree like the
+    parameters of Boolean arrays that broadcast to them, as `Thinning.entries` gives it.
+
+    Args:
+        optimizer: any optax optimizer whose updates of one entry do not depend on other entries.
+
+    Raises:
+        TypeError: an update without `kept`.
+
+    Example:
+        >>> params = jnp.array([1.0, 2.0])
+        >>> optimizer = freeze_deleted(optax.adamw(0.1))
+        >>> state = optimizer.init(params)
+        >>> grads, kept = jnp.array([0.5, 0.0]), jnp.array([True, False])
+        >>> updates, state = optimizer.update(grads, state, params, kept=kept)
+        >>> [round(float(update), 3) for update in updates]
+        [-0.1, 0.0]
+
+    Reference:
+        Hinton et al. 2012, arXiv:1207.0580: deleted units are restored as they were.
+    """
+    inner = optax.with_extra_args_support(optimizer)
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, kept: Any = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        if kept is None:
+            raise TypeError(
+                "update needs kept, a tree like the parameters that is True where entries belong "
+                "to kept units; `Thinning.entries` makes it."
+            )
+        new_updates, new_state = inner.update(updates, state, params, **extra)
+        new_updates = jax.tree.map(
+            lambda kept, new: jnp.where(kept, new, jnp.zeros_like(new)), kept, new_updates
+        )
+        in_state = optax.tree.map_params(
+            inner,
+            lambda leaf, kept: kept,
+            state,
+            kept,
+            transform_non_params=lambda leaf: jnp.ones((), bool),
+        )
+        return new_updates, jax.tree.map(jnp.where, in_state, new_state, state)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)

@@ -1,0 +1,478 @@
+"""Finds what belongs to the units of a layer, in every array of a network, by reading its jaxpr.
+
+Units run along one axis of an activation. From there they are followed through the operations of
+the network in both directions, up to the arrays of its variables: the columns of the weights that
+make them, their biases and statistics, the rows of the weights that read them. An operation that
+mixes units otherwise than by such a product, as layer normalisation does, or that adds what is not
+theirs, as a residual connection does, has no part for some of them: there the network cannot be
+thinned, and the error says so.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+MARK = "jdrop dropout "
+"""Begins the names under which dropout layers stand in a jaxpr."""
+
+
+def _names(of_primitives: str) -> frozenset[str]:
+    return frozenset(of_primitives.split())
+
+
+ELEMENTWISE = _names(
+    "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp "
+    "convert_element_type copy cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge "
+    "gt imag integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne neg nextafter "
+    "not or pow real reduce_precision rem round rsqrt select_n sign sin sinh sqrt square "
+    "stop_gradient sub tan tanh xor"
+)
+ZERO_OF_ZERO = _names(
+    "abs asin asinh atan atanh broadcast_in_dim cbrt ceil convert_element_type copy div erf "
+    "erf_inv expm1 floor imag log1p name neg real reduce_max reduce_min reduce_precision "
+    "reduce_prod reduce_sum reduce_window_max reduce_window_min reduce_window_sum reshape round "
+    "sign sin sinh slice split sqrt square squeeze stop_gradient tan tanh transpose"
+)
+"""Operations that give 0 where their first input is 0."""
+
+REDUCTIONS = _names(
+    "argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum"
+)
+PARTIAL = _names(
+    "concatenate pad reduce_window_max reduce_window_min reduce_window_sum slice split"
+)
+CALLS = _names(
+    "checkpoint closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr jit "
+    "pjit remat remat2"
+)
+
+
+class ThinningError(ValueError):
+    """A network of which no part can be trained alone; the message says why and what can be."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the units of a layer lie in an array: unit `u` at `(index // inner) % size == u`.
+
+    Attributes:
+        units: the number of the layer among those thinned.
+        axis: along which axis.
+        inner: neighbouring indices that are of one unit; after a convolution is flattened, a
+            channel also comes back again and again.
+        reads: whether these are weights that read the units.
+    """
+
+    units: int
+    axis: int
+    inner: int
+    reads: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """The units of one layer.
+
+    Attributes:
+        size: how many there are.
+        places: where they are, by number of the leaf of the variables.
+        is_input: whether they are inputs of the network, none of which a variable makes.
+    """
+
+    size: int
+    places: dict[int, list[Place]]
+    is_input: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Operation:
+    name: str
+    params: dict[str, Any]
+    inputs: list[int]
+    outputs: list[int]
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """Units in one array of the jaxpr; see `Place`."""
+
+    array: int
+    axis: int
+    inner: int
+    reads: bool
+
+
+def mark(name: str, x: Any) -> Any:
+    """Stands in the place of a dropout layer in the jaxpr that is read."""
+    return checkpoint_name(x, MARK + name)
+
+
+class Structure:
+    """The operations of a network in training, calls inlined, with dropout layers marked.
+
+    Args:
+        closed: the jaxpr of a function of the variables' leaves and the inputs, which gives the
+            outputs and as many leaves again, those of the variables after it.
+        num_leaves: how many leaves the variables have.
+    """
+
+    def __init__(self, closed: ClosedJaxpr, num_leaves: int) -> None:
+        self._shapes: list[tuple[int, ...]] = []
+        self._literals: dict[int, Any] = {}
+        self._operations: list[_Operation] = []
+        jaxpr = closed.jaxpr
+        ids = {var: self._add(var.aval) for var in (*jaxpr.constvars, *jaxpr.invars)}
+        self._constants = {ids[var] for var in jaxpr.constvars}
+        given = [ids[var] for var in jaxpr.invars]
+        results = self._inline(jaxpr, ids)
+        self._leaves, self._inputs = given[:num_leaves], set(given[num_leaves:])
+        cut = len(results) - num_leaves
+        self._results, self._leaves_after = set(results[:cut]), results[cut:]
+        self._uses: dict[int, list[tuple[_Operation, bool, int]]] = {}
+        for operation in self._operations:
+            for is_output, arrays in ((False, operation.inputs), (True, operation.outputs)):
+                for position, array in enumerate(arrays):
+                    self._uses.setdefault(array, []).append((operation, is_output, position))
+
+    def _add(self, aval: Any) -> int:
+        self._shapes.append(tuple(getattr(aval, "shape", ())))
+        return len(self._shapes) - 1
+
+    def _inline(self, jaxpr: Jaxpr, ids: dict[Any, int]) -> list[int]:
+        """Lists the operations of a jaxpr whose variables `ids` knows, and gives its results."""
+
+        def read(atom: Any) -> int:
+            if isinstance(atom, Literal):
+                array = self._add(atom.aval)
+                self._literals[array] = atom.val
+                return array
+            return ids[atom]
+
+        for equation in jaxpr.eqns:
+            inputs = [read(atom) for atom in equation.invars]
+            inner = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
+            if equation.primitive.name in CALLS and inner is not None:
+                constants: list[int] = []
+                if isinstance(inner, ClosedJaxpr):
+                    constants = [self._add(var.aval) for var in inner.jaxpr.constvars]
+                    inner = inner.jaxpr
+                variables = (*inner.constvars, *inner.invars)
+                results = self._inline(inner, dict(zip(variables, constants + inputs, strict=True)))
+                ids.update(zip(equation.outvars, results, strict=True))
+                continue
+            outputs = [self._add(var.aval) for var in equation.outvars]
+            ids.update(zip(equation.outvars, outputs, strict=True))
+            self._operations.append(
+                _Operation(equation.primitive.name, equation.params, inputs, outputs)
+            )
+        return [read(atom) for atom in jaxpr.outvars]
+
+    @property
+    def changes_state(self) -> bool:
+        """Whether training changes variables otherwise than by the optimizer."""
+        return self._leaves != self._leaves_after
+
+    @cached_property
+    def sites(self) -> dict[str, _Operation]:
+        """Dropout layers by name.
+
+        Raises:
+            ThinningError: a layer that is called more than once.
+        """
+        sites: dict[str, _Operation] = {}
+        for operation in self._operations:
+            name = str(operation.params.get("name"))
+            if operation.name == "name" and name.startswith(MARK):
+                name = name.removeprefix(MARK)
+                if name in sites:
+                    raise ThinningError(
+                        f"the dropout layer {name!r} is called more than once in a pass; give each "
+                        "call a layer of its own."
+                    )
+                sites[name] = operation
+        return sites
+
+    def units_of_site(self, number: int, name: str) -> Found:
+        """What belongs to the units that a dropout layer drops, along its last axis.
+
+        Args:
+            number: what its units are to be called in `Place`s.
+            name: of the layer.
+
+        Raises:
+            ThinningError: units that cannot be taken out.
+        """
+        site = self.sites[name]
+        (before,), (after,) = site.inputs, site.outputs
+        shape = self._shapes[after]
+        if len(shape) < 2:
+            raise ThinningError(
+                f"{name}: its inputs have shape {shape}, without axes for examples and units."
+            )
+        is_input = not self._depends_on_variables(before)
+        start = _Mark(after, len(shape) - 1, 1, reads=False)
+        found = self._follow(number, name, start, shape[-1], None if is_input else before)
+        return Found(shape[-1], found, is_input)
+
+    def units_of_leaf(self, number: int, name: str, leaf: int) -> Found:
+        """What belongs to the units that an array of weights makes, along its last axis."""
+        shape = self._shapes[self._leaves[leaf]]
+        start = _Mark(self._leaves[leaf], len(shape) - 1, 1, reads=False)
+        return Found(shape[-1], self._follow(number, name, start, shape[-1], None), False)
+
+    def _follow(
+        self, number: int, name: str, start: _Mark, size: int, before: int | None
+    ) -> dict[int, list[Place]]:
+        """All marks that follow from one; `before` is what goes into the dropout layer."""
+        site = self.sites.get(name)
+        readers: list[_Operation] = []
+        marks, pending = {start}, [start]
+        if before is not None:
+            pending.append(_Mark(before, start.axis, 1, reads=False))
+            marks.add(pending[-1])
+        while pending:
+            here = pending.pop()
+            if here.array in self._results or here.array in self._inputs:
+                kind = "outputs" if here.array in self._results else "inputs"
+                raise ThinningError(f"{name}: its units are among the {kind} of the network.")
+            if here.array in self._constants:
+                raise ThinningError(
+                    f"{name}: its units are combined with an array that is no variable."
+                )
+            for operation, is_output, position in self._uses.get(here.array, ()):
+                if operation is site:
+                    continue
+                if operation in self.sites.values():
+                    other = operation.params["name"].removeprefix(MARK)
+                    raise ThinningError(
+                        f"{name}: its units are those of the dropout layer {other!r} too; thin one "
+                        "of the two and make the rate of the other 0."
+                    )
+                links = list(self._links(name, operation, is_output, position, here, size))
+                readers += [operation for _, crosses in links if crosses]
+                for link, _ in links:
+                    if link not in marks:
+                        marks.add(link)
+                        pending.append(link)
+            for pair in zip(self._leaves, self._leaves_after, strict=True):
+                for one, other in (pair, pair[::-1]):
+                    link = _Mark(other, here.axis, here.inner, here.reads)
+                    if here.array == one and link not in marks:
+                        marks.add(link)
+                        pending.append(link)
+        if site is not None:
+            self._check_zeros(name, site.outputs[0], readers)
+        by_array: dict[int, list[Place]] = {}
+        for found in sorted(marks, key=lambda mark: (mark.array, mark.axis, mark.reads)):
+            place = Place(number, found.axis, found.inner, found.reads)
+            by_array.setdefault(found.array, []).append(place)
+        return {
+            leaf: by_array[array] for leaf, array in enumerate(self._leaves) if array in by_array
+        }
+
+    def _links(
+        self,
+        name: str,
+        operation: _Operation,
+        is_output: bool,
+        position: int,
+        here: _Mark,
+        size: int,
+    ) -> Iterator[tuple[_Mark, bool]]:
+        """Where units are in the other arrays of an operation, and whether a sum over them is read.
+
+        Raises:
+            ThinningError: an operation that has no part for some of the units.
+        """
+        kind, params, axis = operation.name, operation.params, here.axis
+        shape = self._shapes[here.array]
+        others = operation.inputs if is_output else operation.outputs
+
+        def at(array: int, axis: int, inner: int = here.inner) -> tuple[_Mark, bool]:
+            return _Mark(array, axis, inner, here.reads), False
+
+        def across(array: int, axis: int) -> tuple[_Mark, bool]:
+            return _Mark(array, axis, here.inner, not here.reads), True
+
+        if kind in ELEMENTWISE:
+            for array in (*operation.inputs, *operation.outputs):
+                other = self._shapes[array]
+                if len(other) == len(shape) and other[axis] == shape[axis]:
+                    yield at(array, axis)
+            return
+        if kind == "random_bits" and is_output:
+            return
+        if kind == "broadcast_in_dim":
+            dims = params["broadcast_dimensions"]
+            if not is_output:
+                yield at(others[0], dims[axis])
+            elif axis in dims:
+                source = dims.index(axis)
+                if self._shapes[others[0]][source] == shape[axis]:
+                    yield at(others[0], source)
+            return
+        if kind == "reshape":
+            moved = _reshaped(shape, self._shapes[others[0]], axis, here.inner, size)
+            if moved is not None:
+                yield at(others[0], *moved)
+                return
+        elif kind == "transpose":
+            order = params["permutation"]
+            yield at(others[0], order[axis] if is_output else order.index(axis))
+            return
+        elif kind == "squeeze":
+            kept = [a for a in range(len(shape) + len(params["dimensions"]) * is_output)]
+            kept = [a for a in kept if a not in params["dimensions"]]
+            yield at(others[0], kept[axis] if is_output else kept.index(axis))
+            return
+        elif kind in REDUCTIONS:
+            rank = len(self._shapes[operation.inputs[0]])
+            kept = [a for a in range(rank) if a not in params["axes"]]
+            if is_output or axis in kept:
+                yield at(others[0], kept[axis] if is_output else kept.index(axis))
+                return
+        elif kind == "dot_general":
+            yield from self._links_of_product(operation, is_output, position, axis, at, across)
+            return
+        elif kind == "conv_general_dilated":
+            links = list(
+                self._links_of_convolution(operation, is_output, position, axis, at, across)
+            )
+            if links:
+                yield from links
+                return
+        elif kind.startswith("reduce_window") or kind in ("pad", "slice", "concatenate", "split"):
+            if self._is_whole(operation, axis, shape):
+                arrays = (*operation.inputs, *operation.outputs)
+                yield from (at(array, axis) for array in arrays if self._shapes[array])
+                return
+        raise ThinningError(
+            f"{name}: its units go through `{kind}`, which cannot be done with a part of them; only "
+            "units between products with weights, with operations on each unit alone between them, "
+            "can be taken out."
+        )
+
+    def _links_of_product(
+        self, operation: _Operation, is_output: bool, position: int, axis: int, at: Any, across: Any
+    ) -> Iterator[tuple[_Mark, bool]]:
+        contracted, batched = operation.params["dimension_numbers"]
+        ranks = [len(self._shapes[array]) for array in operation.inputs]
+        # The axes of the result in order: (operand, axis of the operand).
+        of_result: list[tuple[tuple[int, int], ...]] = [
+            ((0, left), (1, right)) for left, right in zip(*batched, strict=True)
+        ]
+        for side in (0, 1):
+            used = (*contracted[side], *batched[side])
+            of_result += [((side, a),) for a in range(ranks[side]) if a not in used]
+        result = operation.outputs[0]
+        if is_output:
+            for side, source in of_result[axis]:
+                yield at(operation.inputs[side], source)
+        elif axis in contracted[position]:
+            partner = contracted[1 - position][contracted[position].index(axis)]
+            yield across(operation.inputs[1 - position], partner)
+        else:
+            for target, sources in enumerate(of_result):
+                if (position, axis) in sources:
+                    yield at(result, target)
+                    yield from (at(operation.inputs[side], source) for side, source in sources)
+
+    def _links_of_convolution(
+        self, operation: _Operation, is_output: bool, position: int, axis: int, at: Any, across: Any
+    ) -> Iterator[tuple[_Mark, bool]]:
+        params = operation.params
+        if params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
+            return
+        numbers = params["dimension_numbers"]
+        (images, kernel), result = operation.inputs, operation.outputs[0]
+        if is_output and axis == numbers.out_spec[1]:
+            yield at(kernel, numbers.rhs_spec[0])
+        elif not is_output and position == 0 and axis == numbers.lhs_spec[1]:
+            yield across(kernel, numbers.rhs_spec[1])
+        elif not is_output and position == 1 and axis == numbers.rhs_spec[1]:
+            yield across(images, numbers.lhs_spec[1])
+        elif not is_output and position == 1 and axis == numbers.rhs_spec[0]:
+            yield at(result, numbers.out_spec[1])
+
+    def _is_whole(self, operation: _Operation, axis: int) -> bool:
+        """Whether an operation on parts of arrays leaves an axis as it is."""
+        params = operation.params
+        match operation.name:
+            case "pad":
+                return params["padding_config"][axis] == (0, 0, 0)
+            case "slice":
+                arrays = (operation.inputs[0], operation.outputs[0])
+                strides = params["strides"]
+                sizes = {self._shapes[array][axis] for array in arrays}
+                return len(sizes) == 1 and (strides is None or strides[axis] == 1)
+            case "concatenate":
+                return params["dimension"] != axis
+            case "split":
+                return params["axis"] != axis
+        windows = [params[key][axis] for key in ("window_dimensions", "window_strides")]
+        return windows == [1, 1] and tuple(params["padding"][axis]) == (0, 0)
+
+    def _depends_on_variables(self, array: int) -> bool:
+        reached = set(self._leaves)
+        for operation in self._operations:
+            if not reached.isdisjoint(operation.inputs):
+                reached.update(operation.outputs)
+        return array in reached
+
+    def _check_zeros(self, name: str, dropped: int, readers: Sequence[_Operation]) -> None:
+        """Raises where a unit that is dropped gives something to one of its readers.
+
+        Followed from the dropout layer on are the arrays that are 0 wherever its output is.
+        """
+        zeros = {dropped}
+        for operation in self._operations:
+            if operation in readers:
+                if zeros.isdisjoint(operation.inputs):
+                    raise ThinningError(
+                        f"{name}: a unit that it drops still gives something to the next layer, "
+                        "because it is read beside the dropout layer too, or because what follows "
+                        "the dropout layer is not 0 for a 0; to take the unit out would not be to "
+                        "drop it. Put the dropout layer last, right before the weights."
+                    )
+                continue
+            inputs = operation.inputs
+            first = bool(inputs) and inputs[0] in zeros
+            all_zero = all(
+                array in zeros or _is_zero(self._literals.get(array)) for array in inputs
+            )
+            match operation.name:
+                case "mul" | "dot_general" | "conv_general_dilated":
+                    passes = not zeros.isdisjoint(inputs)
+                case "select_n":
+                    passes = zeros.issuperset(inputs[1:])
+                case "add" | "add_any" | "sub" | "max" | "min" | "concatenate" | "pad":
+                    passes = all_zero
+                case "integer_pow":
+                    passes = first and operation.params["y"] > 0
+                case kind:
+                    passes = first and kind in ZERO_OF_ZERO
+            if passes:
+                zeros.update(operation.outputs)
+
+
+def _is_zero(literal: Any) -> bool:
+    return literal is not None and jax.numpy.ndim(literal) == 0 and literal == 0
+
+
+def _reshaped(
+    shape: Sequence[int], new: Sequence[int], axis: int, inner: int, size: int
+) -> tuple[int, int] | None:
+    """Where units are after a reshape: `(axis, inner)`; None where they are torn apart."""
+    stride = inner * math.prod(shape[axis + 1 :])
+    for place, length in enumerate(new):
+        of_axis = math.prod(new[place + 1 :])
+        new_inner, rest = divmod(stride, of_axis)
+        if not rest and new_inner and length % (new_inner * size) == 0:
+            return place, new_inner
+    return None

@@ -1,0 +1,423 @@
+"""Takes the kept units of a network out, with all that belongs to them, and puts them back."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.typing import ArrayLike
+
+from jdrop import functional
+from jdrop.network import Network, Variables, check_network
+from jdrop.thinned.structure import Place, Structure, ThinningError, mark
+
+MAX_DEVIATION = 1 / 64
+"""By how much blocks may change the share of the units that are kept."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units of one layer, and how many of them are kept.
+
+    Attributes:
+        name: of the dropout layer, or of the layer of weights.
+        size: how many there are.
+        rate: the probability to drop, as asked for.
+        block_size: so many neighbours are kept or dropped together.
+        is_input: whether they are the inputs of the network.
+        is_site: whether a dropout layer stands at them.
+    """
+
+    name: str
+    size: int
+    rate: float
+    block_size: int
+    is_input: bool
+    is_site: bool
+
+    @property
+    def num_blocks(self) -> int:
+        """Of which some are kept."""
+        return self.size // self.block_size
+
+    @property
+    def kept_blocks(self) -> int:
+        """How many are kept of them, in every draw."""
+        return max(1, round((1 - self.rate) * self.num_blocks))
+
+    @property
+    def scale(self) -> float:
+        """What makes up for the dropped units: one over the share of those kept."""
+        return self.num_blocks / self.kept_blocks
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where units of thinned layers are in an array of that shape, by axis; a leaf of a tree."""
+
+    of: tuple[Place, ...] = ()
+    shape: tuple[int, ...] = ()
+
+
+Kept = dict[str, Array]
+"""By layer, the numbers of the blocks that are kept, in order."""
+
+
+@dataclass(frozen=True, eq=False)
+class Thinning:
+    """How a network is thinned; `thin` makes it.
+
+    Attributes:
+        units: the layers whose units are dropped.
+        places: `Places` for every array of the variables.
+        num_groups: into how many groups a batch is divided, each with a draw of its own.
+        shuffles: whether the order of units changes at the beginning of each epoch.
+        scales: whether what is kept is scaled in training.
+    """
+
+    units: tuple[Units, ...]
+    places: Variables
+    num_groups: int
+    shuffles: bool
+    scales: bool
+    _network: Network
+
+    def draw(self, key: Array) -> Kept:
+        """Draws which blocks of units are kept: every choice of so many has equal probability."""
+        kept = {}
+        for index, units in enumerate(self.units):
+            order = jax.random.permutation(jax.random.fold_in(key, index), units.num_blocks)
+            kept[units.name] = jnp.sort(order[: units.kept_blocks])
+        return kept
+
+    def take(self, places: Any, tree: Any, kept: Kept) -> Any:
+        """The arrays of a tree without what belongs to dropped units."""
+
+        def of_array(places: Places, array: Array) -> Array:
+            for place in places.of:
+                array = self._take(array, place, kept)
+            return array
+
+        return jax.tree.map(of_array, places, tree)
+
+    def put(self, places: Any, tree: Any, part: Any, kept: Kept) -> Any:
+        """The arrays of a tree with what belongs to kept units from `part`."""
+
+        def of_array(places: tuple[Place, ...], array: Array, part: Array) -> Array:
+            if not places:
+                return part
+            first, *rest = places
+            # Along one axis after another, so that no index is of two axes, which would be slow.
+            if rest:
+                part = of_array(tuple(rest), self._take(array, first, kept), part)
+            return self._put(array, part, first, kept)
+
+        return jax.tree.map(lambda places, *both: of_array(places.of, *both), places, tree, part)
+
+    def entries(self, kept: Kept) -> Any:
+        """For each parameter, True where entries belong to kept units; broadcastable to it."""
+
+        def of_array(places: Places) -> Array:
+            of_all = jnp.ones((1,) * len(places.shape), bool)
+            for place in places.of:
+                units = self.units[place.units]
+                shape, axis = _divided(places.shape, place, units)
+                of_blocks = jnp.zeros(units.num_blocks, bool).at[kept[units.name]].set(True)
+                of_blocks = jax.lax.broadcast_in_dim(of_blocks, shape[axis - 1 : axis + 2], (1,))
+                length = (1,) * (len(places.shape) - place.axis - 1)
+                of_all = of_all & of_blocks.reshape(-1, *length)
+            return of_all
+
+        return jax.tree.map(of_array, self.places["params"])
+
+    def places_in_state(self, optimizer: optax.GradientTransformation, opt_state: Any) -> Any:
+        """`Places` for every array of an optimizer's state: those of the parameter it is for.
+
+        Raises:
+            ThinningError: a state that is for a parameter and not of its shape.
+        """
+
+        def of_array(leaf: Any, places: Places) -> Places:
+            if places.of and leaf.shape != places.shape:
+                raise ThinningError(
+                    f"the optimizer keeps an array of shape {leaf.shape} for parameters of shape "
+                    f"{places.shape}, so that no part of it can be taken out; take an optimizer "
+                    "whose state is of the shape of the parameters, such as optax.adam."
+                )
+            return places
+
+        return optax.tree.map_params(
+            optimizer,
+            of_array,
+            opt_state,
+            self.places["params"],
+            transform_non_params=lambda leaf: Places(),
+        )
+
+    def network(self, kept: Kept) -> Network:
+        """The thinned network, of the variables that `take` gives."""
+        by_name = {units.name: units for units in self.units if units.is_site}
+
+        def at_dropout(name: str, x: Array, rate: ArrayLike) -> Array | None:
+            if name not in by_name:
+                return None
+            units = by_name[name]
+            if units.is_input:
+                x = x[..., kept[name]]
+            return _scaled(x, units.scale) if self.scales else x
+
+        def scaled(variables: Variables) -> Variables:
+            def of_array(places: Places, array: Array) -> Array:
+                read = (self.units[place.units] for place in places.of if place.reads)
+                scale = math.prod(units.scale for units in read if not units.is_site)
+                return _scaled(array, scale) if scale != 1 else array
+
+            return jax.tree.map(of_array, self.places, variables) if self.scales else variables
+
+        def train(variables: Variables, inputs: Array, key: Array) -> tuple[Array, Variables]:
+            outputs, after = thinned.apply_train(scaled(variables), inputs, key)
+            return outputs, {**after, "params": variables["params"]}
+
+        thinned = _own_dropout_replaced(self._network, at_dropout)
+        return Network(thinned.apply_fn, train_fn=train)
+
+    def shuffled(self, key: Array, places: Any, tree: Any) -> Any:
+        """The arrays of a tree with the hidden units of each layer in another order.
+
+        The function of the network is the same, and neighbours, which are dropped together, are
+        others.
+        """
+        hidden = [units for units in self.units if units.block_size > 1]
+        one_by_one = {units.name: replace(units, block_size=1) for units in hidden}
+        order = {
+            name: jax.random.permutation(jax.random.fold_in(key, index), units.size)
+            for index, (name, units) in enumerate(one_by_one.items())
+        }
+
+        def of_array(places: Places, array: Array) -> Array:
+            for place in places.of:
+                name = self.units[place.units].name
+                if name in order:
+                    array = _take(array, place, one_by_one[name], order[name])
+            return array
+
+        return jax.tree.map(of_array, places, tree)
+
+    def _take(self, array: Array, place: Place, kept: Kept) -> Array:
+        units = self.units[place.units]
+        return _take(array, place, units, kept[units.name])
+
+    def _put(self, array: Array, part: Array, place: Place, kept: Kept) -> Array:
+        units = self.units[place.units]
+        return _put(array, part, place, units, kept[units.name])
+
+
+def _divided(shape: tuple[int, ...], place: Place, units: Units) -> tuple[tuple[int, ...], int]:
+    """A shape with the axis of the units divided in three, and which of them is that of blocks."""
+    width = units.block_size * place.inner
+    outer = shape[place.axis] // (units.num_blocks * width)
+    before, after = shape[: place.axis], shape[place.axis + 1 :]
+    return (*before, outer, units.num_blocks, width, *after), place.axis + 1
+
+
+def _take(array: Array, place: Place, units: Units, blocks: Array) -> Array:
+    shape, axis = _divided(array.shape, place, units)
+    parts = jnp.take(array.reshape(shape), blocks, axis=axis, unique_indices=True, mode="clip")
+    return parts.reshape(*array.shape[: place.axis], -1, *array.shape[place.axis + 1 :])
+
+
+def _put(array: Array, part: Array, place: Place, units: Units, blocks: Array) -> Array:
+    shape, axis = _divided(array.shape, place, units)
+    parts = part.reshape(*shape[:axis], -1, *shape[axis + 1 :])
+    where = (*(slice(None),) * axis, blocks)
+    whole = array.reshape(shape).at[where].set(parts, unique_indices=True, mode="promise_in_bounds")
+    return whole.reshape(array.shape)
+
+
+def _scaled(x: Array, scale: float) -> Array:
+    """`x * scale`, rounded once."""
+    return (x.astype(jnp.promote_types(x.dtype, jnp.float32)) * scale).astype(x.dtype)
+
+
+def _own_dropout_replaced(network: Network, at_dropout: Any) -> Network:
+    """The network with dropout layers replaced; one that says nothing of its layers, without."""
+    if network.thin is not None:
+        return network.thin(at_dropout)
+    return Network(lambda variables, inputs, key: network.apply_fn(variables, inputs, None))
+
+
+def thin(
+    network: Network,
+    inputs: ArrayLike,
+    rates: Mapping[str, float] | None = None,
+    *,
+    block_size: int = 16,
+    num_groups: int = 1,
+    shuffle: bool = True,
+    scale: bool = True,
+) -> Network:
+    r"""A network whose training steps train thinned networks at their real size.
+
+    In each step some units of each layer are deleted, the smaller network is trained, and the
+    deleted units are put back as they were, weights, statistics and moments of the optimizer
+    included. Exactly `round((1 - rate) n)` of `n` units are kept, in blocks as many blocks; what
+    they give is divided by the share that is kept. Read without a key, and with one, the network
+    is what it was.
+
+    Everything that trains a network takes it: `jdrop.train.fit`, `jdrop.ensemble.fit_ensemble`.
+
+    Args:
+        network: what `jdrop.linen.as_network` or `jdrop.nnx.as_network` made, or a `Network` of a
+            function and an `init_fn`, which is then trained with the function's own dropout off.
+        inputs: example inputs, `[batch, ...]`; their shape and dtype matter.
+        rates: by name, the probability to drop, in [0, 1). A name is that of a dropout layer, or
+            the path of a layer whose weights make the units, as in "Dense_0". Without it, all
+            dropout layers of the module at their own rates. Dropout layers not named go on
+            drawing masks as ever, attention layers too.
+        block_size: at most so many neighbouring units are kept or deleted together, which is
+            faster: the largest divisor of the number of units with which the share kept stays
+            within 1/64. Inputs are always taken one by one.
+        num_groups: into how many groups a batch is divided, each with a draw of its own. With more
+            than one, the optimizer goes through all weights.
+        shuffle: whether `fit` changes the order of the units in blocks at the beginning of each
+            epoch, so that other units become neighbours.
+        scale: whether what is kept is scaled in training. Without it, `jdrop.scale_weights` makes
+            the weights for the test.
+
+    Raises:
+        ThinningError: a network of which no part can be trained alone, as when units go through
+            layer normalisation or a residual connection; a rate that drops no unit.
+        ValueError: a rate out of range; a name that is no layer; sizes below 1.
+
+    Example:
+        >>> import flax.linen as nn, jdrop, jdrop.linen, optax
+        >>> from jdrop import ensemble, thinned
+        >>> class MLP(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, x, train):
+        ...         x = nn.relu(nn.Dense(64)(x))
+        ...         x = jdrop.linen.Dropout(0.5, deterministic=not train)(x)
+        ...         return nn.Dense(2)(x)
+        >>> x, y = jnp.ones((6, 3)), jnp.zeros(6, int)
+        >>> network = thinned.thin(jdrop.linen.as_network(MLP()), x[:1])
+        >>> init_key, fit_key = jax.random.split(jax.random.key(0))
+        >>> state = ensemble.init_ensemble(init_key, network, optax.adam(0.1), x, ensemble_size=2)
+        >>> state, losses = ensemble.fit_ensemble(fit_key, state, x, y, num_epochs=3, batch_size=2)
+        >>> losses.shape
+        (2, 3)
+
+    Reference:
+        Hinton et al. 2012, arXiv:1207.0580; Graham et al. 2015, arXiv:1502.02478.
+    """
+    check_network(network)
+    for name, value in (("block_size", block_size), ("num_groups", num_groups)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    inputs = jnp.asarray(inputs)
+    variables = jax.eval_shape(network.init, jax.random.key(0), inputs)
+    structure, own_rates = _read(network, variables, inputs)
+    if num_groups > 1 and structure.changes_state:
+        raise ThinningError(
+            f"num_groups must be 1, got {num_groups}: the network changes its state in training, "
+            "as batch normalisation does, and the groups would each change it in their own way."
+        )
+    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(variables), strict=True)
+    leaf_of = {
+        jax.tree_util.keystr(path[1:], simple=True, separator="/"): number
+        for number, path in enumerate(paths)
+        if path[0].key == "params"
+    }
+    chosen = _chosen(rates, own_rates, leaf_of)
+    places: list[list[Place]] = [[] for _ in leaves]
+    all_units = []
+    for number, (name, rate) in enumerate(chosen.items()):
+        is_site = name in own_rates
+        if is_site:
+            found = structure.units_of_site(number, name)
+        else:
+            leaf = leaf_of.get(f"{name}/kernel", leaf_of.get(name))
+            assert leaf is not None
+            found = structure.units_of_leaf(number, name, leaf)
+        for leaf, at_leaf in found.places.items():
+            places[leaf] += at_leaf
+        size = _block_size(name, found.size, rate, 1 if found.is_input else block_size)
+        all_units.append(Units(name, found.size, rate, size, found.is_input, is_site))
+    of_leaves = []
+    for leaf, at_leaf in zip(leaves, places, strict=True):
+        if len({place.axis for place in at_leaf}) < len(at_leaf):
+            names = " and ".join(all_units[place.units].name for place in at_leaf)
+            raise ThinningError(f"{names} name the same units; give one of them.")
+        in_order = sorted(at_leaf, key=lambda place: place.axis)
+        of_leaves.append(Places(tuple(in_order), leaf.shape))
+    tree = jax.tree.unflatten(jax.tree.structure(variables), of_leaves)
+    thinning = Thinning(tuple(all_units), tree, num_groups, shuffle, scale, network)
+    return replace(network, thinning=thinning)
+
+
+def _read(
+    network: Network, variables: Variables, inputs: Array
+) -> tuple[Structure, dict[str, ArrayLike]]:
+    """The structure of a network in training, and its dropout layers with their rates."""
+    own_rates: dict[str, ArrayLike] = {}
+
+    def at_dropout(name: str, x: Array, rate: ArrayLike) -> Array:
+        own_rates[name] = rate
+        return mark(name, x)
+
+    marked = _own_dropout_replaced(network, at_dropout)
+    leaves, tree = jax.tree.flatten(variables)
+
+    def train(leaves: list[Array], inputs: Array) -> tuple[Array, list[Array]]:
+        before = jax.tree.unflatten(tree, leaves)
+        outputs, after = marked.apply_train(before, inputs, jax.random.key(0))
+        return outputs, jax.tree.leaves(after)
+
+    return Structure(jax.make_jaxpr(train)(leaves, inputs), len(leaves)), own_rates
+
+
+def _chosen(
+    rates: Mapping[str, float] | None,
+    own_rates: Mapping[str, ArrayLike],
+    leaf_of: Mapping[str, int],
+) -> dict[str, float]:
+    """The layers to thin and their rates, checked."""
+    asked = own_rates if rates is None else rates
+    chosen = {}
+    for name, rate in asked.items():
+        if not {name, f"{name}/kernel"} & {*own_rates, *leaf_of}:
+            layers = (leaf.removesuffix("/kernel") for leaf in leaf_of if leaf.endswith("/kernel"))
+            raise ValueError(
+                f"rates names {name!r}, which is no layer of the network; its dropout layers are "
+                f"{sorted(own_rates)}, its layers of weights {sorted(layers)}."
+            )
+        checked = functional.check_rate(rate)
+        if isinstance(checked, jax.Array):
+            raise ValueError(
+                f"the rate of {name!r} must be a Python number, because the size of the thinned "
+                "network depends on it, got an array; name the layer in `rates`."
+            )
+        if checked > 0:
+            chosen[name] = float(checked)
+    if not chosen:
+        raise ThinningError(
+            "no layer is to be thinned: the network has no dropout layer with a rate above 0; name "
+            "layers and rates, as in rates={'Dense_0': 0.5}."
+        )
+    return chosen
+
+
+def _block_size(name: str, size: int, rate: float, at_most: int) -> int:
+    """The largest size of blocks that keeps the share of kept units; see `thin`."""
+    share = max(1, round((1 - rate) * size)) / size
+    if share == 1:
+        raise ThinningError(f"{name}: a rate of {rate} drops none of its {size} units.")
+    for block_size in range(min(at_most, size), 1, -1):
+        if size % block_size == 0:
+            units = Units(name, size, rate, block_size, is_input=False, is_site=False)
+            if abs(1 / units.scale - share) <= MAX_DEVIATION and units.scale > 1:
+                return block_size
+    return 1
