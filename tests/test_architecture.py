@@ -39,7 +39,7 @@ FOREIGN = {
     "attention": {"numpy"},
     "linen": {"flax"},
     "nnx": {"flax"},
-    "thinned": {"optax"},
+    "thinned": {"numpy", "optax"},
     "train": {"optax"},
     "ensemble": {"optax"},
     "metrics": {"numpy"},

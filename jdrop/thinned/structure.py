@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import jax
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
@@ -29,8 +29,8 @@ def _names(of_primitives: str) -> frozenset[str]:
 ELEMENTWISE = _names(
     "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp "
     "convert_element_type copy cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge "
-    "gt imag integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne neg nextafter "
-    "not or pow real reduce_precision rem round rsqrt select_n sign sin sinh sqrt square "
+    "gt imag integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne neg "
+    "nextafter not or pow real reduce_precision rem round rsqrt select_n sign sin sinh sqrt square "
     "stop_gradient sub tan tanh xor"
 )
 ZERO_OF_ZERO = _names(
@@ -124,7 +124,7 @@ class Structure:
 
     def __init__(self, closed: ClosedJaxpr, num_leaves: int) -> None:
         self._shapes: list[tuple[int, ...]] = []
-        self._literals: dict[int, Any] = {}
+        self._zeros: set[int] = set()
         self._operations: list[_Operation] = []
         jaxpr = closed.jaxpr
         ids = {var: self._add(var.aval) for var in (*jaxpr.constvars, *jaxpr.invars)}
@@ -150,7 +150,8 @@ class Structure:
         def read(atom: Any) -> int:
             if isinstance(atom, Literal):
                 array = self._add(atom.aval)
-                self._literals[array] = atom.val
+                if np.all(np.asarray(atom.val) == 0):
+                    self._zeros.add(array)
                 return array
             return ids[atom]
 
@@ -341,21 +342,18 @@ class Structure:
             yield from self._links_of_product(operation, is_output, position, axis, at, across)
             return
         elif kind == "conv_general_dilated":
-            links = list(
-                self._links_of_convolution(operation, is_output, position, axis, at, across)
-            )
-            if links:
+            found = self._links_of_convolution(operation, is_output, position, axis, at, across)
+            if links := list(found):
                 yield from links
                 return
-        elif kind.startswith("reduce_window") or kind in ("pad", "slice", "concatenate", "split"):
-            if self._is_whole(operation, axis, shape):
-                arrays = (*operation.inputs, *operation.outputs)
-                yield from (at(array, axis) for array in arrays if self._shapes[array])
-                return
+        elif kind in PARTIAL and self._is_whole(operation, axis):
+            arrays = (*operation.inputs, *operation.outputs)
+            yield from (at(array, axis) for array in arrays if self._shapes[array])
+            return
         raise ThinningError(
-            f"{name}: its units go through `{kind}`, which cannot be done with a part of them; only "
-            "units between products with weights, with operations on each unit alone between them, "
-            "can be taken out."
+            f"{name}: its units go through `{kind}`, which cannot be done with a part of them; "
+            "units can be taken out between products with weights, where all between the products "
+            "is done to each unit alone."
         )
 
     def _links_of_product(
@@ -430,7 +428,7 @@ class Structure:
 
         Followed from the dropout layer on are the arrays that are 0 wherever its output is.
         """
-        zeros = {dropped}
+        zeros = {dropped, *self._zeros}
         for operation in self._operations:
             if operation in readers:
                 if zeros.isdisjoint(operation.inputs):
@@ -443,26 +441,19 @@ class Structure:
                 continue
             inputs = operation.inputs
             first = bool(inputs) and inputs[0] in zeros
-            all_zero = all(
-                array in zeros or _is_zero(self._literals.get(array)) for array in inputs
-            )
             match operation.name:
                 case "mul" | "dot_general" | "conv_general_dilated":
                     passes = not zeros.isdisjoint(inputs)
                 case "select_n":
                     passes = zeros.issuperset(inputs[1:])
                 case "add" | "add_any" | "sub" | "max" | "min" | "concatenate" | "pad":
-                    passes = all_zero
+                    passes = zeros.issuperset(inputs)
                 case "integer_pow":
                     passes = first and operation.params["y"] > 0
                 case kind:
                     passes = first and kind in ZERO_OF_ZERO
             if passes:
                 zeros.update(operation.outputs)
-
-
-def _is_zero(literal: Any) -> bool:
-    return literal is not None and jax.numpy.ndim(literal) == 0 and literal == 0
 
 
 def _reshaped(
