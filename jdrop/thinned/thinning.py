@@ -1,14 +1,15 @@
 """Takes the kept units of a network out, with all that belongs to them, and puts them back."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array
+from jax import Array, lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import ArrayLike
 
 from jdrop import functional
@@ -96,40 +97,27 @@ class Thinning:
 
     def take(self, places: Any, tree: Any, kept: Kept) -> Any:
         """The arrays of a tree without what belongs to dropped units."""
-
-        def of_array(places: Places, array: Array) -> Array:
-            for place in places.of:
-                array = self._take(array, place, kept)
-            return array
-
-        return jax.tree.map(of_array, places, tree)
+        return jax.tree.map(
+            lambda places, array: _take(array, self._cuts(places), kept), places, tree
+        )
 
     def put(self, places: Any, tree: Any, part: Any, kept: Kept) -> Any:
         """The arrays of a tree with what belongs to kept units from `part`."""
 
-        def of_array(places: tuple[Place, ...], array: Array, part: Array) -> Array:
-            if not places:
-                return part
-            first, *rest = places
-            # Along one axis after another, so that no index is of two axes, which would be slow.
-            if rest:
-                part = of_array(tuple(rest), self._take(array, first, kept), part)
-            return self._put(array, part, first, kept)
+        def of_array(places: Places, array: Array, part: Array) -> Array:
+            return _put(array, part, self._cuts(places), kept)
 
-        return jax.tree.map(lambda places, *both: of_array(places.of, *both), places, tree, part)
+        return jax.tree.map(of_array, places, tree, part)
 
     def entries(self, kept: Kept) -> Any:
         """For each parameter, True where entries belong to kept units; broadcastable to it."""
 
         def of_array(places: Places) -> Array:
             of_all = jnp.ones((1,) * len(places.shape), bool)
-            for place in places.of:
-                units = self.units[place.units]
-                shape, axis = _divided(places.shape, place, units)
-                of_blocks = jnp.zeros(units.num_blocks, bool).at[kept[units.name]].set(True)
-                of_blocks = jax.lax.broadcast_in_dim(of_blocks, shape[axis - 1 : axis + 2], (1,))
-                length = (1,) * (len(places.shape) - place.axis - 1)
-                of_all = of_all & of_blocks.reshape(-1, *length)
+            for cut in self._cuts(places):
+                of_axis = _is_kept(cut, kept).repeat(cut.width)
+                of_axis = jnp.tile(of_axis, places.shape[cut.axis] // of_axis.size)
+                of_all &= of_axis.reshape(-1, *(1,) * (len(places.shape) - cut.axis - 1))
             return of_all
 
         return jax.tree.map(of_array, self.places["params"])
@@ -191,51 +179,139 @@ class Thinning:
         The function of the network is the same, and neighbours, which are dropped together, are
         others.
         """
-        hidden = [units for units in self.units if units.block_size > 1]
-        one_by_one = {units.name: replace(units, block_size=1) for units in hidden}
         order = {
-            name: jax.random.permutation(jax.random.fold_in(key, index), units.size)
-            for index, (name, units) in enumerate(one_by_one.items())
+            units.name: jax.random.permutation(jax.random.fold_in(key, index), units.size)
+            for index, units in enumerate(self.units)
+            if units.block_size > 1
         }
 
         def of_array(places: Places, array: Array) -> Array:
-            for place in places.of:
-                name = self.units[place.units].name
-                if name in order:
-                    array = _take(array, place, one_by_one[name], order[name])
-            return array
+            cuts = [
+                _Cut(units.name, place.axis, units.size, place.inner)
+                for place in places.of
+                if (units := self.units[place.units]).name in order
+            ]
+            return _take(array, cuts, order)
 
         return jax.tree.map(of_array, places, tree)
 
-    def _take(self, array: Array, place: Place, kept: Kept) -> Array:
-        units = self.units[place.units]
-        return _take(array, place, units, kept[units.name])
-
-    def _put(self, array: Array, part: Array, place: Place, kept: Kept) -> Array:
-        units = self.units[place.units]
-        return _put(array, part, place, units, kept[units.name])
-
-
-def _divided(shape: tuple[int, ...], place: Place, units: Units) -> tuple[tuple[int, ...], int]:
-    """A shape with the axis of the units divided in three, and which of them is that of blocks."""
-    width = units.block_size * place.inner
-    outer = shape[place.axis] // (units.num_blocks * width)
-    before, after = shape[: place.axis], shape[place.axis + 1 :]
-    return (*before, outer, units.num_blocks, width, *after), place.axis + 1
+    def _cuts(self, places: Places) -> list["_Cut"]:
+        return [
+            _Cut(units.name, place.axis, units.num_blocks, units.block_size * place.inner)
+            for place in places.of
+            for units in [self.units[place.units]]
+        ]
 
 
-def _take(array: Array, place: Place, units: Units, blocks: Array) -> Array:
-    shape, axis = _divided(array.shape, place, units)
-    parts = jnp.take(array.reshape(shape), blocks, axis=axis, unique_indices=True, mode="clip")
-    return parts.reshape(*array.shape[: place.axis], -1, *array.shape[place.axis + 1 :])
+@dataclass(frozen=True)
+class _Cut:
+    """How an axis is cut: over and over again into so many blocks of so many indices."""
+
+    name: str
+    axis: int
+    num_blocks: int
+    width: int
 
 
-def _put(array: Array, part: Array, place: Place, units: Units, blocks: Array) -> Array:
-    shape, axis = _divided(array.shape, place, units)
-    parts = part.reshape(*shape[:axis], -1, *shape[axis + 1 :])
-    where = (*(slice(None),) * axis, blocks)
-    whole = array.reshape(shape).at[where].set(parts, unique_indices=True, mode="promise_in_bounds")
-    return whole.reshape(array.shape)
+MIN_RUN = 16
+"""Neighbours in memory from which on, on a CPU, it is faster to write blocks one after another."""
+
+
+def _take(array: Array, cuts: Sequence[_Cut], kept: Kept) -> Array:
+    """The blocks that are kept, along all axes at once: nothing else is read."""
+    if not cuts:
+        return array
+    shape, axes = _cut_shape(array.shape, cuts)
+    numbers = lax.GatherDimensionNumbers(
+        offset_dims=tuple(axis for axis in range(len(shape)) if axis not in axes),
+        collapsed_slice_dims=axes,
+        start_index_map=axes,
+    )
+    window = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
+    parts = lax.gather(
+        array.reshape(shape), _grid(cuts, kept), numbers, window, mode="clip", unique_indices=True
+    )
+    if _run(array.shape, cuts[-1]) < MIN_RUN:
+        # Else the compiler lays it out by columns, and goes through the array column by column.
+        parts = with_layout_constraint(parts, Layout(tuple(range(parts.ndim))))
+    return parts.reshape(_kept_shape(array.shape, cuts, kept))
+
+
+def _put(array: Array, part: Array, cuts: Sequence[_Cut], kept: Kept) -> Array:
+    """The array with the blocks that are kept replaced by those of `part`."""
+    if not cuts:
+        return part
+    first, *rest = cuts
+    if rest and min(cut.width for cut in cuts) < MIN_RUN:
+        part, cuts = _put(_take(array, [first], kept), part, rest, kept), [first]
+    shape, axes = _cut_shape(array.shape, cuts)
+    numbers = [len(kept[cut.name]) for cut in cuts]
+    part_shape = list(shape)
+    for axis, number in zip(axes, numbers, strict=True):
+        part_shape[axis] = number
+    part = part.reshape(part_shape)
+    if _run(array.shape, cuts[-1]) >= MIN_RUN:
+        dims = lax.ScatterDimensionNumbers(
+            update_window_dims=tuple(axis for axis in range(len(shape)) if axis not in axes),
+            inserted_window_dims=axes,
+            scatter_dims_to_operand_dims=axes,
+        )
+        whole = lax.scatter(
+            array.reshape(shape),
+            _grid(cuts, kept),
+            part,
+            dims,
+            mode="promise_in_bounds",
+            unique_indices=True,
+        )
+        return whole.reshape(array.shape)
+    (axis,), (number,) = axes, numbers
+    place = (
+        jnp.zeros(first.num_blocks, jnp.int32)
+        .at[kept[first.name]]
+        .set(jnp.arange(number, dtype=jnp.int32))
+    )
+    spread = jnp.take(part, place, axis=axis, mode="clip")
+    is_kept = _is_kept(first, kept).reshape(-1, *(1,) * (len(shape) - axis - 1))
+    return jnp.where(is_kept, spread, array.reshape(shape)).reshape(array.shape)
+
+
+def _cut_shape(
+    shape: tuple[int, ...], cuts: Sequence[_Cut]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """A shape with each cut axis divided in three, and the axes of blocks."""
+    by_axis = {cut.axis: cut for cut in cuts}
+    divided: list[int] = []
+    axes = []
+    for axis, size in enumerate(shape):
+        if axis in by_axis:
+            cut = by_axis[axis]
+            axes.append(len(divided) + 1)
+            divided += [size // (cut.num_blocks * cut.width), cut.num_blocks, cut.width]
+        else:
+            divided.append(size)
+    return tuple(divided), tuple(axes)
+
+
+def _kept_shape(shape: tuple[int, ...], cuts: Sequence[_Cut], kept: Kept) -> tuple[int, ...]:
+    sizes = list(shape)
+    for cut in cuts:
+        sizes[cut.axis] = sizes[cut.axis] // cut.num_blocks * len(kept[cut.name])
+    return tuple(sizes)
+
+
+def _grid(cuts: Sequence[_Cut], kept: Kept) -> Array:
+    """Every combination of kept blocks along the axes, `[*blocks, axis]`."""
+    return jnp.stack(jnp.meshgrid(*(kept[cut.name] for cut in cuts), indexing="ij"), -1)
+
+
+def _run(shape: tuple[int, ...], cut: _Cut) -> int:
+    """How many neighbours in memory a block has along one axis."""
+    return cut.width * math.prod(shape[cut.axis + 1 :])
+
+
+def _is_kept(cut: _Cut, kept: Kept) -> Array:
+    return jnp.zeros(cut.num_blocks, bool).at[kept[cut.name]].set(True)
 
 
 def _scaled(x: Array, scale: float) -> Array:
