@@ -310,7 +310,7 @@ class Structure:
         if kind == "random_bits" and is_output:
             return
         if kind == "broadcast_in_dim":
-            dims = params["broadcast_dimensions"]
+            dims = [int(dim) for dim in params["broadcast_dimensions"]]  # Of NumPy, under `vmap`.
             if not is_output:
                 yield at(others[0], dims[axis])
             elif axis in dims:
@@ -324,7 +324,7 @@ class Structure:
                 yield at(others[0], *moved)
                 return
         elif kind == "transpose":
-            order = params["permutation"]
+            order = [int(source) for source in params["permutation"]]
             yield at(others[0], order[axis] if is_output else order.index(axis))
             return
         elif kind == "squeeze":

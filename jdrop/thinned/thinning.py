@@ -117,7 +117,8 @@ class Thinning:
             for cut in self._cuts(places):
                 of_axis = _is_kept(cut, kept).repeat(cut.width)
                 of_axis = jnp.tile(of_axis, places.shape[cut.axis] // of_axis.size)
-                of_all &= of_axis.reshape(-1, *(1,) * (len(places.shape) - cut.axis - 1))
+                others = [axis for axis in range(len(places.shape)) if axis != cut.axis]
+                of_all &= jnp.expand_dims(of_axis, others)
             return of_all
 
         return jax.tree.map(of_array, self.places["params"])
