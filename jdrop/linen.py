@@ -258,10 +258,19 @@ def _thin(
         outputs = _call_at(at_dropout, module, args, kwargs)
         return next_method(*args, **kwargs) if outputs is None else outputs
     kernel = module.variables.get("params", {}).get("kernel")
-    if not isinstance(module, nn.Dense | nn.Conv) or kernel is None:
+    if kernel is None:
         return next_method(*args, **kwargs)
-    # Flax holds the shape of given weights against this number.
-    return _with_attribute(module, "features", kernel.shape[-1], next_method, args, kwargs)
+    # Flax holds the shape of given weights against these numbers.
+    match module:
+        case nn.Dense() | nn.Conv() | nn.ConvTranspose(transpose_kernel=False):
+            features = kernel.shape[-1]
+        case nn.DenseGeneral(features=tuple() | list() as made_for):
+            features = kernel.shape[-len(made_for) :]
+        case nn.DenseGeneral():
+            features = kernel.shape[-1]
+        case _:
+            return next_method(*args, **kwargs)
+    return _with_attribute(module, "features", features, next_method, args, kwargs)
 
 
 def _call_at(at_dropout: AtDropout, module: Any, args: Any, kwargs: Any) -> Any:

@@ -5,6 +5,7 @@ what is printed are ratios of medians with the middle half of the rounds in brac
 is a function of its own: jax caches what it traced by the identity of the function.
 """
 
+import itertools
 import json
 import os
 import platform
@@ -25,8 +26,13 @@ import optax
 from jax import Array, lax
 
 import jdrop
+import jdrop.linen
+from jdrop.ensemble import init_ensemble
+from jdrop.network import Network
 from jdrop.study.evaluation import of_predictions
 from jdrop.study.tables import Predictions
+from jdrop.thinned import thin
+from jdrop.train import TrainState, train_step
 
 Dropout = Callable[[Array, Array], Array]
 """`dropout(key, x)`, the rate being fixed."""
@@ -428,6 +434,96 @@ def bench_statistics() -> dict[str, Any]:
     return seconds
 
 
+def multiplications(sizes: tuple[int, ...], share: float) -> float:
+    """Those of a step whose hidden layers keep a share of their units, to those of a full step."""
+
+    def count(sizes: list[float]) -> float:
+        pairs = list(itertools.pairwise(sizes))
+        # Forward and for the weights; for what comes in everywhere but at the first layer.
+        return sum((3 - (number == 0)) * a * b for number, (a, b) in enumerate(pairs))
+
+    thin = [size * share for size in sizes[1:-1]]
+    return count([sizes[0], *thin, sizes[-1]]) / count(list(map(float, sizes)))
+
+
+class DenseNet(nn.Module):
+    """Hidden layers with rectifiers and a library's dropout."""
+
+    hidden: tuple[int, ...]
+    rate: float
+    dropout: Any = jdrop.linen.Dropout
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Ten logits."""
+        for units in self.hidden:
+            x = nn.relu(nn.Dense(units)(x))
+            x = self.dropout(self.rate, deterministic=not train)(x)
+        return nn.Dense(10)(x)
+
+
+def stepping(
+    network: Network, optimizer: optax.GradientTransformation, batch: Any, steps: int, members: int
+) -> Callable[[], Any]:
+    """So many training steps of each member in one compiled scan, each call after the last."""
+
+    def many(state: TrainState, key: Array) -> TrainState:
+        def step(state: TrainState, key: Array) -> tuple[TrainState, None]:
+            return train_step(key, state, batch)[0], None
+
+        return lax.scan(step, state, jax.random.split(key, steps))[0]
+
+    init = partial(init_ensemble, ensemble_size=members)
+    state = init(jax.random.key(0), network, optimizer, batch[0])
+    keys = jax.random.split(jax.random.key(1), members)
+    run = jax.vmap(many)
+    if members == 1:
+        state, keys, run = jax.tree.map(lambda leaf: leaf[0], state), keys[0], many
+    compiled = jax.jit(run, donate_argnums=0)
+
+    def call() -> Any:
+        nonlocal state
+        state = compiled(state, keys)
+        return state.step, state.variables
+
+    return call
+
+
+def bench_thinned() -> dict[str, Any]:
+    """A training step without dropout (1), with masks, and of thinned networks, at rate 1/2."""
+    adam, sgd = optax.adam(1e-3), optax.sgd(1e-2)
+    cases = [
+        ((784, 1024, 1024, 10), 128, "Adam", adam, 20, 1),
+        ((784, 2048, 2048, 10), 512, "Adam", adam, 5, 1),
+        ((784, 2048, 2048, 10), 1024, "SGD", sgd, 3, 1),
+        ((784, 4096, 4096, 4096, 10), 1024, "SGD", sgd, 1, 1),
+        ((784, 1024, 1024, 10), 128, "Adam", adam, 5, 5),
+    ]
+    results = {}
+    for sizes, batch_size, optimizer_name, optimizer, steps, members in cases:
+        inputs = jax.random.normal(jax.random.key(0), (batch_size, sizes[0]))
+        labels = jax.random.randint(jax.random.key(1), (batch_size,), 0, 10)
+        masked = jdrop.linen.as_network(DenseNet(sizes[1:-1], 0.5))
+        networks = {
+            "no dropout": jdrop.linen.as_network(DenseNet(sizes[1:-1], 0.0)),
+            "flax": jdrop.linen.as_network(DenseNet(sizes[1:-1], 0.5, nn.Dropout)),
+            "jdrop": masked,
+            "any units": thin(masked, inputs, block_size=1),
+        }
+        for block_size in (16, 32, 64, 128):
+            networks[f"blocks of {block_size}"] = thin(masked, inputs, block_size=block_size)
+        runs = {
+            name: stepping(network, optimizer, (inputs, labels), steps, members)
+            for name, network in networks.items()
+        }
+        name = f"{'-'.join(map(str, sizes))}, batch {batch_size}, {optimizer_name}"
+        name = f"{members} vmapped, {name}" if members > 1 else name
+        rows = results[name] = show(f"thinned, {name}", time_in_turn(runs), steps)
+        rows["multiplications"] = {"ratio": multiplications(sizes, 0.5)}
+        click.echo(f"  {'multiplications':14s} {rows['multiplications']['ratio']:21.2f}")
+    return results
+
+
 BENCHMARKS = {
     "op": bench_op,
     "block": bench_block,
@@ -435,6 +531,7 @@ BENCHMARKS = {
     "attention": bench_attention,
     "memory": bench_memory,
     "compile": bench_compile,
+    "thinned": bench_thinned,
     "statistics": bench_statistics,
 }
 

@@ -73,6 +73,11 @@ KINDS = {
         "dropout, {n} masks",
         "One network trained with dropout, read with masks drawn anew and averaged.",
     ),
+    "dropout-thinned": (
+        "thinned dropout",
+        "A network trained with dropout that deletes units in blocks, the same for the whole "
+        "batch, and computes only the thinned network; read without dropout (weight scaling).",
+    ),
     "small": (
         "{n} small plain",
         "Narrow networks without dropout, averaged, that have one network's parameters in all.",
@@ -397,8 +402,9 @@ def _readings(run: Run, facts: Mapping[str, Any]) -> list[Reading]:
         cost = _cost(part.facts, masks=name == "monte-carlo", **changes)
         readings[name] = _reading(name, outputs, others, unit, cost, table, facts)
 
-    for name in ("plain", "dropout", "small", "wide", "long", "fixed-masks", "masksembles"):
-        part = run.part(name)
+    other_ways = {"monte-carlo", "early-stopping", "weight-decay"}  # Of the same networks.
+    for name in KINDS:
+        part = None if name in other_ways else run.part(name)
         if part is None:
             continue
         members = part.arrays["outputs"].shape[1]

@@ -20,6 +20,7 @@ import jdrop
 import jdrop.linen
 import jdrop.nnx
 from jdrop.network import Network, Variables
+from jdrop.thinned import ThinningError, thin
 
 WEIGHT_DECAYS = (0.0, 0.1, 1.0, 10.0)
 """Of AdamW, among which validation chooses for the plain network."""
@@ -377,6 +378,7 @@ TRAININGS = (
     "exact",
     "overfitting",
     "sweep",
+    "dropout-thinned",
 )
 """All kinds; a kind's place is its child of the key, so a new one belongs at the end."""
 
@@ -396,8 +398,12 @@ def trainings(settings: Settings, model: Model, inputs: Any) -> tuple[list[Train
         make("dropout", model.dropout, settings.budget, watch=True),
     ]
     left_out = []
+    try:
+        kinds.append(make("dropout-thinned", thin(model.dropout, inputs), 1))
+    except ThinningError as error:
+        left_out.append(f"Thinned training was left out: {error}")
     if not settings.controls:
-        return kinds, ["Methods of equal budget were not asked for."]
+        return kinds, [*left_out, "Methods of equal budget were not asked for."]
     if "width_factor" in model.changes:
         one = model.num_parameters(inputs)
         try:

@@ -180,23 +180,12 @@ class Structure:
         return self._leaves != self._leaves_after
 
     @cached_property
-    def sites(self) -> dict[str, _Operation]:
-        """Dropout layers by name.
-
-        Raises:
-            ThinningError: a layer that is called more than once.
-        """
-        sites: dict[str, _Operation] = {}
+    def sites(self) -> dict[str, list[_Operation]]:
+        """The calls of dropout layers by name, those within loops and branches left out."""
+        sites: dict[str, list[_Operation]] = {}
         for operation in self._operations:
-            name = str(operation.params.get("name"))
-            if operation.name == "name" and name.startswith(MARK):
-                name = name.removeprefix(MARK)
-                if name in sites:
-                    raise ThinningError(
-                        f"the dropout layer {name!r} is called more than once in a pass; give each "
-                        "call a layer of its own."
-                    )
-                sites[name] = operation
+            if (name := _site_of(operation)) is not None:
+                sites.setdefault(name, []).append(operation)
         return sites
 
     def units_of_site(self, number: int, name: str) -> Found:
@@ -209,7 +198,18 @@ class Structure:
         Raises:
             ThinningError: units that cannot be taken out.
         """
-        site = self.sites[name]
+        sites = self.sites.get(name, [])
+        if not sites:
+            raise ThinningError(
+                f"{name}: it is called within a loop or a branch, of which no part can be taken "
+                "out; name a layer outside it in `rates`."
+            )
+        if len(sites) > 1:
+            raise ThinningError(
+                f"the dropout layer {name!r} is called more than once in a pass; give each call a "
+                "layer of its own."
+            )
+        (site,) = sites
         (before,), (after,) = site.inputs, site.outputs
         shape = self._shapes[after]
         if len(shape) < 2:
@@ -231,7 +231,7 @@ class Structure:
         self, number: int, name: str, start: _Mark, size: int, before: int | None
     ) -> dict[int, list[Place]]:
         """All marks that follow from one; `before` is what goes into the dropout layer."""
-        site = self.sites.get(name)
+        (site,) = self.sites.get(name, [None])
         readers: list[_Operation] = []
         marks, pending = {start}, [start]
         if before is not None:
@@ -249,8 +249,7 @@ class Structure:
             for operation, is_output, position in self._uses.get(here.array, ()):
                 if operation is site:
                     continue
-                if operation in self.sites.values():
-                    other = operation.params["name"].removeprefix(MARK)
+                if (other := _site_of(operation)) is not None:
                     raise ThinningError(
                         f"{name}: its units are those of the dropout layer {other!r} too; thin one "
                         "of the two and make the rate of the other 0."
@@ -454,6 +453,13 @@ class Structure:
                     passes = first and kind in ZERO_OF_ZERO
             if passes:
                 zeros.update(operation.outputs)
+
+
+def _site_of(operation: _Operation) -> str | None:
+    """The name of the dropout layer that an operation stands for."""
+    name = str(operation.params.get("name"))
+    is_site = operation.name == "name" and name.startswith(MARK)
+    return name.removeprefix(MARK) if is_site else None
 
 
 def _reshaped(

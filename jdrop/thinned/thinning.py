@@ -86,6 +86,7 @@ class Thinning:
     shuffles: bool
     scales: bool
     _network: Network
+    _without: frozenset[str]
 
     def draw(self, key: Array) -> Kept:
         """Draws which blocks of units are kept: every choice of so many has equal probability."""
@@ -153,7 +154,7 @@ class Thinning:
 
         def at_dropout(name: str, x: Array, rate: ArrayLike) -> Array | None:
             if name not in by_name:
-                return None
+                return x if name in self._without else None
             units = by_name[name]
             if units.is_input:
                 x = x[..., kept[name]]
@@ -396,7 +397,7 @@ def thin(
             raise ValueError(f"{name} must be at least 1, got {value}.")
     inputs = jnp.asarray(inputs)
     variables = jax.eval_shape(network.init, jax.random.key(0), inputs)
-    structure, own_rates = _read(network, variables, inputs)
+    structure, own_rates = _read(network, variables, inputs, rates or {})
     if num_groups > 1 and structure.changes_state:
         raise ThinningError(
             f"num_groups must be 1, got {num_groups}: the network changes its state in training, "
@@ -431,19 +432,39 @@ def thin(
         in_order = sorted(at_leaf, key=lambda place: place.axis)
         of_leaves.append(Places(tuple(in_order), leaf.shape))
     tree = jax.tree.unflatten(jax.tree.structure(variables), of_leaves)
-    thinning = Thinning(tuple(all_units), tree, num_groups, shuffle, scale, network)
+    without = frozenset(rates or {}) - chosen.keys()
+    thinning = Thinning(tuple(all_units), tree, num_groups, shuffle, scale, network, without)
+    _check_sizes(thinning, variables, inputs)
     return replace(network, thinning=thinning)
 
 
+def _check_sizes(thinning: Thinning, variables: Variables, inputs: Array) -> None:
+    """Raises where the network does not run with fewer units."""
+    kept = {units.name: jnp.arange(units.kept_blocks) for units in thinning.units}
+
+    def train(variables: Variables, inputs: Array) -> tuple[Array, Variables]:
+        part = thinning.take(thinning.places, variables, kept)
+        return thinning.network(kept).apply_train(part, inputs, jax.random.key(0))
+
+    try:
+        jax.eval_shape(train, variables, inputs)
+    except Exception as error:
+        raise ThinningError(
+            "the network does not run with fewer units; what it computes may take their number "
+            f"only from the arrays that it is given: {error}"
+        ) from error
+
+
 def _read(
-    network: Network, variables: Variables, inputs: Array
+    network: Network, variables: Variables, inputs: Array, rates: Mapping[str, float]
 ) -> tuple[Structure, dict[str, ArrayLike]]:
     """The structure of a network in training, and its dropout layers with their rates."""
     own_rates: dict[str, ArrayLike] = {}
 
     def at_dropout(name: str, x: Array, rate: ArrayLike) -> Array:
         own_rates[name] = rate
-        return mark(name, x)
+        asked = functional.check_rate(rates.get(name, rate), allow_one=True)
+        return x if functional.is_static(asked, 0) else mark(name, x)
 
     marked = _own_dropout_replaced(network, at_dropout)
     leaves, tree = jax.tree.flatten(variables)

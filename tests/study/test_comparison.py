@@ -65,6 +65,7 @@ def test_every_method_is_there_with_its_sizes(comparison):
         "plain": [1, 2, 3],
         "dropout": [1, 2],
         "monte-carlo": [1, 2, 3, 4],
+        "dropout-thinned": [1],
         "small": [1, 2],
         "wide": [1],
         "long": [1],
@@ -103,6 +104,9 @@ def test_costs_are_those_of_the_networks(comparison):
     assert masks.parameters == parameters
     assert masks.train_flops == cost("dropout").train_flops
     assert masks.predict_flops > 4 * one.predict_flops
+    # Half of the only hidden layer is not computed; drawing the mask costs nothing that counts.
+    assert cost("dropout-thinned").train_flops < 0.7 * one.train_flops
+    assert cost("dropout-thinned").predict_flops == one.predict_flops
     assert cost("long").train_flops == pytest.approx(2 * cost("dropout").train_flops)
     assert cost("small", 2).parameters <= parameters
     assert cost("wide").parameters <= 2 * parameters
