@@ -249,10 +249,10 @@ class Structure:
             for operation, is_output, position in self._uses.get(here.array, ()):
                 if operation is site:
                     continue
-                if (other := _site_of(operation)) is not None:
+                if (site_here := _site_of(operation)) is not None:
                     raise ThinningError(
-                        f"{name}: its units are those of the dropout layer {other!r} too; thin one "
-                        "of the two and make the rate of the other 0."
+                        f"{name}: its units are those of the dropout layer {site_here!r} too; thin "
+                        "one of the two and make the rate of the other 0."
                     )
                 links = list(self._links(name, operation, is_output, position, here, size))
                 readers += [operation for _, crosses in links if crosses]

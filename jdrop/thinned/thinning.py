@@ -432,7 +432,7 @@ def thin(
         in_order = sorted(at_leaf, key=lambda place: place.axis)
         of_leaves.append(Places(tuple(in_order), leaf.shape))
     tree = jax.tree.unflatten(jax.tree.structure(variables), of_leaves)
-    without = frozenset(rates or {}) - chosen.keys()
+    without = frozenset(rates or {}).difference(chosen)
     thinning = Thinning(tuple(all_units), tree, num_groups, shuffle, scale, network, without)
     _check_sizes(thinning, variables, inputs)
     return replace(network, thinning=thinning)

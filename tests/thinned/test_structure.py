@@ -235,3 +235,75 @@ def test_gradient_with_any_units(kind):
     as_network, inputs, options = case_of(*NETWORKS[kind])
     thinning = assert_exact(as_network, inputs, block_size=1, **options)
     assert all(units.block_size == 1 for units in thinning.units)
+
+
+# Structures around the units of one layer; `drop` is a dropout layer.
+
+
+class Of(nn.Module):
+    body: Any
+
+    @nn.compact
+    def __call__(self, x, train):
+        def drop(x, rate=0.5, name=None):
+            return jdrop.linen.Dropout(rate, deterministic=not train, name=name)(x)
+
+        return self.body(x, drop)
+
+
+def attention(x):
+    return nn.MultiHeadDotProductAttention(1, qkv_features=4, out_features=3)(x)
+
+
+def dense(x, units=8):
+    return nn.Dense(units)(x)
+
+
+def out(x):
+    return nn.Dense(3)(x)
+
+
+def conv(x):
+    return nn.relu(nn.Conv(8, (3, 3))(x))
+
+
+def flat(x):
+    return x.reshape(len(x), -1)
+
+
+
+WORKING: dict[str, Any] = {
+    "dropout, then a rectifier": (lambda x, drop: out(nn.relu(drop(dense(x)))), ROWS),
+    "activations": (lambda x, drop: out(nn.leaky_relu(nn.gelu(nn.tanh(drop(dense(x))) ** 2))), ROWS),
+    "casts": (lambda x, drop: out(drop(dense(x).astype("bfloat16")).astype("float32")), ROWS),
+    "layers added": (lambda x, drop: out(drop(nn.elu(dense(x)) - nn.sigmoid(dense(x)))), ROWS),
+    "one of two factors": (lambda x, drop: out(nn.sigmoid(dense(x)) * drop(dense(x))), ROWS),
+    "mean over places": (lambda x, drop: out(drop(conv(x)).mean((1, 2))), IMAGES),
+    "maximum over places": (lambda x, drop: out(drop(conv(x)).max((1, 2))), IMAGES),
+    "pooling": (lambda x, drop: conv(nn.avg_pool(drop(conv(x)), (2, 2), padding="SAME")), IMAGES),
+    "parts of places": (lambda x, drop: conv(jnp.pad(drop(conv(x))[:, ::2, 1:], IN_PLACES)), IMAGES),
+    "channels first, flat": (lambda x, drop: out(flat(drop(conv(x)).transpose(0, 3, 1, 2))), IMAGES),
+    "flat, then dropout": (lambda x, drop: out(nn.relu(flat(drop(conv(x))))), IMAGES),
+    "places one below another": (
+        lambda x, drop: out(drop(dense(x.reshape(-1, x.shape[-1]))).reshape(*x.shape[:2], -1)),
+        TOKENS,
+    ),
+    "general product": (lambda x, drop: nn.DenseGeneral(3, (1, 2))(drop(dense(x))), TOKENS),
+    "units of a general product": (lambda x, drop: out(drop(nn.DenseGeneral(8)(x))), TOKENS),
+    "units of a transposed convolution": (
+        lambda x, drop: conv(drop(nn.ConvTranspose(8, (3, 3))(x))),
+        IMAGES,
+    ),
+    "attention to units": (
+        lambda x, drop: attention(drop(dense(x))),
+        TOKENS,
+    ),
+    "two layers, one of rate 0": (lambda x, drop: out(drop(drop(dense(x)), 0.0)), ROWS),
+}
+IN_PLACES = ((0, 0), (1, 0), (0, 2), (0, 0))
+
+
+@pytest.mark.parametrize("case", WORKING.values(), ids=WORKING)
+def test_structures_that_can_be_thinned(case):
+    body, inputs = case
+    assert_exact(partial(jdrop.linen.as_network, Of(body)), inputs)
