@@ -162,6 +162,7 @@ class Structure:
                 constants: list[int] = []
                 if isinstance(inner, ClosedJaxpr):
                     constants = [self._add(var.aval) for var in inner.jaxpr.constvars]
+                    self._constants.update(constants)
                     inner = inner.jaxpr
                 variables = (*inner.constvars, *inner.invars)
                 results = self._inline(inner, dict(zip(variables, constants + inputs, strict=True)))

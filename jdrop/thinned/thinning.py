@@ -13,7 +13,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import ArrayLike
 
 from jdrop import functional
-from jdrop.network import Network, Variables, check_network
+from jdrop.network import Network, Variables
 from jdrop.thinned.structure import Place, Structure, ThinningError, mark
 
 MAX_DEVIATION = 1 / 64
@@ -329,9 +329,9 @@ def _own_dropout_replaced(network: Network, at_dropout: Any) -> Network:
 
 
 def thin(
-    network: Network,
+    network: Any,
     inputs: ArrayLike,
-    rates: Mapping[str, float] | None = None,
+    rates: Mapping[str, ArrayLike] | None = None,
     *,
     block_size: int = 16,
     num_groups: int = 1,
@@ -367,6 +367,7 @@ def thin(
             the weights for the test.
 
     Raises:
+        TypeError: a network that is not a `Network`.
         ThinningError: a network of which no part can be trained alone, as when units go through
             layer normalisation or a residual connection; a rate that drops no unit.
         ValueError: a rate out of range; a name that is no layer; sizes below 1.
@@ -391,7 +392,12 @@ def thin(
     Reference:
         Hinton et al. 2012, arXiv:1207.0580; Graham et al. 2015, arXiv:1502.02478.
     """
-    check_network(network)
+    if not isinstance(network, Network):
+        raise TypeError(
+            f"network must be a jdrop.network.Network, got {type(network).__name__}; make one "
+            "with `jdrop.linen.as_network` or `jdrop.nnx.as_network`, or of a function with "
+            "`Network(apply_fn, init_fn)`."
+        )
     for name, value in (("block_size", block_size), ("num_groups", num_groups)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
@@ -456,7 +462,7 @@ def _check_sizes(thinning: Thinning, variables: Variables, inputs: Array) -> Non
 
 
 def _read(
-    network: Network, variables: Variables, inputs: Array, rates: Mapping[str, float]
+    network: Network, variables: Variables, inputs: Array, rates: Mapping[str, ArrayLike]
 ) -> tuple[Structure, dict[str, ArrayLike]]:
     """The structure of a network in training, and its dropout layers with their rates."""
     own_rates: dict[str, ArrayLike] = {}
@@ -478,7 +484,7 @@ def _read(
 
 
 def _chosen(
-    rates: Mapping[str, float] | None,
+    rates: Mapping[str, ArrayLike] | None,
     own_rates: Mapping[str, ArrayLike],
     leaf_of: Mapping[str, int],
 ) -> dict[str, float]:

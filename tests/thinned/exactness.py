@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdrop.thinned import thin
+from jdrop.train import cross_entropy
 
 ROUNDING = {"rtol": 1e-3, "atol": 1e-4}
 """For sums of up to a thousand float32 terms of order 1, in another order; errors show at 1."""
@@ -119,3 +120,14 @@ def assert_exact(as_network, inputs, rates=None, *, reference=None, site=None, *
 
 def shapes(tree):
     return jax.tree.map(jnp.shape, tree)
+
+
+def gradient_of_loss(network, params, inputs, labels):
+    """Of the mean cross-entropy, and its value."""
+
+    def loss(params):
+        outputs, _ = network.apply_train({"params": params}, inputs, jax.random.key(0))
+        return jnp.mean(cross_entropy(outputs, labels))
+
+    value, grads = jax.value_and_grad(loss)(params)
+    return grads, value

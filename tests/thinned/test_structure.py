@@ -271,18 +271,26 @@ def flat(x):
     return x.reshape(len(x), -1)
 
 
-
 WORKING: dict[str, Any] = {
     "dropout, then a rectifier": (lambda x, drop: out(nn.relu(drop(dense(x)))), ROWS),
-    "activations": (lambda x, drop: out(nn.leaky_relu(nn.gelu(nn.tanh(drop(dense(x))) ** 2))), ROWS),
+    "activations": (
+        lambda x, drop: out(nn.gelu(nn.leaky_relu(nn.tanh(drop(dense(x)))))),
+        ROWS,
+    ),
     "casts": (lambda x, drop: out(drop(dense(x).astype("bfloat16")).astype("float32")), ROWS),
     "layers added": (lambda x, drop: out(drop(nn.elu(dense(x)) - nn.sigmoid(dense(x)))), ROWS),
     "one of two factors": (lambda x, drop: out(nn.sigmoid(dense(x)) * drop(dense(x))), ROWS),
     "mean over places": (lambda x, drop: out(drop(conv(x)).mean((1, 2))), IMAGES),
     "maximum over places": (lambda x, drop: out(drop(conv(x)).max((1, 2))), IMAGES),
     "pooling": (lambda x, drop: conv(nn.avg_pool(drop(conv(x)), (2, 2), padding="SAME")), IMAGES),
-    "parts of places": (lambda x, drop: conv(jnp.pad(drop(conv(x))[:, ::2, 1:], IN_PLACES)), IMAGES),
-    "channels first, flat": (lambda x, drop: out(flat(drop(conv(x)).transpose(0, 3, 1, 2))), IMAGES),
+    "parts of places": (
+        lambda x, drop: conv(jnp.pad(drop(conv(x))[:, ::2], PLACES)),
+        IMAGES,
+    ),
+    "channels first, flat": (
+        lambda x, drop: out(flat(jnp.moveaxis(drop(conv(x)), -1, 1))),
+        IMAGES,
+    ),
     "flat, then dropout": (lambda x, drop: out(nn.relu(flat(drop(conv(x))))), IMAGES),
     "places one below another": (
         lambda x, drop: out(drop(dense(x.reshape(-1, x.shape[-1]))).reshape(*x.shape[:2], -1)),
@@ -300,10 +308,128 @@ WORKING: dict[str, Any] = {
     ),
     "two layers, one of rate 0": (lambda x, drop: out(drop(drop(dense(x)), 0.0)), ROWS),
 }
-IN_PLACES = ((0, 0), (1, 0), (0, 2), (0, 0))
+PLACES = ((0, 0), (1, 0), (0, 2), (0, 0))
 
 
 @pytest.mark.parametrize("case", WORKING.values(), ids=WORKING)
 def test_structures_that_can_be_thinned(case):
     body, inputs = case
     assert_exact(partial(jdrop.linen.as_network, Of(body)), inputs)
+
+
+# Networks that cannot be thinned, and why.
+
+
+class Scanned(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        scan = nn.scan(
+            lambda step, x, _: (step(x), None),
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=2,
+        )
+        return scan(LinenStep(name="step"), x, None)[0]
+
+
+def of_functions(hidden):
+    """A network of one's own with a kernel `w` that makes 8 units and a kernel that reads them."""
+
+    def apply_fn(variables, inputs, key):
+        params = variables["params"]
+        return hidden(inputs @ params["w"]) @ params["v"]
+
+    def init_fn(key, inputs):
+        return {"params": {"w": jnp.zeros((inputs.shape[1], 8)), "v": jnp.zeros((8, 3))}}
+
+    return Network(apply_fn, init_fn)
+
+
+def scanned(x):
+    return jax.lax.scan(lambda x, _: (jnp.tanh(x), None), x, length=2)[0]
+
+
+NUMBERS = jnp.arange(8.0)[None]
+
+
+def of(body):
+    return jdrop.linen.as_network(Of(body))
+
+
+def residual(x, drop):
+    x = dense(x, 5) + x
+    return out(drop(x))
+
+
+def called_twice(x, drop):
+    layer = jdrop.linen.Dropout(0.5, deterministic=False)
+    return out(layer(dense(layer(dense(x)))))
+
+
+def read_beside(x, drop):
+    x = dense(x)
+    return out(drop(x)) + out(x)
+
+
+IMPOSSIBLE: dict[str, Any] = {
+    "layer normalisation": (of(lambda x, drop: out(drop(nn.LayerNorm()(dense(x))))), "reduce_sum"),
+    "group normalisation": (of(lambda x, drop: out(drop(nn.GroupNorm(2)(dense(x))))), "reshape"),
+    "softmax": (of(lambda x, drop: out(drop(nn.softmax(dense(x))))), "reduce_"),
+    "residual": (of(residual), "among the inputs"),
+    "outputs": (of(lambda x, drop: drop(dense(x))), "among the outputs"),
+    "sigmoid": (of(lambda x, drop: out(nn.sigmoid(drop(dense(x))))), "what follows"),
+    "bias": (of(lambda x, drop: out(nn.BatchNorm(True)(drop(dense(x))))), "what follows"),
+    "read beside": (of(read_beside), "read beside the dropout layer"),
+    "added beside": (of(lambda x, drop: out((y := dense(x)) + drop(y))), "read beside"),
+    "twice": (of(called_twice), "'Dropout_0' is called more than once"),
+    "two of the same units": (of(lambda x, drop: out(drop(nn.relu(drop(dense(x)))))), "Dropout_1"),
+    "two of one layer": (
+        of(lambda x, drop: out(drop(x_ := dense(x)) * drop(x_))),
+        "'Dropout_1' too",
+    ),
+    "torn apart": (of(lambda x, drop: out(drop(dense(x)).reshape(-1, 4))), "`reshape`"),
+    "halves": (of(lambda x, drop: out(jnp.split(drop(dense(x)), 2, -1)[0])), "`split`"),
+    "sorted": (of(lambda x, drop: out(jnp.sort(drop(dense(x))))), "`sort`"),
+    "no axis of examples": (of(lambda x, drop: out(drop(dense(x)[0])[None])), r"shape \(8,\)"),
+    "nn.scan": (jdrop.linen.as_network(Scanned()), "within a loop"),
+    "a fixed number": (of(lambda x, drop: out(drop(dense(x)) + 0 * NUMBERS)), "no variable"),
+    "a fixed number in jit": (
+        of(lambda x, drop: out(jax.jit(lambda x: x * NUMBERS)(drop(dense(x))))),
+        "no variable",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_structures_that_cannot_be_thinned(case):
+    network, message = case
+    with pytest.raises(ThinningError, match=message):
+        thin(network, ROWS)
+
+
+OF_FUNCTIONS: dict[str, Any] = {
+    "lax.scan": (scanned, "`scan`"),
+    "cumulative sum": (lambda x: jnp.cumsum(x, -1), "`cumsum`"),
+    "numbers of the units": (lambda x: x * jnp.arange(8.0)[None], "iota"),
+    "size of its own": (lambda x: x.reshape(-1, 2, 4).reshape(-1, 8), "`reshape`"),
+}
+
+
+@pytest.mark.parametrize("case", OF_FUNCTIONS.values(), ids=OF_FUNCTIONS)
+def test_functions_that_cannot_be_thinned(case):
+    hidden, message = case
+    with pytest.raises(ThinningError, match=message):
+        thin(of_functions(hidden), ROWS, {"w": 0.5})
+
+
+def test_two_names_of_the_same_units_are_an_error():
+    with pytest.raises(ThinningError, match="w and b name the same units"):
+        thin(by_hand(), ROWS, {"w": 0.5, "b": 0.5})
+
+
+def test_depthwise_convolutions_cannot_be_thinned():
+    def depthwise(x, drop):
+        return conv(drop(nn.Conv(8, (3, 3), feature_group_count=8)(conv(x))))
+
+    with pytest.raises(ThinningError, match="`conv_general_dilated`"):
+        thin(of(depthwise), IMAGES)

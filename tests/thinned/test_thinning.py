@@ -1,0 +1,529 @@
+"""Steps of thinned networks, what they draw, and what they leave alone."""
+
+import itertools
+from dataclasses import replace
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from bounds import chi_square_bounds
+from exactness import QUICK, assert_close, drawn_inputs, drawn_variables, gradient_of_loss, masked
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from networks import NETWORKS, LinenMLP
+from scipy import stats
+
+import jdrop
+import jdrop.linen
+from jdrop import ensemble
+from jdrop.network import Network
+from jdrop.thinned import ThinningError, freeze_deleted, thin
+from jdrop.train import TrainState, fit, train_step
+
+INPUTS, LABELS = drawn_inputs(8, 4), jnp.arange(8) % 3
+BATCH = INPUTS, LABELS
+
+
+class MLP(nn.Module):
+    """Dropout on the inputs and on each hidden layer."""
+
+    sizes: tuple[int, ...] = (32, 8)
+    rate: float = 0.5
+    input_rate: float = 0.25
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = jdrop.linen.Dropout(self.input_rate, deterministic=not train)(x)
+        for units in self.sizes:
+            x = nn.tanh(nn.Dense(units)(x))
+            x = jdrop.linen.Dropout(self.rate, deterministic=not train)(x)
+        return nn.Dense(3)(x)
+
+
+as_network = partial(jdrop.linen.as_network, MLP())
+
+
+def drawn_state(network, optimizer, seed=0):
+    return TrainState.create(network, drawn_variables(network, INPUTS, seed), optimizer)
+
+
+def places_of(state):
+    thinning = state.network.thinning
+    return thinning.places, thinning.places_in_state(state.optimizer, state.opt_state)
+
+
+def deleted_in(state, kept):
+    """True where an entry of the variables, or of the optimizer's state, is of a deleted unit."""
+    thinning, places = state.network.thinning, places_of(state)
+    whole = jax.tree.map(
+        lambda leaf: jnp.ones(leaf.shape, bool), (state.variables, state.opt_state)
+    )
+    part = jax.tree.map(jnp.zeros_like, thinning.take(places, whole, kept))
+    return thinning.put(places, whole, part, kept)
+
+
+def assert_same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def quick(function):
+    return jax.jit(function, compiler_options=QUICK)
+
+
+# Taking out and putting back.
+
+
+@pytest.mark.parametrize("inner", [1, 3])
+@pytest.mark.parametrize("block_size", [1, 2, 16, 32])
+def test_take_and_put_are_those_of_numpy(block_size, inner, getkey):
+    """Kernels cut along rows, columns and both; behind a flattened axis if `inner` is not 1."""
+
+    def apply_fn(variables, x, key):
+        p = variables["params"]
+        hidden = jnp.tanh(x @ p["one"])
+        hidden = jnp.tanh(jnp.repeat(hidden[:, None], inner, 1).reshape(len(x), -1) @ p["two"])
+        return hidden @ p["out"]
+
+    def init_fn(key, x):
+        shapes = {"one": (4, 64), "two": (inner * 64, 96), "out": (96, 3)}
+        return {"params": {name: jnp.zeros(shape) for name, shape in shapes.items()}}
+
+    network = thin(
+        Network(apply_fn, init_fn), INPUTS, {"one": 0.5, "two": 1 / 3}, block_size=block_size
+    )
+    thinning = network.thinning
+    assert [units.block_size for units in thinning.units] == [block_size] * 2
+    params = drawn_variables(network, INPUTS)["params"]
+    kept = thinning.draw(getkey())
+    places = thinning.places["params"]
+    part = quick(lambda kept: thinning.take(places, params, kept))(kept)
+    one, two = (
+        (np.asarray(kept[name])[:, None] * block_size + np.arange(block_size)).ravel()
+        for name in ("one", "two")
+    )
+    assert (len(one), len(two)) == (32, 64)
+    rows = (np.arange(inner)[:, None] * 64 + one).ravel()
+    index = {"one": np.ix_(range(4), one), "two": np.ix_(rows, two), "out": np.ix_(two, range(3))}
+    entries = thinning.entries(kept)
+    whole = quick(lambda part: thinning.put(places, params, part, kept))(
+        jax.tree.map(jnp.negative, part)
+    )
+    for name, where in index.items():
+        expected = np.array(params[name])
+        np.testing.assert_array_equal(part[name], expected[where])
+        expected[where] *= -1
+        np.testing.assert_array_equal(whole[name], expected)
+        is_kept = np.zeros(expected.shape, bool)
+        is_kept[where] = True
+        np.testing.assert_array_equal(np.broadcast_to(entries[name], is_kept.shape), is_kept)
+
+
+# Steps.
+
+OPTIMIZERS = {
+    "sgd": optax.sgd(0.1),
+    "momentum": optax.sgd(0.1, momentum=0.9, nesterov=True),
+    "adam": optax.adam(0.01),
+    "adamw": optax.adamw(0.01, weight_decay=0.1),
+    "clipped adam": optax.chain(optax.clip_by_global_norm(0.1), optax.adam(0.01)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_is_the_masked_step_that_leaves_deleted_units_alone(name, getkey):
+    state = drawn_state(thin(as_network(), INPUTS), OPTIMIZERS[name])
+    thinning, frozen = state.network.thinning, freeze_deleted(OPTIMIZERS[name])
+
+    @quick
+    def both(key, state):
+        kept = thinning.draw(jax.random.split(jax.random.clone(key))[0])
+        after, loss = train_step(key, state, BATCH)
+        network, params = masked(as_network, thinning, kept), state.variables["params"]
+        grads, full_loss = gradient_of_loss(network, params, *BATCH)
+        updates, opt_state = frozen.update(
+            grads, state.opt_state, params, kept=thinning.entries(kept)
+        )
+        full = optax.apply_updates(params, updates), opt_state, full_loss
+        return (
+            after,
+            (after.variables["params"], after.opt_state, loss),
+            full,
+            deleted_in(state, kept),
+        )
+
+    # The second step finds moments of units that it deletes.
+    for _ in range(2):
+        before = state.variables, state.opt_state
+        state, got, expected, deleted = both(getkey(), state)
+        assert_close(got, expected, rtol=1e-4, atol=2e-6)
+        assert_unchanged(deleted, before, (state.variables, state.opt_state))
+
+
+def assert_unchanged(deleted, before, after):
+    """Bit for bit where deleted; elsewhere most entries are others."""
+    kept_entries = changed_entries = deleted_entries = 0
+    leaves = (jax.tree.leaves(tree) for tree in (deleted, before, after))
+    for where, old, new in zip(*leaves, strict=True):
+        np.testing.assert_array_equal(old[where], new[where])
+        deleted_entries += where.sum()
+        kept_entries += (~where).sum()
+        changed_entries += (old[~where] != new[~where]).sum()
+    assert deleted_entries > 0.4 * kept_entries
+    assert changed_entries > 0.9 * kept_entries
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_statistics_of_deleted_units_stay(kind, getkey):
+    state = drawn_state(thin(NETWORKS[kind], INPUTS), optax.adam(0.01))
+
+    @quick
+    def step(key, state):
+        kept = state.network.thinning.draw(jax.random.split(jax.random.clone(key))[0])
+        return train_step(key, state, BATCH)[0], deleted_in(state, kept)
+
+    after, deleted = step(getkey(), state)
+    (name,) = state.variables.keys() - {"params"}
+    statistics = jax.tree.leaves(deleted[0][name])
+    assert [int(leaf.sum()) for leaf in statistics] == [4, 4]
+    for tree in ("variables", "opt_state"):
+        where = deleted[tree == "opt_state"]
+        assert_unchanged(where, getattr(state, tree), getattr(after, tree))
+
+
+# Expectations.
+
+
+@pytest.mark.parametrize(("size", "rate", "block_size"), [(5, 0.4, 1), (12, 0.25, 3)])
+def test_mean_over_all_masks_is_weight_scaling(size, rate, block_size):
+    network = jdrop.linen.as_network(MLP((size,), rate, 0.0))
+    variables = drawn_variables(network, INPUTS)
+    scaled = thin(network, INPUTS, block_size=block_size).thinning
+    unscaled = thin(network, INPUTS, block_size=block_size, scale=False).thinning
+    (units,) = scaled.units
+    assert units.block_size == block_size
+    subsets = list(itertools.combinations(range(units.num_blocks), units.kept_blocks))
+    assert units.kept_blocks == round((1 - rate) * size) // block_size
+
+    @quick
+    def mean_logits(variables):
+        def logits(thinning, kept):
+            kept = {units.name: kept}
+            part = thinning.take(thinning.places, variables, kept)
+            return thinning.network(kept).apply_train(part, INPUTS, jax.random.key(0))[0]
+
+        every = jnp.array(subsets)
+        return [jax.vmap(partial(logits, t))(every).mean(0) for t in (scaled, unscaled)]
+
+    by_scaling, without = mean_logits(variables)
+    np.testing.assert_allclose(by_scaling, network(variables, INPUTS, None), rtol=1e-4, atol=1e-5)
+    at_test = {"params": jdrop.scale_weights(variables["params"], {"Dense_1/kernel": rate})}
+    np.testing.assert_allclose(without, network(at_test, INPUTS, None), rtol=1e-4, atol=1e-5)
+
+
+# Draws.
+
+
+def test_every_choice_is_equally_probable():
+    """Of both layers at once: 6 choices of 2 of 4 units, times 3 of 2 of 3 blocks."""
+    network = jdrop.linen.as_network(MLP((4, 48), 1 / 3, 0.0))
+    rates = {"Dropout_1": 0.5, "Dropout_2": 1 / 3}
+    thinning = thin(network, INPUTS, rates, block_size=16).thinning
+    thinning = replace(
+        thinning, units=(replace(thinning.units[0], block_size=1), thinning.units[1])
+    )
+    keys = jax.random.split(jax.random.key(5), 20_000)
+    kept = jax.vmap(thinning.draw)(keys)
+    assert {name: blocks.shape[1] for name, blocks in kept.items()} == dict.fromkeys(rates, 2)
+    pairs = np.concatenate(list(kept.values()), 1)
+    assert (pairs[:, 0] < pairs[:, 1]).all()
+    assert (pairs[:, 2] < pairs[:, 3]).all()
+    counts = np.unique(pairs, axis=0, return_counts=True)[1]
+    assert len(counts) == 18
+    low, high = chi_square_bounds(17)
+    assert low < stats.chisquare(counts).statistic < high
+
+
+def test_the_same_key_draws_the_same_units_and_another_key_others(getkey):
+    thinning = thin(as_network(), INPUTS, block_size=1).thinning
+    key = getkey()
+    one, same, other = (thinning.draw(k) for k in (key, jax.random.clone(key), getkey()))
+    assert {name: len(kept) for name, kept in one.items()} == {
+        "Dropout_0": 3,
+        "Dropout_1": 16,
+        "Dropout_2": 4,
+    }
+    jax.tree.map(np.testing.assert_array_equal, one, same)
+    assert (one["Dropout_1"] != other["Dropout_1"]).any()
+
+
+@pytest.mark.parametrize(
+    ("size", "rate", "at_most", "block_size", "kept"),
+    [
+        (1024, 0.5, 16, 16, 512),
+        (1024, 0.1, 16, 16, 928),  # 928/1024 is within 1/64 of 922/1024.
+        (64, 0.5, 64, 32, 32),  # Of a single block nothing could be dropped.
+        (64, 0.1, 16, 2, 58),  # 7 of 8 blocks of 8 are too few, 4 of 4 of 16 drop nothing.
+        (100, 0.5, 16, 10, 50),
+        (61, 0.5, 16, 1, 30),
+        (10, 0.25, 16, 2, 8),
+        (8, 0.9, 16, 1, 1),
+        (96, 0.5, 7, 6, 48),
+        (1024, 0.5, 1, 1, 512),
+    ],
+)
+def test_blocks_are_as_large_as_the_share_allows(size, rate, at_most, block_size, kept):
+    def init_fn(key, inputs):
+        return {"params": {"w": jnp.zeros((4, size)), "v": jnp.zeros((size, 3))}}
+
+    def apply_fn(variables, inputs, key):
+        return inputs @ variables["params"]["w"] @ variables["params"]["v"]
+
+    network = thin(Network(apply_fn, init_fn), INPUTS, {"w": rate}, block_size=at_most)
+    (units,) = network.thinning.units
+    assert (units.block_size, units.kept_blocks * units.block_size) == (block_size, kept)
+    assert units.scale == size / kept
+
+
+def test_inputs_are_taken_one_by_one():
+    units = thin(as_network(), INPUTS).thinning.units
+    assert [(u.is_input, u.block_size) for u in units] == [(True, 1), (False, 16), (False, 4)]
+
+
+# The order of units.
+
+
+def batch_normalised():
+    network = jdrop.linen.as_network(LinenMLP(32, rate=0.0))
+    return drawn_state(thin(network, INPUTS, {"Dense_0": 0.5}), OPTIMIZERS["momentum"]), network
+
+
+def test_a_new_order_of_units_changes_no_output_and_goes_with_the_step(getkey):
+    """Of weights, statistics and moments alike: a step and a new order may change places."""
+    state, network = batch_normalised()
+    # Moments of their own, of which those of a step from zero would be a multiple.
+    state = replace(
+        state, opt_state=jax.tree.map(lambda leaf: jnp.cos(9 * leaf), moments_like(state))
+    )
+    thinning, places = state.network.thinning, places_of(state)
+
+    @quick
+    def both(key, state):
+        def step(state):
+            plain = replace(state, network=network)
+            after = train_step(jax.random.key(0), plain, BATCH)[0]
+            return after.variables, after.opt_state
+
+        def shuffled(tree):
+            return thinning.shuffled(jax.random.clone(key), places, tree)
+
+        before = state.variables, state.opt_state
+        variables, opt_state = shuffled(before)
+        outputs = [network(tree, INPUTS, None) for tree in (state.variables, variables)]
+        first = replace(state, variables=variables, opt_state=opt_state)
+        return outputs, (before, (variables, opt_state)), step(first), shuffled(step(state))
+
+    outputs, (before, after), shuffled_first, stepped_first = both(getkey(), state)
+    np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-5)
+    assert_close(shuffled_first, stepped_first, rtol=1e-4, atol=1e-5)
+    kernel = [variables["params"]["Dense_0"]["kernel"] for variables, _ in (before, after)]
+    assert (kernel[0] != kernel[1]).any()
+    np.testing.assert_array_equal(np.sort(kernel[0]), np.sort(kernel[1]))
+
+
+def moments_like(state):
+    keys = itertools.count()
+    return jax.tree.map(
+        lambda leaf: jax.random.normal(jax.random.key(next(keys)), leaf.shape), state.opt_state
+    )
+
+
+def test_fit_changes_the_order_of_units_or_keeps_it(getkey):
+    """Without learning, an epoch only changes the order."""
+    network = jdrop.linen.as_network(MLP())
+    for shuffle in (True, False):
+        state = drawn_state(thin(network, INPUTS, shuffle=shuffle), optax.sgd(0.0))
+        after, _ = fit(getkey(), state, *BATCH, num_epochs=1, batch_size=8)
+        before, after = state.variables["params"], after.variables["params"]
+        same = [
+            bool((before[name]["kernel"] == after[name]["kernel"]).all()) for name in sorted(before)
+        ]
+        assert same == ([False] * 3 if shuffle else [True] * 3)
+        for name in before:
+            ordered = [np.sort(np.ravel(params[name]["kernel"])) for params in (before, after)]
+            np.testing.assert_array_equal(*ordered)
+
+
+def test_a_fit_in_parts_equals_the_fit_in_one(getkey):
+    state = drawn_state(thin(as_network(), INPUTS), optax.adam(0.01))
+    key = getkey()
+    whole, losses = fit(key, state, *BATCH, num_epochs=2, batch_size=4)
+    parts = []
+    for _ in range(2):
+        state, part = fit(jax.random.clone(key), state, *BATCH, num_epochs=1, batch_size=4)
+        parts.append(part)
+    np.testing.assert_array_equal(jnp.concatenate(parts), losses)
+    assert_same((state.variables, state.opt_state), (whole.variables, whole.opt_state))
+
+
+# Groups.
+
+
+@pytest.mark.parametrize("name", ["momentum", "adamw"])
+def test_with_groups_the_gradient_is_their_mean(name, getkey):
+    state = drawn_state(thin(as_network(), INPUTS, num_groups=2), OPTIMIZERS[name])
+    thinning, frozen = state.network.thinning, freeze_deleted(OPTIMIZERS[name])
+
+    @quick
+    def both(key, state):
+        draw_key = jax.random.split(jax.random.clone(key))[0]
+        after, loss = train_step(key, state, BATCH)
+        params = state.variables["params"]
+        of_groups, entries = [], []
+        for group, group_key in enumerate(jax.random.split(draw_key, 2)):
+            kept = thinning.draw(group_key)
+            entries.append(thinning.entries(kept))
+            rows = slice(4 * group, 4 * group + 4)
+            network = masked(as_network, thinning, kept)
+            of_groups.append(gradient_of_loss(network, params, INPUTS[rows], LABELS[rows]))
+        grads, full_loss = jax.tree.map(lambda *of_group: sum(of_group) / 2, *of_groups)
+        in_any = jax.tree.map(lambda one, two: one | two, *entries)
+        updates, opt_state = frozen.update(grads, state.opt_state, params, kept=in_any)
+        full = optax.apply_updates(params, updates), opt_state, full_loss
+        in_none = jax.tree.map(lambda leaf, kept: ~kept & jnp.ones_like(leaf, bool), params, in_any)
+        return after, (after.variables["params"], after.opt_state, loss), full, in_none
+
+    for _ in range(2):
+        before = state.variables["params"]
+        state, got, expected, in_none = both(getkey(), state)
+        assert_close(got, expected, rtol=1e-4, atol=2e-6)
+        after = state.variables["params"]
+        jax.tree.map(
+            lambda where, old, new: np.testing.assert_array_equal(old[where], new[where]),
+            in_none,
+            before,
+            after,
+        )
+        assert sum(where.sum() for where in jax.tree.leaves(in_none)) > 0
+
+
+def test_groups_are_of_equal_size_and_without_batch_statistics(getkey):
+    state = drawn_state(thin(as_network(), INPUTS, num_groups=3), optax.sgd(0.1))
+    with pytest.raises(ValueError, match="8 examples cannot be divided into 3 groups"):
+        train_step(getkey(), state, BATCH)
+    with pytest.raises(ThinningError, match="changes its state in training"):
+        thin(NETWORKS["linen"], INPUTS, num_groups=2)
+
+
+# Ensembles.
+
+
+def test_a_member_of_an_ensemble_equals_itself_alone_and_on_devices_of_its_own(getkey):
+    network, optimizer = thin(NETWORKS["nnx"], INPUTS), optax.sgd(0.1, momentum=0.9)
+    init_key, fit_key = getkey(), getkey()
+    state = ensemble.init_ensemble(init_key, network, optimizer, INPUTS, ensemble_size=8)
+    run = partial(ensemble.fit_ensemble, num_epochs=2, batch_size=4)
+    trained, losses = run(fit_key, state, *BATCH)
+    mesh = jax.make_mesh((8,), ("member",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharded = jax.device_put(state, NamedSharding(mesh, P("member")))
+    of_devices, device_losses = run(jax.random.clone(fit_key), sharded, *BATCH)
+    kernel = of_devices.variables["params"]["hidden"]["kernel"]
+    assert len(kernel.sharding.device_set) == 8
+    assert not kernel.sharding.is_fully_replicated
+    alone = jax.tree.map(lambda leaf: leaf[5], state)
+    member_key = ensemble.member_keys(jax.random.clone(fit_key), 8)[5]
+    alone, alone_losses = fit(member_key, alone, *BATCH, num_epochs=2, batch_size=4)
+    many = trained.variables, losses
+    member = jax.tree.map(lambda leaf: leaf[5], many)
+    assert_close((alone.variables, alone_losses), member, rtol=1e-4, atol=1e-5)
+    assert_close((of_devices.variables, device_losses), many, rtol=1e-4, atol=1e-5)
+    assert len(np.unique(losses[:, -1])) == 8
+
+
+def test_sixteen_bits_stay_sixteen_bits(getkey):
+    network = thin(jdrop.linen.as_network(MLP(input_rate=0.0)), INPUTS)
+    variables = drawn_variables(network, INPUTS)
+    variables = jax.tree.map(lambda leaf: (leaf / 4).astype(jnp.bfloat16), variables)
+    state = TrainState.create(network, variables, optax.sgd(0.05, momentum=0.9))
+    inputs = INPUTS.astype(jnp.bfloat16)
+    state, losses = fit(getkey(), state, inputs, LABELS, num_epochs=40, batch_size=8)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.variables)} == {jnp.dtype(jnp.bfloat16)}
+    assert losses[-10:].mean() < losses[:10].mean()
+
+
+# Rates and names.
+
+
+def test_a_layer_of_rate_0_drops_nothing_and_one_not_named_goes_on(getkey):
+    network = jdrop.linen.as_network(MLP((32, 8), rate=0.5, input_rate=0.0))
+    variables = drawn_variables(network, INPUTS)
+
+    def distinct_outputs(rates):
+        thinning = thin(network, INPUTS, rates).thinning
+        kept = {"Dropout_1": jnp.array([0])}
+        part = thinning.take(thinning.places, variables, kept)
+        thinned = thinning.network(kept)
+        keys = jax.random.split(getkey(), 5)
+        outputs = jax.vmap(lambda key: thinned.apply_train(part, INPUTS, key)[0])(keys)
+        return len(np.unique(outputs, axis=0))
+
+    assert distinct_outputs({"Dropout_1": 0.5, "Dropout_2": 0}) == 1
+    assert distinct_outputs({"Dropout_1": 0.5}) == 5
+
+
+def test_reading_is_as_it_was(getkey):
+    network = thin(as_network(), INPUTS)
+    variables = drawn_variables(network, INPUTS)
+    for key in (None, getkey()):
+        other = None if key is None else jax.random.clone(key)
+        np.testing.assert_array_equal(
+            network(variables, INPUTS, key), as_network()(variables, INPUTS, other)
+        )
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "options"),
+    [
+        (ThinningError, "drops none of its 8 units", {"rates": {"Dropout_2": 0.01}}),
+        (ThinningError, "no layer is to be thinned", {"rates": {"Dropout_1": 0.0}}),
+        (ThinningError, "no layer is to be thinned", {"rates": {}}),
+        (ThinningError, "among the outputs", {"rates": {"Dense_2": 0.5}}),
+        (ValueError, "must be a Python number", {"rates": {"Dropout_1": jnp.array(0.5)}}),
+        (
+            ValueError,
+            r"'Dense_7', which is no layer .*'Dropout_0'.*'Dense_0'",
+            {"rates": {"Dense_7": 0.5}},
+        ),
+        (ValueError, "rate", {"rates": {"Dropout_1": 1.0}}),
+        (ValueError, "rate", {"rates": {"Dense_0": -0.5}}),
+        (ValueError, "block_size must be at least 1, got 0", {"block_size": 0}),
+        (ValueError, "num_groups must be at least 1, got 0", {"num_groups": 0}),
+    ],
+)
+def test_arguments_out_of_range_are_errors(error, message, options):
+    with pytest.raises(error, match=message):
+        thin(as_network(), INPUTS, **options)
+
+
+def test_a_rate_of_the_module_that_is_an_array_is_an_error():
+    network = jdrop.linen.as_network(MLP(rate=jnp.array(0.5)))
+    with pytest.raises(ValueError, match="'Dropout_1' must be a Python number"):
+        thin(network, INPUTS)
+    names = {units.name for units in thin(network, INPUTS, {"Dropout_1": 0.5}).thinning.units}
+    assert names == {"Dropout_1"}
+
+
+@pytest.mark.parametrize("wrong", [MLP(), MLP, lambda variables, inputs, key: inputs])
+def test_what_is_no_network_is_an_error(wrong):
+    with pytest.raises(TypeError, match="as_network"):
+        thin(wrong, INPUTS)
+
+
+def test_an_optimizer_of_which_no_part_can_be_taken_is_an_error(getkey):
+    factored = optax.adafactor(0.1, min_dim_size_to_factor=2)
+    state = drawn_state(thin(as_network(), INPUTS), factored)
+    with pytest.raises(ThinningError, match="the optimizer keeps an array of shape"):
+        train_step(getkey(), state, BATCH)
