@@ -1,5 +1,6 @@
 """The rule that deleted units stay as they were, for steps at full size."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -52,13 +53,41 @@ def freeze_deleted(
         new_updates = jax.tree.map(
             lambda kept, new: jnp.where(kept, new, jnp.zeros_like(new)), kept, new_updates
         )
-        in_state = optax.tree.map_params(
-            inner,
-            lambda leaf, kept: kept,
-            state,
-            kept,
-            transform_non_params=lambda leaf: jnp.ones((), bool),
-        )
+        in_state = map_state(inner, lambda leaf, kept: kept, state, kept, jnp.ones((), bool))
         return new_updates, jax.tree.map(jnp.where, in_state, new_state, state)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def map_state(
+    optimizer: optax.GradientTransformation,
+    function: Callable[[Any, Any], Any],
+    state: Any,
+    of_params: Any,
+    otherwise: Any,
+) -> Any:
+    """A tree like an optimizer's state: of its arrays for parameters, and for the rest `otherwise`.
+
+    Args:
+        optimizer: what the state is of.
+        function: of an array of the state and what `of_params` holds for its parameter.
+        state: of the optimizer.
+        of_params: a tree like the parameters.
+        otherwise: stands for arrays that are for no parameter in particular.
+    """
+
+    def is_left_out(leaf: Any) -> bool:
+        return isinstance(leaf, optax.MaskedNode)
+
+    def at(leaf: Any, of_param: Any) -> Any:
+        # In the place of a parameter that this part of the optimizer does not see.
+        return leaf if is_left_out(leaf) else function(leaf, of_param)
+
+    return optax.tree.map_params(
+        optimizer,
+        at,
+        state,
+        of_params,
+        transform_non_params=lambda leaf: otherwise,
+        is_leaf=is_left_out,
+    )

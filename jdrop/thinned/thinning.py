@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 
 from jdrop import functional
 from jdrop.network import Network, Variables
+from jdrop.thinned.optimizer import map_state
 from jdrop.thinned.structure import Place, Structure, ThinningError, mark
 
 MAX_DEVIATION = 1 / 64
@@ -140,13 +141,7 @@ class Thinning:
                 )
             return places
 
-        return optax.tree.map_params(
-            optimizer,
-            of_array,
-            opt_state,
-            self.places["params"],
-            transform_non_params=lambda leaf: Places(),
-        )
+        return map_state(optimizer, of_array, opt_state, self.places["params"], Places())
 
     def network(self, kept: Kept) -> Network:
         """The thinned network, of the variables that `take` gives."""
