@@ -1,19 +1,20 @@
 """Takes the kept units of a network out, with all that belongs to them, and puts them back."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array, lax
-from jax.experimental.layout import Layout, with_layout_constraint
+from jax import Array
 from jax.typing import ArrayLike
 
 from jdrop import functional
 from jdrop.network import Network, Variables
+from jdrop.thinned import blocks
+from jdrop.thinned.blocks import Kept
 from jdrop.thinned.optimizer import map_state
 from jdrop.thinned.structure import Place, Structure, ThinningError, mark
 
@@ -65,10 +66,6 @@ class Places:
     shape: tuple[int, ...] = ()
 
 
-Kept = dict[str, Array]
-"""By layer, the numbers of the blocks that are kept, in order."""
-
-
 @dataclass(frozen=True, eq=False)
 class Thinning:
     """How a network is thinned; `thin` makes it.
@@ -100,14 +97,14 @@ class Thinning:
     def take(self, places: Any, tree: Any, kept: Kept) -> Any:
         """The arrays of a tree without what belongs to dropped units."""
         return jax.tree.map(
-            lambda places, array: _take(array, self._cuts(places), kept), places, tree
+            lambda places, array: blocks.take(array, self._cuts(places), kept), places, tree
         )
 
     def put(self, places: Any, tree: Any, part: Any, kept: Kept) -> Any:
         """The arrays of a tree with what belongs to kept units from `part`."""
 
         def of_array(places: Places, array: Array, part: Array) -> Array:
-            return _put(array, part, self._cuts(places), kept)
+            return blocks.put(array, part, self._cuts(places), kept)
 
         return jax.tree.map(of_array, places, tree, part)
 
@@ -117,7 +114,7 @@ class Thinning:
         def of_array(places: Places) -> Array:
             of_all = jnp.ones((1,) * len(places.shape), bool)
             for cut in self._cuts(places):
-                of_axis = _is_kept(cut, kept).repeat(cut.width)
+                of_axis = blocks.is_kept(cut, kept).repeat(cut.width)
                 of_axis = jnp.tile(of_axis, places.shape[cut.axis] // of_axis.size)
                 others = [axis for axis in range(len(places.shape)) if axis != cut.axis]
                 of_all &= jnp.expand_dims(of_axis, others)
@@ -184,131 +181,20 @@ class Thinning:
 
         def of_array(places: Places, array: Array) -> Array:
             cuts = [
-                _Cut(units.name, place.axis, units.size, place.inner)
+                blocks.Cut(units.name, place.axis, units.size, place.inner)
                 for place in places.of
                 if (units := self.units[place.units]).name in order
             ]
-            return _take(array, cuts, order)
+            return blocks.take(array, cuts, order)
 
         return jax.tree.map(of_array, places, tree)
 
-    def _cuts(self, places: Places) -> list["_Cut"]:
+    def _cuts(self, places: Places) -> list[blocks.Cut]:
         return [
-            _Cut(units.name, place.axis, units.num_blocks, units.block_size * place.inner)
+            blocks.Cut(units.name, place.axis, units.num_blocks, units.block_size * place.inner)
             for place in places.of
             for units in [self.units[place.units]]
         ]
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """How an axis is cut: over and over again into so many blocks of so many indices."""
-
-    name: str
-    axis: int
-    num_blocks: int
-    width: int
-
-
-MIN_RUN = 16
-"""Neighbours in memory from which on, on a CPU, it is faster to write blocks one after another."""
-
-
-def _take(array: Array, cuts: Sequence[_Cut], kept: Kept) -> Array:
-    """The blocks that are kept, along all axes at once: nothing else is read."""
-    if not cuts:
-        return array
-    shape, axes = _cut_shape(array.shape, cuts)
-    numbers = lax.GatherDimensionNumbers(
-        offset_dims=tuple(axis for axis in range(len(shape)) if axis not in axes),
-        collapsed_slice_dims=axes,
-        start_index_map=axes,
-    )
-    window = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
-    parts = lax.gather(
-        array.reshape(shape), _grid(cuts, kept), numbers, window, mode="clip", unique_indices=True
-    )
-    if _run(array.shape, cuts[-1]) < MIN_RUN:
-        # Else the compiler lays it out by columns, and goes through the array column by column.
-        parts = with_layout_constraint(parts, Layout(tuple(range(parts.ndim))))
-    return parts.reshape(_kept_shape(array.shape, cuts, kept))
-
-
-def _put(array: Array, part: Array, cuts: Sequence[_Cut], kept: Kept) -> Array:
-    """The array with the blocks that are kept replaced by those of `part`."""
-    if not cuts:
-        return part
-    first, *rest = cuts
-    if rest and min(cut.width for cut in cuts) < MIN_RUN:
-        part, cuts = _put(_take(array, [first], kept), part, rest, kept), [first]
-    shape, axes = _cut_shape(array.shape, cuts)
-    numbers = [len(kept[cut.name]) for cut in cuts]
-    part_shape = list(shape)
-    for axis, number in zip(axes, numbers, strict=True):
-        part_shape[axis] = number
-    part = part.reshape(part_shape)
-    if _run(array.shape, cuts[-1]) >= MIN_RUN:
-        dims = lax.ScatterDimensionNumbers(
-            update_window_dims=tuple(axis for axis in range(len(shape)) if axis not in axes),
-            inserted_window_dims=axes,
-            scatter_dims_to_operand_dims=axes,
-        )
-        whole = lax.scatter(
-            array.reshape(shape),
-            _grid(cuts, kept),
-            part,
-            dims,
-            mode="promise_in_bounds",
-            unique_indices=True,
-        )
-        return whole.reshape(array.shape)
-    (axis,), (number,) = axes, numbers
-    place = (
-        jnp.zeros(first.num_blocks, jnp.int32)
-        .at[kept[first.name]]
-        .set(jnp.arange(number, dtype=jnp.int32))
-    )
-    spread = jnp.take(part, place, axis=axis, mode="clip")
-    is_kept = _is_kept(first, kept).reshape(-1, *(1,) * (len(shape) - axis - 1))
-    return jnp.where(is_kept, spread, array.reshape(shape)).reshape(array.shape)
-
-
-def _cut_shape(
-    shape: tuple[int, ...], cuts: Sequence[_Cut]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """A shape with each cut axis divided in three, and the axes of blocks."""
-    by_axis = {cut.axis: cut for cut in cuts}
-    divided: list[int] = []
-    axes = []
-    for axis, size in enumerate(shape):
-        if axis in by_axis:
-            cut = by_axis[axis]
-            axes.append(len(divided) + 1)
-            divided += [size // (cut.num_blocks * cut.width), cut.num_blocks, cut.width]
-        else:
-            divided.append(size)
-    return tuple(divided), tuple(axes)
-
-
-def _kept_shape(shape: tuple[int, ...], cuts: Sequence[_Cut], kept: Kept) -> tuple[int, ...]:
-    sizes = list(shape)
-    for cut in cuts:
-        sizes[cut.axis] = sizes[cut.axis] // cut.num_blocks * len(kept[cut.name])
-    return tuple(sizes)
-
-
-def _grid(cuts: Sequence[_Cut], kept: Kept) -> Array:
-    """Every combination of kept blocks along the axes, `[*blocks, axis]`."""
-    return jnp.stack(jnp.meshgrid(*(kept[cut.name] for cut in cuts), indexing="ij"), -1)
-
-
-def _run(shape: tuple[int, ...], cut: _Cut) -> int:
-    """How many neighbours in memory a block has along one axis."""
-    return cut.width * math.prod(shape[cut.axis + 1 :])
-
-
-def _is_kept(cut: _Cut, kept: Kept) -> Array:
-    return jnp.zeros(cut.num_blocks, bool).at[kept[cut.name]].set(True)
 
 
 def _scaled(x: Array, scale: float) -> Array:
