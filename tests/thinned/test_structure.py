@@ -61,11 +61,11 @@ class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         x = nn.Conv(4, (3, 3), padding="SAME")(x)
-        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        x = nn.silu(nn.BatchNorm(use_running_average=not train)(x))
         x = nn.Dropout(0.5, broadcast_dims=(1, 2), deterministic=not train)(x)
-        x = nn.max_pool(nn.relu(nn.Conv(8, (3, 3))(x)), (2, 2), (2, 2))
+        x = nn.max_pool(nn.silu(nn.Conv(8, (3, 3))(x)), (2, 2), (2, 2))
         x = nn.Dropout(0.5, broadcast_dims=(1, 2), deterministic=not train)(x)
-        x = nn.relu(nn.Dense(8)(x.reshape(len(x), -1)))
+        x = nn.silu(nn.Dense(8)(x.reshape(len(x), -1)))
         x = nn.Dropout(0.5, deterministic=not train)(x)
         return nn.Dense(3)(x)
 

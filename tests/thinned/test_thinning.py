@@ -77,8 +77,7 @@ def quick(function):
 # Taking out and putting back.
 
 
-@pytest.mark.parametrize("inner", [1, 3])
-@pytest.mark.parametrize("block_size", [1, 2, 16, 32])
+@pytest.mark.parametrize(("block_size", "inner"), [(1, 1), (2, 3), (16, 1), (32, 3)])
 def test_take_and_put_are_those_of_numpy(block_size, inner, getkey):
     """Kernels cut along rows, columns and both; behind a flattened axis if `inner` is not 1."""
 
@@ -125,8 +124,7 @@ def test_take_and_put_are_those_of_numpy(block_size, inner, getkey):
 # Steps.
 
 OPTIMIZERS = {
-    "sgd": optax.sgd(0.1),
-    "momentum": optax.sgd(0.1, momentum=0.9, nesterov=True),
+    "momentum": optax.sgd(0.1, momentum=0.9),
     "adam": optax.adam(0.01),
     "adamw": optax.adamw(0.01, weight_decay=0.1),
     "clipped adam": optax.chain(optax.clip_by_global_norm(0.1), optax.adam(0.01)),
@@ -166,7 +164,7 @@ def test_a_step_is_the_masked_step_that_leaves_deleted_units_alone(name, getkey)
 def assert_unchanged(deleted, before, after):
     """Bit for bit where deleted; elsewhere most entries are others."""
     kept_entries = changed_entries = deleted_entries = 0
-    leaves = (jax.tree.leaves(tree) for tree in (deleted, before, after))
+    leaves = (jax.tree.leaves(jax.device_get(tree)) for tree in (deleted, before, after))
     for where, old, new in zip(*leaves, strict=True):
         np.testing.assert_array_equal(old[where], new[where])
         deleted_entries += where.sum()
@@ -342,11 +340,18 @@ def moments_like(state):
 
 
 def test_fit_changes_the_order_of_units_or_keeps_it(getkey):
-    """Without learning, an epoch only changes the order."""
+    """Without gradients, an epoch only changes the order, that of the moments too."""
     network = jdrop.linen.as_network(MLP())
     for shuffle in (True, False):
-        state = drawn_state(thin(network, INPUTS, shuffle=shuffle), optax.sgd(0.0))
+        state = drawn_state(thin(network, INPUTS, shuffle=shuffle), optax.sgd(0.1))
+        moments = optax.TraceState(jax.tree.map(jnp.copy, state.variables["params"]))
+        optimizer = optax.chain(optax.trace(1.0), optax.scale(0.0))
+        opt_state = (moments, optax.ScaleState())
+        state = replace(
+            state, optimizer=optimizer, opt_state=opt_state, loss_fn=lambda out, _: 0 * out[:, 0]
+        )
         after, _ = quick(partial(fit, num_epochs=1, batch_size=8))(getkey(), state, *BATCH)
+        assert_same(after.opt_state[0].trace, after.variables["params"])
         before, after = state.variables["params"], after.variables["params"]
         same = [
             bool((before[name]["kernel"] == after[name]["kernel"]).all()) for name in sorted(before)
@@ -373,7 +378,7 @@ def test_a_fit_in_parts_equals_the_fit_in_one(getkey):
 # Groups.
 
 
-@pytest.mark.parametrize("name", ["momentum", "adamw"])
+@pytest.mark.parametrize("name", ["adamw"])
 def test_with_groups_the_gradient_is_their_mean(name, getkey):
     state = drawn_state(thin(as_network(), INPUTS, num_groups=2), OPTIMIZERS[name])
     thinning, frozen = state.network.thinning, freeze_deleted(OPTIMIZERS[name])
@@ -399,9 +404,10 @@ def test_with_groups_the_gradient_is_their_mean(name, getkey):
 
     for _ in range(2):
         before = state.variables["params"]
-        state, got, expected, in_none = both(getkey(), state)
+        state, *results = both(getkey(), state)
+        got, expected, in_none = jax.device_get(results)
         assert_close(got, expected, rtol=1e-4, atol=2e-6)
-        after = state.variables["params"]
+        before, after = jax.device_get((before, state.variables["params"]))
         jax.tree.map(
             lambda where, old, new: np.testing.assert_array_equal(old[where], new[where]),
             in_none,
