@@ -393,6 +393,7 @@ IMPOSSIBLE: dict[str, Any] = {
     "no axis of examples": (of(lambda x, drop: out(drop(dense(x)[0])[None])), r"shape \(8,\)"),
     "nn.scan": (jdrop.linen.as_network(Scanned()), "within a loop"),
     "a fixed number": (of(lambda x, drop: out(drop(dense(x)) + 0 * NUMBERS)), "no variable"),
+    "their number": (of(lambda x, drop: out(drop(dense(x)).reshape(-1, 8))), "fewer units"),
     "a fixed number in jit": (
         of(lambda x, drop: out(jax.jit(lambda x: x * NUMBERS)(drop(dense(x))))),
         "no variable",
