@@ -365,11 +365,6 @@ class Equivalence:
             return "equivalent" if low > -self.margin else "not worse"
         return "undecided"
 
-    @property
-    def enough(self) -> bool:
-        """Whether the first method is shown to be worse by less than the margin, if at all."""
-        return self.verdict in ("better", "not worse", "equivalent")
-
 
 def equivalence_test(differences: np.ndarray, margin: float) -> Equivalence:
     r"""Are two methods alike within a margin? Two one-sided tests (TOST).

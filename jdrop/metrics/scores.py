@@ -13,7 +13,7 @@ Labels = Integer[Array, " batch"]
 
 
 def checked(log_probs: Array, labels: Array) -> tuple[Array, Array]:
-    """`log_probs` in the dtype to compute in, and 0, or NaN if a label is no class."""
+    """`log_probs` in the dtype to compute in, and 0, or NaN if a label or prediction is none."""
     if log_probs.ndim != 2:
         raise ValueError(
             f"log_probs must be [batch, class], got the shape {log_probs.shape}; average members "
@@ -28,7 +28,8 @@ def checked(log_probs: Array, labels: Array) -> tuple[Array, Array]:
     # Not in the dtype of the labels, in which the number of classes may be another number.
     wide = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
     is_class = (wide >= 0) & (wide < log_probs.shape[-1])
-    return log_probs, jnp.where(is_class.all(), 0, math.nan).astype(log_probs.dtype)
+    are_numbers = is_class.all() & ~jnp.isnan(log_probs).any()
+    return log_probs, jnp.where(are_numbers, 0, math.nan).astype(log_probs.dtype)
 
 
 def checked_members(log_probs: Array) -> Array:

@@ -69,6 +69,8 @@ def auroc(negatives: Float[Array, " a"], positives: Float[Array, " b"]) -> Float
     The area under the receiver operating characteristic. To tell inputs of another distribution
     from those of the training data: these are the positives, and the score is the entropy.
 
+    NaN where a score is.
+
     Args:
         negatives: scores of the negatives.
         positives: scores of the positives.
@@ -80,7 +82,9 @@ def auroc(negatives: Float[Array, " a"], positives: Float[Array, " b"]) -> Float
     ordered = jnp.sort(negatives)
     below = jnp.searchsorted(ordered, positives, side="left")
     not_above = jnp.searchsorted(ordered, positives, side="right")
-    return jnp.mean((below + not_above) / (2 * len(negatives)))
+    # NaN, which is sorted to the end, would count as the largest score.
+    known = ~(jnp.isnan(negatives).any() | jnp.isnan(positives).any())
+    return jnp.where(known, jnp.mean((below + not_above) / (2 * len(negatives))), jnp.nan)
 
 
 @jax.jit

@@ -4,6 +4,7 @@ Everything is scored for each replicate apart, and by example where a score is a
 replicates and examples are what the intervals are over.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -93,12 +94,12 @@ KINDS = {
     "early-stopping": (
         "early stopping",
         "A network without dropout as it was when a tenth of the training examples, held out, had "
-        "the smallest loss.",
+        "the smallest loss; it is not trained again on all of them.",
     ),
     "weight-decay": (
         "weight decay",
         "A network without dropout trained by AdamW, with the decay that was best on a tenth of "
-        "the training examples, held out.",
+        "the training examples, held out; it is not trained again on all of them.",
     ),
     "fixed-masks": (
         "{n} with fixed masks",
@@ -250,8 +251,8 @@ def evaluate(run: Run, margins: Mapping[str, float] | None = None) -> Comparison
     Args:
         run: a run that is complete.
         margins: by score, the largest difference that is held to be none; the others are
-            `DEFAULT_MARGINS`, in regression a hundredth of the targets' standard deviation (its
-            square for the MSE) and 0.01 nats.
+            `DEFAULT_MARGINS`, in regression 0.01 nats, a hundredth of the targets' standard
+            deviation, and for the MSE what moves its root by as much.
 
     Raises:
         ValueError: a part of the run is missing.
@@ -261,18 +262,21 @@ def evaluate(run: Run, margins: Mapping[str, float] | None = None) -> Comparison
     facts = data.facts
     task = facts["task"]
     scale = facts["target_scale"]
+    readings = _readings(run, facts)
     if task == "regression":
         labels = labels * scale + facts["target_mean"]
-        default = {"calibrated_nll": 0.01, "crps": 0.01 * scale, "mse": (0.01 * scale) ** 2}
+        pool = next(one for one in readings if one.name == "plain").outputs.mean(1)
+        rmse = float(np.sqrt(np.mean((pool - labels) ** 2)))
+        # By a small step of the root d, the square moves by 2 d times the root.
+        default = {"calibrated_nll": 0.01, "crps": 0.01 * scale, "mse": 2 * 0.01 * scale * rmse}
     else:
         default = DEFAULT_MARGINS
     all_margins = _margins(default, margins)
-    readings = _readings(run, facts)
     methods, losses = _methods(readings, labels, all_margins, run.about["budget"])
     end = _needed(run, "run").facts
     return Comparison(
         task=task,
-        command=end["command"],
+        command=end.get("command", "unknown"),
         settings=run.about,
         data=facts,
         versions=end["versions"],
@@ -300,9 +304,9 @@ def of_predictions(
 ) -> Comparison:
     """What given predictions say; nothing is trained.
 
-    The plain networks are dealt out to as many replicates as are asked for, or to fewer where
-    that would leave a replicate with less than two; so are those of other methods, and networks
-    that are fewer than replicates serve in each.
+    The networks of each method are dealt out to as many replicates as are asked for, or to fewer
+    where a replicate would have no network of a method, or less than two plain ones. A method of
+    which there is only one network has it in all replicates: its intervals hold for that one.
 
     Args:
         predictions: of every method.
@@ -313,18 +317,23 @@ def of_predictions(
     """
     labels = predictions.labels
     plain = predictions.log_probs["plain"]
-    replicates = min(replicates, len(plain) // 2)
+    several = [len(members) for members in predictions.log_probs.values() if len(members) > 1]
+    replicates = min(replicates, len(plain) // 2, *several)
     left_out = ["Costs, training and the claims of the theory are not in predictions."]
     readings = []
     for method, members in predictions.log_probs.items():
         masks = method == "monte_carlo"
-        if len(members) < replicates:
-            members = np.repeat(members[:1], replicates, 0)
+        if len(members) == 1:
+            members = np.repeat(members, replicates, 0)
             left_out.append(
-                f"{method} has fewer networks than the {replicates} replicates: its intervals "
-                "hold for its first network, not for its training."
+                f"{method} is one network: its intervals hold for that, not for training it anew."
             )
         size = len(members) // replicates
+        if over := len(members) - size * replicates:
+            left_out.append(
+                f"The last {over} of {method} are in none of the {replicates} replicates, which "
+                "are of equal size."
+            )
         dealt = members[: size * replicates].reshape(size, replicates, *members.shape[1:])
         dealt = dealt[0] if masks else dealt.swapaxes(0, 1)
         most = dealt.shape[1]
@@ -343,6 +352,8 @@ def of_predictions(
     readings.sort(key=lambda reading: order.get(reading.name, len(order)))
     all_margins = _margins(DEFAULT_MARGINS, margins)
     methods, losses = _methods(readings, labels, all_margins, readings[0].outputs.shape[1])
+    alone = {name.replace("_", "-") for name, one in predictions.log_probs.items() if len(one) == 1}
+    methods = [_of_one_network(one) if one.name in alone else one for one in methods]
     return Comparison(
         task="classification",
         command=command,
@@ -369,6 +380,20 @@ def of_predictions(
         sweep=[],
         left_out=left_out,
     )
+
+
+def _of_one_network(method: Method) -> Method:
+    """A method of which one network was given: no spread over trainings is known."""
+    points = [
+        replace(
+            point,
+            over_seeds={
+                name: mean_interval([interval.mean]) for name, interval in point.over_seeds.items()
+            },
+        )
+        for point in method.points
+    ]
+    return replace(method, points=points, retrained=False)
 
 
 def _margins(default: Mapping[str, float], given: Mapping[str, float] | None) -> dict[str, float]:
@@ -534,7 +559,8 @@ def _with_profile(
     """The point with the scores that are no means over examples: of the first members."""
     members = reading.outputs[:, : point.size]
     if weights is None:
-        return replace(point, scores={**point.scores, **_regression_profile(members, labels)})
+        profile = _regression_profile(point.scores["mse"], members, labels)
+        return replace(point, scores={**point.scores, **profile})
     others = None
     if reading.ood_outputs is not None:
         others = reading.ood_outputs[:, : point.size]
@@ -556,18 +582,29 @@ def _with_profile(
     )
 
 
-def _regression_profile(members: np.ndarray, targets: np.ndarray) -> dict[str, Interval]:
-    given = jnp.asarray(targets)
-    scores = []
-    for one in map(jnp.asarray, members):
-        scale = metrics.fit_scale(one, given)
-        scores.append(
-            {
-                "rmse": float(metrics.rmse(one, given)),
-                "coverage": float(metrics.interval_coverage(one, given, scale)),
-            }
-        )
-    return {name: mean_interval([score[name] for score in scores]) for name in scores[0]}
+def _regression_profile(
+    mse: Interval, members: np.ndarray, targets: np.ndarray
+) -> dict[str, Interval]:
+    """The root of the MSE, and how many targets lie in intervals fitted without them."""
+    ends = [None if end is None else math.sqrt(max(end, 0)) for end in (mse.low, mse.high)]
+    rmse = Interval(math.sqrt(mse.mean), ends[0], ends[1], mse.num_replicates)
+    inside = np.stack([_are_inside(jnp.asarray(one), jnp.asarray(targets)) for one in members])
+    return {"rmse": rmse, "coverage": crossed_interval(inside.astype(np.float64))}
+
+
+@jax.jit
+def _are_inside(means: Array, targets: Array) -> Array:
+    """By example, how often it lies in the 95 % interval fitted on the other half of them."""
+
+    def score(fitted: Array, scored: Array) -> Array:
+        scale = metrics.fit_scale(means[:, fitted], targets[fitted])
+
+        def one(mean: Array, target: Array) -> Array:
+            return metrics.interval_coverage(mean[:, None], target[None], scale)
+
+        return jax.vmap(one, in_axes=(1, 0))(means[:, scored], targets[scored])
+
+    return metrics.mean_over_halvings(jax.random.key(0), score, len(targets), NUM_HALVINGS)
 
 
 def _all_diversity(readings: Sequence[Reading], labels: np.ndarray) -> list[Diversity]:
@@ -665,12 +702,6 @@ def _exact(part: Part | None, labels: np.ndarray) -> Exact | None:
             for score in names
         }
 
-    def divergence(name: str) -> Interval:
-        """Of weight scaling from an average."""
-        average, once = log_probs[name], log_probs["weight_scaling"]
-        terms = jnp.where(average > -jnp.inf, jnp.exp(average) * (average - once), 0).sum(-1)
-        return crossed_interval(np.asarray(terms, np.float64))
-
     return Exact(
         num_units=part.facts["num_units"],
         num_masks=part.facts["num_masks"],
@@ -679,7 +710,6 @@ def _exact(part: Part | None, labels: np.ndarray) -> Exact | None:
         arithmetic=intervals("arithmetic"),
         nonlinearity_gap=intervals("weight_scaling", "geometric"),
         pool_gap=intervals("geometric", "arithmetic"),
-        mean_kl={name: divergence(name) for name in ("geometric", "arithmetic")},
     )
 
 

@@ -432,7 +432,8 @@ def co_adaptation(comparison: Comparison) -> Figure | None:
         grid[1, 0].plot(deleted, values, color=colour, marker=marker, label=kind)
         layer = list(one.activation_counts)[-1]
         counts = one.activation_counts[layer]
-        middles = (np.arange(len(counts)) + 0.5) * one.activation_max[layer] / len(counts)
+        ends = np.linspace(one.activation_min[layer], one.activation_max[layer], len(counts) + 1)
+        middles = (ends[1:] + ends[:-1]) / 2
         grid[1, 1].plot(middles, counts, color=colour, label=kind)
     grid[1, 0].set_xlabel("hidden units deleted (%)")
     grid[1, 0].set_ylabel(f"test {_label(score)}")

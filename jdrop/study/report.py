@@ -69,6 +69,8 @@ def sentence(comparison: Comparison) -> str:
         text += f", for {training:.1f}x the training and {inference:.1f}x the inference cost of one"
     also = [f"{in_words(point.worth[score])} in {SCORES[score].title}" for score in others]
     text += f"; {', '.join(also[:-1])} and {also[-1]}. "
+    if not method.retrained:
+        text += "The intervals are for this one network, not for training it anew. "
     return text + verdict_sentence(comparison, point)
 
 
@@ -229,8 +231,10 @@ def table_note(comparison: Comparison) -> str:
     return (
         "±: half the 95 % interval for new trainings, on these test examples. New test examples "
         "would move all methods together: with them one plain network has "
-        f"{format_interval(first, point.scores[first], unit=True)} in {SCORES[first].title}. FLOPs "
-        "are multiples of one plain network's."
+        f"{format_interval(first, point.scores[first], unit=True)} in {SCORES[first].title}. "
+        "Networks of one kind are averaged over all that a replicate has; masks are drawn for its "
+        "first dropout network, so the two rows are of other networks, and only the figure of "
+        "masks compares the same ones. FLOPs are multiples of one plain network's."
     )
 
 

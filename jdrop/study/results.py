@@ -196,6 +196,8 @@ class Method:
         unit: what its size counts, "networks" or "masks".
         points: by rising size.
         table: the sizes that tables show.
+        retrained: whether replicates have networks of their own. If not, one network was given,
+            and intervals hold for it, not for training it anew.
     """
 
     name: str
@@ -204,6 +206,7 @@ class Method:
     unit: str
     points: list[Point]
     table: list[int]
+    retrained: bool = True
 
     def point(self, size: int) -> Point:
         """The point of this size.
@@ -288,8 +291,6 @@ class Exact:
         arithmetic: the mean over all masks, by score.
         nonlinearity_gap: weight scaling less geometric, by score: what the non-linearity costs.
         pool_gap: geometric less arithmetic, by score: what the kind of average costs.
-        mean_kl: mean divergence of weight scaling from the geometric and from the arithmetic mean,
-            in nats.
     """
 
     num_units: int
@@ -299,7 +300,6 @@ class Exact:
     arithmetic: dict[str, Interval]
     nonlinearity_gap: dict[str, Interval]
     pool_gap: dict[str, Interval]
-    mean_kl: dict[str, Interval]
 
 
 @dataclass(frozen=True)
@@ -344,8 +344,9 @@ class CoAdaptation:
         correlation: by layer, the mean absolute correlation of two units.
         zero_share: by layer, the share of activations that are zero.
         sparseness: by layer, of Treves and Rolls, in [0, 1]: 1 for one active unit in many.
-        activation_counts: by layer, a histogram of activations, as shares, from 0 to
-            `activation_max`.
+        activation_counts: by layer, a histogram of activations, as shares, from the smaller of 0
+            and `activation_min` to `activation_max`.
+        activation_min: by layer.
         activation_max: by layer.
         deleted: shares of hidden units deleted.
         deletion: by score, its mean at each share.
@@ -357,6 +358,7 @@ class CoAdaptation:
     zero_share: dict[str, Interval]
     sparseness: dict[str, Interval]
     activation_counts: dict[str, list[float]]
+    activation_min: dict[str, float]
     activation_max: dict[str, float]
     deleted: list[float]
     deletion: dict[str, list[float]]

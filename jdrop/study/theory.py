@@ -299,6 +299,8 @@ def measure(
             "correlation": mean_correlation(activations),
             "zero_share": jnp.mean((activations == 0).astype(jnp.float32)),
             "sparseness": sparseness(activations),
+            # The bins begin at 0, or where a unit gives less.
+            "min": jnp.minimum(jnp.min(activations), 0),
             "max": jnp.max(activations),
         }
 
@@ -309,7 +311,7 @@ def measure(
 
         def counts(member: Variables) -> dict[str, Array]:
             return {
-                name: jnp.histogram(of, NUM_BINS, (0, tops[name]))[0] / of.size
+                name: jnp.histogram(of, NUM_BINS, ends[name])[0] / of.size
                 for name, of in units(member).items()
             }
 
@@ -317,10 +319,12 @@ def measure(
             lambda member: {name: of_units(of) for name, of in units(member).items()}, variables
         )
         # The bins are the same in every replicate.
-        largest = {name: jnp.max(of["max"]) for name, of in numbers.items()}
-        tops = {name: jnp.where(top > 0, top, 1) for name, top in largest.items()}
+        ends = {}
+        for name, of in numbers.items():
+            low, high = jnp.min(of["min"]), jnp.max(of["max"])
+            ends[name] = low, jnp.where(high > low, high, low + 1)
         shares = jax.lax.map(counts, variables)
-        return numbers, tops, {name: of.mean(0) for name, of in shares.items()}
+        return numbers, ends, {name: of.mean(0) for name, of in shares.items()}
 
     @jax.jit
     def deleted(keys: Array, variables: Variables, inputs: Array, labels: Array) -> Any:
@@ -330,7 +334,7 @@ def measure(
         curves = jax.lax.map(one, (keys, variables))
         return jax.tree.map(lambda values: values.mean(0), curves)
 
-    numbers, tops, shares = jax.device_get(of_layers(variables, inputs))
+    numbers, ends, shares = jax.device_get(of_layers(variables, inputs))
     keys = jax.random.split(key, num_replicates)
     deletion = jax.device_get(deleted(keys, variables, inputs, labels)) if layers else {}
     features = first_layer_features(first, int(np.prod(inputs.shape[1:])))
@@ -343,7 +347,8 @@ def measure(
         zero_share=intervals("zero_share"),
         sparseness=intervals("sparseness"),
         activation_counts={layer: shares[layer].tolist() for layer in layers},
-        activation_max={layer: float(tops[layer]) for layer in layers},
+        activation_min={layer: float(ends[layer][0]) for layer in layers},
+        activation_max={layer: float(ends[layer][1]) for layer in layers},
         deleted=np.linspace(0, 1, NUM_SHARES).tolist(),
         deletion={name: values.tolist() for name, values in deletion.items()},
         features=None if features is None else features[:NUM_FEATURES].tolist(),

@@ -69,3 +69,11 @@ def test_risk_coverage_is_the_error_of_the_most_confident(predictions):
     wrong = (probs.argmax(1) != np.asarray(labels))[order]
     np.testing.assert_allclose(risks, [wrong[:k].mean() for k in range(1, 301)], rtol=1e-5)
     assert risks[-1] == pytest.approx(float(metrics.error(log_probs[0], labels)))
+
+
+def test_scores_that_are_no_numbers_give_none():
+    for negatives, positives in (([0.1, jnp.nan], [0.4]), ([0.1], [0.4, jnp.nan])):
+        assert jnp.isnan(metrics.auroc(jnp.array(negatives), jnp.array(positives)))
+    broken = jnp.full((2, 3), jnp.nan)
+    assert jnp.isnan(metrics.error(broken, jnp.zeros(2, int)))
+    assert jnp.isnan(metrics.risk_coverage(broken, jnp.zeros(2, int))).all()

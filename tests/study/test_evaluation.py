@@ -51,11 +51,15 @@ def test_given_predictions_are_dealt_out_and_compared(predictions):
     worth = found.method("all").points[0].worth["nll"]
     assert worth.value == math.inf
     assert worth.largest == 4
-    assert found.method("all").points[0].against_ensemble["nll"].enough
+    assert found.method("all").points[0].against_ensemble["nll"].verdict == "better"
     masks = found.method("monte-carlo")
     assert masks.unit == "masks"
     assert [point.size for point in masks.points] == [1, 2, 3, 5, 6]
-    assert any("monte_carlo has fewer networks" in line for line in found.left_out)
+    assert "monte_carlo is one network: its intervals hold for that" in " ".join(found.left_out)
+    assert "for this one network, not for training it anew" in report.sentence(found)
+    assert not masks.retrained
+    assert masks.points[-1].over_seeds["nll"].low is None
+    assert found.method("all").retrained
     assert not report.costs_known(found)
     assert "cost" not in report.sentence(found)
     assert "On made up dropout, 6 masks is worth" in report.sentence(found)

@@ -271,7 +271,8 @@ def test_measure_is_the_mean_over_replicates():
         top = np.max(units)
         assert found.activation_max[layer] == pytest.approx(top, rel=1e-5)
         # A value at the edge of a bin may be in either, by its rounding.
-        counts, _ = np.histogram(units, theory.NUM_BINS, (0, top))
+        assert found.activation_min[layer] == min(0, np.min(units))
+        counts, _ = np.histogram(units, theory.NUM_BINS, (found.activation_min[layer], top))
         np.testing.assert_allclose(
             found.activation_counts[layer], counts / np.size(units), atol=2.1 / np.size(units)
         )
