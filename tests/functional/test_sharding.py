@@ -1,0 +1,222 @@
+"""The mask is the same however it is sharded, and nothing is sent for it."""
+
+import contextlib
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from dropouts import Case, assert_same_bits, channel_rates
+from jax import Array
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jdrop
+from jdrop import functional
+
+clone = jax.random.clone
+
+
+SPECS = [P("a", "b"), P(("b", "a"), None), P(None, "b")]
+
+
+def mesh_of(axis_type: AxisType) -> jax.sharding.Mesh:
+    return jax.make_mesh((4, 2), ("a", "b"), axis_types=(axis_type, axis_type))
+
+
+@pytest.fixture
+def wide_x() -> Array:
+    return jax.random.normal(jax.random.key(1207), (16, 8))
+
+
+SHARDED_CASES = [
+    Case(0.3), Case(0.5, (0,)), Case(0.3, (0, 1), False),
+    Case((0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)),
+    Case((0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0), (0,)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SHARDED_CASES, ids=str)
+@pytest.mark.parametrize("jit", [False, True])
+def test_explicitly_sharded(case, jit, wide_x, getkey):
+    def output_and_gradient(key: Array, x: Array) -> tuple[Array, Array]:
+        y, pull = jax.vjp(lambda x: case(key, x), x)
+        return y, pull(x)[0]
+
+    def of_each(key: Array, xs: list[Array]) -> list[tuple[Array, Array]]:
+        return [output_and_gradient(clone(key), x) for x in xs]
+
+    key = getkey()
+    expected = case(clone(key), wide_x)
+    with jax.set_mesh(mesh_of(AxisType.Explicit)):
+        # One sharding outside of `jit`, where what is compiled is the same; there each takes long.
+        xs = [jax.device_put(wide_x, spec) for spec in (SPECS if jit else SPECS[:1])]
+        results = (jax.jit(of_each) if jit else of_each)(clone(key), xs)
+    for x, (y, gradient) in zip(xs, results, strict=True):
+        for result in (y, gradient):
+            assert jax.typeof(result).sharding.spec == jax.typeof(x).sharding.spec
+            assert result.sharding.is_equivalent_to(x.sharding, 2)
+            # The map is linear and symmetric, so what pulls x back is what pushes it on.
+            assert_same_bits(result, expected)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("dims", [(), (0,), (1,), (0, 1)])
+def test_an_explicitly_sharded_mask_is_drawn_where_it_is_used(spec, dims, wide_x, getkey):
+    with jax.set_mesh(mesh_of(AxisType.Explicit)):
+        mask = functional.draw_mask_like(getkey(), jax.device_put(wide_x, spec), 0.3, dims)
+        expected = P(*(None if axis in dims else name for axis, name in enumerate(spec)))
+        assert jax.typeof(mask).sharding.spec == expected
+
+
+@pytest.mark.parametrize("case", SHARDED_CASES, ids=str)
+def test_automatically_sharded(case, wide_x, getkey):
+    key = getkey()
+    expected = case(clone(key), wide_x)
+    shardings = [NamedSharding(mesh_of(AxisType.Auto), spec) for spec in SPECS]
+
+    def of_each(key: Array, xs: list[Array]) -> list[Array]:
+        return [case(clone(key), x) for x in xs]
+
+    xs = [jax.device_put(wide_x, sharding) for sharding in shardings]
+    for y in jax.jit(of_each, out_shardings=shardings)(clone(key), xs):
+        assert_same_bits(y, expected)
+
+
+ANY_SHARDING = [
+    ((24, 100), P(("a", "b"))), ((8, 13), P(("a", "b"))), ((8, 1), P(("a", "b"))),
+    ((40000,), P(("a", "b"))), ((64, 1000), P("a", "b")), ((8, 8, 257), P("a", "b")),
+    ((16, 64, 256), P("a", "b")), ((16, 64, 256), P(None, "a", "b")), ((16, 3, 1024), P("a")),
+    ((128, 1024), P("a", "b")), ((128, 1024), P(None, ("a", "b"))), ((128, 1024), P("b")),
+    ((8, 24576), P(None, ("a", "b"))), ((512, 4096), P(("a", "b"))), ((512, 4096), P("b", "a")),
+]  # fmt: skip
+"""Parts that are whole blocks of bits and parts that are not, along each axis."""
+
+
+def collectives(compiled: Any) -> set[str]:
+    names = (
+        r"all-gather|all-reduce|all-to-all|collective-permute|collective-broadcast|reduce-scatter"
+    )
+    return set(re.findall(names, compiled.as_text()))
+
+
+@pytest.mark.parametrize(
+    ("axis_type", "rate"),
+    [(AxisType.Auto, 0.5), (AxisType.Auto, 0.1), (AxisType.Explicit, 0.1)],
+)
+@pytest.mark.parametrize(("shape", "spec"), ANY_SHARDING, ids=str)
+def test_a_sharded_dropout_sends_nothing(shape, spec, rate, axis_type, getkey):
+    key, x = getkey(), jnp.ones(shape)
+    mesh = mesh_of(axis_type)
+    sharding = NamedSharding(mesh, spec)
+
+    def output_and_gradient(key: Array, x: Array) -> tuple[Array, Array]:
+        y, pull = jax.vjp(lambda x: jdrop.dropout(key, jnp.sin(x), rate), x)
+        return y, pull(y)[0]
+
+    expected = jdrop.dropout(clone(key), jnp.sin(x), rate)
+    with jax.set_mesh(mesh) if axis_type == AxisType.Explicit else contextlib.nullcontext():
+        sharded = jax.device_put(x, sharding)
+        run = jax.jit(output_and_gradient, out_shardings=sharding)
+        compiled = run.lower(clone(key), sharded).compile()
+        assert not collectives(compiled)
+        assert_same_bits(compiled(clone(key), sharded)[0], expected)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("dims", [(), (0,), (1,), (2,), (0, 2)])
+def test_nor_does_one_with_broadcast_dims_or_rates_of_channels(dims, axis_type, getkey):
+    mesh, key = mesh_of(axis_type), getkey()
+    rates = jnp.linspace(0.0, 0.9, 24)
+    with jax.set_mesh(mesh):
+        x = jax.device_put(jnp.ones((8, 20, 24)), NamedSharding(mesh, P("a", "b")))
+        run = jax.jit(
+            lambda key, x: [
+                jdrop.dropout(clone(key), x, rate, broadcast_dims=dims)
+                for rate in ((0.1, rates) if 2 not in dims else (0.1,))
+            ],
+            out_shardings=x.sharding,
+        )
+        assert not collectives(run.lower(clone(key), x).compile())
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_nor_do_members_over_the_mesh(axis_type, getkey):
+    mesh, keys = mesh_of(axis_type), jax.random.split(getkey(), 8)
+    with jax.set_mesh(mesh):
+        keys = jax.device_put(keys, P("a"))
+        xs = jax.device_put(jnp.ones((8, 50, 100)), P("a", "b"))
+        run = jax.jit(
+            jax.vmap(lambda key, x: jdrop.dropout(key, x, 0.1)), out_shardings=xs.sharding
+        )
+        assert not collectives(run.lower(keys, xs).compile())
+
+
+@pytest.mark.parametrize("rates", [P("b"), P("a"), P(None)], ids=str)
+def test_rates_that_are_sharded_themselves(rates, wide_x, getkey):
+    key = getkey()
+    expected = jdrop.dropout(clone(key), wide_x, channel_rates(8))
+    with jax.set_mesh(mesh_of(AxisType.Explicit)):
+        x = jax.device_put(wide_x, P(None, *rates))
+        y = jdrop.dropout(clone(key), x, jax.device_put(channel_rates(8), rates))
+    assert_same_bits(y, expected)
+
+
+def test_members_over_an_explicit_mesh_axis(wide_x, getkey):
+    keys = jax.random.split(getkey(), 4)
+    xs = jnp.stack([wide_x] * 4)
+    expected = jnp.stack([jdrop.dropout(key, wide_x, 0.3) for key in clone(keys)])
+    for spec in (P("a"), P("a", "b"), P(None, "a", "b"), P("b", "a")):
+        with jax.set_mesh(mesh_of(AxisType.Explicit)):
+            sharded_keys = jax.device_put(clone(keys), P(*spec[:1]))
+            sharded = jax.device_put(xs, spec)
+            run = jax.jit(jax.vmap(lambda key, x: jdrop.dropout(key, x, 0.3)))
+            y = run(sharded_keys, sharded)
+            assert jax.typeof(y).sharding.spec == jax.typeof(sharded).sharding.spec
+        assert_same_bits(y, expected)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("case", SHARDED_CASES[:3], ids=str)
+def test_inside_shard_map_each_shard_drops_by_its_own_key(axis_type, case, wide_x, getkey):
+    key = getkey()
+
+    def local(key: Array, x: Array) -> Array:
+        return case(jax.random.fold_in(key, jax.lax.axis_index("a")), x)
+
+    blocks = jnp.split(wide_x, 4)
+    expected = jnp.concatenate(
+        [case(jax.random.fold_in(clone(key), i), block) for i, block in enumerate(blocks)]
+    )
+    with jax.set_mesh(mesh_of(axis_type)):
+        run = jax.shard_map(local, in_specs=(P(), P("a")), out_specs=P("a"))
+        x = jax.device_put(wide_x, P("a"))
+        assert_same_bits(jax.jit(run)(clone(key), x), expected)
+
+
+def test_inside_shard_map_a_shared_key_shares_the_mask(wide_x, getkey):
+    key = getkey()
+    blocks = jnp.split(wide_x, 4)
+    expected = jnp.concatenate([jdrop.dropout(clone(key), block, 0.3) for block in blocks])
+    with jax.set_mesh(mesh_of(AxisType.Auto)):
+        run = jax.shard_map(
+            lambda key, x: jdrop.dropout(key, x, 0.3), in_specs=(P(), P("a")), out_specs=P("a")
+        )
+        assert_same_bits(jax.jit(run)(clone(key), wide_x), expected)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_inside_shard_map_over_some_axes_only(axis_type, wide_x, getkey):
+    key = getkey()
+    blocks = jnp.split(wide_x, 4)
+    expected = jnp.concatenate([jdrop.dropout(clone(key), block, 0.3) for block in blocks])
+    with jax.set_mesh(mesh_of(axis_type)):
+        run = jax.shard_map(
+            lambda key, x: jdrop.dropout(key, x, 0.3),
+            in_specs=(P(), P("a")),
+            out_specs=P("a"),
+            axis_names={"a"},
+        )
+        x = jax.device_put(wide_x, P("a", "b"))
+        assert_same_bits(jax.jit(run)(clone(key), x), expected)
