@@ -390,7 +390,7 @@ def equivalence_test(differences: np.ndarray, margin: float) -> Equivalence:
     if not 0 < margin < math.inf:
         raise ValueError(
             f"margin must be positive and finite, got {margin}: the largest difference that "
-            "matters to nobody."
+            "you would call none."
         )
     differences = _checked(differences, "differences")
     mean, error, freedom = _mean_and_error(differences)

@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 import jax
+from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -100,6 +101,8 @@ class Named(click.ParamType):
         if name not in self.names or not numbers or (len(numbers) > 1 and not self.several):
             names = ", ".join(self.names)
             self.fail(f"must be NAME=NUMBER, NAME one of {names}, got {value}.", param, ctx)
+        if not self.several and not 0 < numbers[0] < math.inf:
+            self.fail(f"must be a number above 0, got {value}.", param, ctx)
         return name, numbers
 
 
@@ -318,6 +321,13 @@ def train(
         )
         model = Model(made)
     else:
+        context = click.get_current_context()
+        for name in ("hidden", "rate", "input_rate"):
+            if context.get_parameter_source(name) != ParameterSource.DEFAULT:
+                raise click.UsageError(
+                    f"--{name.replace('_', '-')} is of the MLP that is taken without --model; make "
+                    "the model as you want it, with functools.partial for instance."
+                )
         described = options["model"]
         model = Model(load_object(described))
     sweep = dict(options["sweep"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -93,6 +94,9 @@ def compare(
             f"{', '.join(sorted(unknown))}."
         )
     chosen = Settings(**settings)
+    for name, margin in (margins or {}).items():
+        if not 0 < margin < math.inf:  # Said now, not after the training.
+            raise ValueError(f"the margin of {name} must be a number above 0, got {margin}.")
 
     def in_folder(folder: Path) -> Comparison:
         return run_comparison(

@@ -262,7 +262,7 @@ def exact(comparison: Comparison) -> Figure | None:
 def overfitting(comparison: Comparison) -> Figure | None:
     """Training and test scores against the number of training examples, plain beside dropout."""
     found = comparison.overfitting
-    if not found:
+    if len({one.train_size for one in found}) < 2:
         return None
     scores = [score for score in ("nll", "error", "mse") if score in found[0].test][:2]
     figure = Figure(figsize=(10, 3.6), layout="constrained")

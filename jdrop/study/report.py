@@ -144,7 +144,8 @@ def terminal(comparison: Comparison) -> Table:
     short = {"calibrated_nll": "calib.\nNLL", "error": "error\n%", "nll": "\nNLL"}
     for score in shown:
         table.add_column(short.get(score, SCORES[score].title), justify="right", no_wrap=True)
-    table.add_column(f"worth,\n{SCORES[first].title}", justify="right", no_wrap=True)
+    worth_in = "calib. NLL" if first == "calibrated_nll" else SCORES[first].title
+    table.add_column(f"worth,\n{worth_in}", justify="right", no_wrap=True)
     table.add_column("\nenough?", no_wrap=True)
     if costs:
         table.add_column("cost\ntrain", justify="right", no_wrap=True)

@@ -180,8 +180,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _damaged(path: Path, error: Exception) -> RunError:
     return RunError(
-        f"{path} cannot be read ({error}); delete it and its neighbour of the same name, and that "
-        "part is computed again."
+        f"{path} cannot be read ({error}); delete it, and a file of the same name with another "
+        "ending beside it, and the command that began the run computes that part again."
     )
 
 

@@ -4,6 +4,7 @@ Nothing is scored here: `jdrop.study.evaluation` does that with what is kept.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -366,6 +367,15 @@ def check_model(model: Model, data: Dataset, sweep: Mapping[str, Sequence[float]
             raise ModelError(
                 f"{name} cannot be swept: what makes the model takes no argument {name}."
             )
+        least, below, range_ = {
+            "rate": (0, 1, "[0, 1)"),
+            "label_noise": (0, 1, "[0, 1)"),
+            "width_factor": (1e-9, math.inf, "(0, inf)"),
+            "train_size": (2, len(data.train_labels) + 1, f"[2, {len(data.train_labels)}]"),
+        }[name]
+        wrong = [value for value in sweep[name] if not least <= value < below]
+        if wrong:
+            raise ModelError(f"values of {name} to sweep must lie in {range_}, got {wrong[0]}.")
     inputs = jnp.asarray(data.train_inputs[:16])
     network = model.dropout
 

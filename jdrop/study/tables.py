@@ -291,7 +291,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         if isinstance(error, DataError):
             raise
         raise DataError(
-            f"{path} cannot be read as an .npz ({error}); write it with `numpy.savez`, without "
+            f"{path} cannot be read as an .npz of numbers; write it with `numpy.savez`, without "
             "objects."
         ) from error
     return arrays
@@ -371,13 +371,15 @@ class _Table:
 
 
 def _read_table(path: Path) -> _Table:
+    if not path.exists():
+        raise DataError(f"{path} does not exist.")
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as text ({error}).") from error
     lines = [line for line in text.splitlines() if line.strip()]
     if len(lines) < 2:
-        raise DataError(f"{path} must hold a row for each example, got {len(lines)} rows.")
+        raise DataError(f"{path} must hold a header and a row for each example, got no examples.")
     delimiter = max(",;\t", key=lines[0].count)
     if lines[0].count(delimiter):
         try:

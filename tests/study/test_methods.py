@@ -146,6 +146,11 @@ def test_a_model_that_does_not_fit_is_refused():
         check_model(Model(lambda: linen_model(rate=0.0)), dataset(), {})
     with pytest.raises(ModelError, match="rate cannot be swept"):
         check_model(Model(MLP((4,), 3)), dataset(), {"rate": [0.1]})
+    for name, value in (("label_noise", 1.0), ("train_size", 13.0), ("train_size", 1.0)):
+        with pytest.raises(ModelError, match=f"values of {name} to sweep must lie in"):
+            check_model(Model(linen_model), dataset(), {name: [value]})
+    with pytest.raises(ModelError, match=r"values of rate to sweep must lie in \[0, 1\), got 1.5"):
+        check_model(Model(linen_model), dataset(), {"rate": [0.1, 1.5]})
     with pytest.raises(ModelError, match=r"cannot take inputs of shape \(5,\)"):
         check_model(Model(nn.Sequential([nn.ConvTranspose(3, (3, 3)), nn.Dense(3)])), dataset(), {})
 

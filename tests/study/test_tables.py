@@ -232,7 +232,7 @@ GOOD = "x,y\n" + "\n".join(f"{i},{i % 2}" for i in range(10))
         (GOOD.replace("3,", "NA,"), {"target": "y"}, "missing value in column 'x', example 4"),
         (GOOD + "\n1,2,3", {"target": "y"}, "2 columns in every row, got 3 in row 12"),
         ("x,x\n1,2\n3,4", {"target": "x"}, "different name for each column"),
-        ("x", {"target": "x"}, "a row for each example, got 1"),
+        ("x", {"target": "x"}, "a row for each example, got no examples"),
         (GOOD, {"target": "y", "train_size": 10}, r"train_size must lie in \[2, 9\], got 10"),
         (GOOD, {"target": "x", "task": "regression", "label_noise": 0.1}, "for classification"),
         (GOOD.replace("3,1", "3,1.5"), {"target": "y", "task": "classification"}, "whole numbers"),
@@ -261,7 +261,7 @@ def test_tables_that_do_not_fit_are_refused(tmp_path, text, options, message):
 
 
 def test_files_that_are_missing_or_damaged_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere\.csv cannot be read"):
+    with pytest.raises(DataError, match=r"nowhere\.csv does not exist"):
         table(tmp_path / "nowhere.csv", target="y")
     with pytest.raises(DataError, match=r"nowhere\.npz cannot be read"):
         table(tmp_path / "nowhere.npz")
@@ -292,7 +292,7 @@ def test_files_that_are_missing_or_damaged_are_named(tmp_path):
     # The compression method, in the archive's first header and its directory.
     damaged[8] = damaged[damaged.index(b"PK\1\2") + 10] = 99
     path.write_bytes(damaged)
-    with pytest.raises(DataError, match=r"cannot be read as an \.npz \(.*compression"):
+    with pytest.raises(DataError, match=r"cannot be read as an \.npz of numbers"):
         table(path)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match=r"cannot be read as an \.npz"):
