@@ -301,6 +301,8 @@ def test_results_that_cannot_be_written_leave_the_table(finished, run_command, m
         (["--model", "nowhere:model"], "nowhere cannot be imported"),
         (["--model", "math:nothing"], "math has no nothing"),
         (["--model", "math:pi"], "the model must be a linen module"),
+        (["--model", "math:pi", "--hidden", "16"], "--hidden is of the MLP"),
+        (["--margin", "nll=-1"], "must be a number above 0"),
         (["--predictions", "nowhere.npz"], "nowhere.npz"),
         (["report", "nowhere"], "nowhere"),
         (["--colour", "blue"], "No such option"),
