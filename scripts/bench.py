@@ -510,7 +510,7 @@ def bench_thinned() -> dict[str, Any]:
             "jdrop": masked,
             "any units": thin(masked, inputs, block_size=1),
         }
-        for block_size in (16, 32, 64, 128):
+        for block_size in (16, 64, 128, 256):
             networks[f"blocks of {block_size}"] = thin(masked, inputs, block_size=block_size)
         runs = {
             name: stepping(network, optimizer, (inputs, labels), steps, members)
