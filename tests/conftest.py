@@ -8,13 +8,42 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+
+TESTS = Path(__file__).parent
+
+# Tests in which compiling takes longer than what is compiled, and values that differ in their last
+# bits are equal. Not those of bits, rates and dtypes: less optimized code rounds otherwise.
+SMALL_PROGRAMS = [
+    "metrics",
+    "study/test_evaluation.py",
+    "study/test_methods.py",
+    "study/test_theory.py",
+    "study/test_training.py",
+    "test_at_dropout.py",
+    "test_ensemble.py",
+    "test_enumeration.py",
+    "test_inference.py",
+    "test_readme.py",
+    "test_train.py",
+    "thinned",
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compiles small programs without most optimizations."""
+    small = any(request.path.is_relative_to(TESTS / name) for name in SMALL_PROGRAMS)
+    jax.config.update("jax_disable_most_optimizations", small)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture
