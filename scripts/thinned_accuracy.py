@@ -131,13 +131,13 @@ def train_one(
             batch_size=about["batch_size"],
         )
         jax.block_until_ready(state.step)
-        run["seconds"].append(time.perf_counter() - start)
+        run["seconds"].append(round(time.perf_counter() - start, 6))
         for name, value in zip(
             ("error", "nll"),
             scores(network, state.variables, test_inputs, test_labels),
             strict=True,
         ):
-            run[name].append(float(value))
+            run[name].append(round(float(value), 6))
     return run
 
 
@@ -187,8 +187,8 @@ def draw(study: Study, names: Sequence[str], path: Path) -> None:
             axes.plot(at, values.mean(0), color=COLOURS[name], label=name, lw=1.6)
             axes.plot(at[-1], values.mean(0)[-1], "o", color=COLOURS[name], ms=4)
         axes.set(xlabel="time of training, in epochs without dropout", ylabel=title)
-        last = scale * np.array([np.mean(study.of(name, what), 0)[-1] for name in names])
-        axes.set_ylim(last.min() * 0.95, last.max() * 1.35)
+        curves = scale * np.array([np.mean(study.of(name, what), 0) for name in names])
+        axes.set_ylim(curves.min() * 0.95, curves[:, -1].max() * 1.25)
         axes.grid(alpha=0.25, lw=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].legend(frameon=False, fontsize=8)
