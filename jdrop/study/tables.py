@@ -589,6 +589,16 @@ def load_predictions(path: Path) -> Predictions:
             f"labels of {path} must lie in [0, {shape[0]}), the classes of plain, got "
             f"{labels.min()} to {labels.max()}."
         )
+    for name, array in log_probs.items():
+        of_label = array[..., np.arange(len(labels)), labels]
+        ruled_out = np.argwhere(np.isneginf(of_label))
+        if len(ruled_out):
+            *network, example = (int(index) for index in ruled_out[0])
+            raise DataError(
+                f"{name} of {path} gives the right class the probability 0 in {len(ruled_out)} "
+                f"places, first in {network} of the networks at example {example}, and its NLL is "
+                "infinite; take log_softmax of the logits in floats that can hold it."
+            )
     return Predictions(log_probs, labels.astype(np.int32))
 
 

@@ -352,9 +352,17 @@ def test_predictions_are_read(tmp_path):
     assert read.dtype == np.float32
 
 
+def ruled_out(members):
+    """Predictions of which one gives the right class of an example no probability."""
+    array = np.array(members)
+    array[1, 4] = np.where(np.arange(3) == (PREDICTIONS["labels"][4] + 1) % 3, 0, -np.inf)
+    return array
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"dropout": ruled_out(PREDICTIONS["dropout"])}, r"first in \[1\] .* at example 4"),
         ({"plain": None}, "must hold an array 'plain'"),
         ({"labels": np.zeros((6, 1), int)}, r"labels .* must be integers \[example\]"),
         ({"labels": np.full(6, 3)}, r"labels .* must lie in \[0, 3\)"),
