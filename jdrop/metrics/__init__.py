@@ -3,7 +3,8 @@
 Scores of classification take normalised log-probabilities, of one prediction `[batch, class]`, be
 it a network's or a pool's, or of its members `[member, batch, class]`, and are computed in float32
 or, for 64-bit predictions, in float64. Labels of another shape or dtype than `[batch]` integers,
-and predictions of another shape, are a `ValueError`; a label that is no class makes a score NaN.
+and predictions of another shape, are a `ValueError`; a label that is no class makes a score NaN,
+and so does a prediction that is.
 """
 
 from jdrop.metrics.calibration import calibrated_losses as calibrated_losses

@@ -1,5 +1,6 @@
 """How members of an average differ, be they networks or masks, and what that is worth."""
 
+import math
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -28,14 +29,17 @@ class Ambiguity(NamedTuple):
     pool: Array
 
 
-def _several(log_probs: Array) -> Array:
+def _several(log_probs: Array) -> tuple[Array, Array]:
+    """`log_probs` in the dtype to compute in, and 0, or NaN if a prediction of a member is."""
     log_probs = checked_members(log_probs)
     if len(log_probs) < 2:
         raise ValueError(
             f"log_probs must hold at least 2 members, got {len(log_probs)}: one alone has no "
             "diversity."
         )
-    return log_probs
+    # The most probable of classes would be one even where none is known.
+    is_known = ~jnp.isnan(log_probs).any()
+    return log_probs, jnp.where(is_known, 0, math.nan).astype(log_probs.dtype)
 
 
 @jax.jit
@@ -53,12 +57,12 @@ def disagreement(log_probs: MemberLogProbs) -> Float[Array, ""]:
         >>> float(disagreement(log_probs))
         0.5
     """
-    log_probs = _several(log_probs)
+    log_probs, zero_or_nan = _several(log_probs)
     num_members = len(log_probs)
     votes = jax.nn.one_hot(jnp.argmax(log_probs, -1), log_probs.shape[-1]).sum(0)
     # Of all ordered pairs those that agree, members with themselves left out.
     agree = jnp.sum(votes * (votes - 1), -1) / (num_members * (num_members - 1))
-    return 1 - jnp.mean(agree)
+    return zero_or_nan + 1 - jnp.mean(agree)
 
 
 @jax.jit
@@ -78,7 +82,7 @@ def pairwise_kl(log_probs: MemberLogProbs) -> Float[Array, ""]:
         >>> round(float(pairwise_kl(log_probs)), 4)  # (0.1438 + 0.1308) / 2
         0.1373
     """
-    log_probs = _several(log_probs)
+    log_probs, _ = _several(log_probs)
     num_members = len(log_probs)
 
     def from_member(member: Array) -> Array:
@@ -113,8 +117,8 @@ def q_statistic(log_probs: MemberLogProbs, labels: Labels) -> Float[Array, ""]:
     Reference:
         Kuncheva and Whitaker 2003, doi:10.1023/A:1022859003006.
     """
-    log_probs = _several(log_probs)
-    _, zero_or_nan = checked(log_probs[0], labels)
+    log_probs, zero_or_nan = _several(log_probs)
+    zero_or_nan += checked(log_probs[0], labels)[1]
     right = (jnp.argmax(log_probs, -1) == labels[None]).astype(log_probs.dtype)
     # Counts, exact in float32 up to 16 million examples.
     both = right @ right.T
@@ -162,8 +166,8 @@ def ambiguity(log_probs: MemberLogProbs, labels: Labels, kind: AmbiguityKind) ->
     Reference:
         Krogh and Vedelsby 1995; Heskes 1998, doi:10.1162/089976698300017232.
     """
-    log_probs = _several(log_probs)
-    _, zero_or_nan = checked(log_probs[0], labels)
+    log_probs, zero_or_nan = _several(log_probs)
+    zero_or_nan += checked(log_probs[0], labels)[1]
     # Closed formulas of each part, not differences of the others: that they add up is a test.
     arithmetic = jax.nn.logsumexp(log_probs, 0) - jnp.log(len(log_probs))
     score = "brier" if kind == "arithmetic Brier" else "nll"

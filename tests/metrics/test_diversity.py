@@ -136,6 +136,14 @@ def test_members_that_are_the_same_have_no_diversity(informed, name):
 
 
 @pytest.mark.parametrize("name", DIVERSITIES)
+def test_a_prediction_that_is_no_number_makes_diversity_none(informed, name):
+    log_probs, labels = informed
+    not_the_label = (int(labels[0]) + 1) % 5
+    broken = log_probs.at[-1, 0, not_the_label].set(math.nan)
+    assert math.isnan(DIVERSITIES[name](broken, labels))
+
+
+@pytest.mark.parametrize("name", DIVERSITIES)
 def test_one_member_has_no_diversity_to_speak_of(informed, name):
     log_probs, labels = informed
     with pytest.raises(ValueError, match="at least 2 members, got 1"):
