@@ -783,8 +783,14 @@ def _learning_curves(run: Run, scale: float) -> dict[str, LearningCurve]:
 
 def _co_adaptation(run: Run) -> dict[str, CoAdaptation]:
     adapter = pydantic.TypeAdapter(CoAdaptation)
+
+    def validated(facts: dict[str, Any]) -> CoAdaptation:
+        # Runs of before it was kept counted from 0.
+        from_zero = dict.fromkeys(facts["activation_max"], 0.0)
+        return adapter.validate_python({"activation_min": from_zero, **facts})
+
     found = {kind: _needed(run, kind).facts.get("co_adaptation") for kind in ("plain", "dropout")}
-    return {kind: adapter.validate_python(facts) for kind, facts in found.items() if facts}
+    return {kind: validated(facts) for kind, facts in found.items() if facts}
 
 
 def _sweep(part: Part | None, labels: np.ndarray, facts: Mapping[str, Any]) -> list[Cell]:

@@ -54,9 +54,14 @@ SCORES = {
     "error": Score("error", "%", "share of examples whose most probable class is wrong"),
     "crps": Score("CRPS", "", "continuous ranked probability score, in the unit of the target"),
     "mse": Score("MSE", "", "mean squared error of the average, in the squared unit of the target"),
-    "rmse": Score("RMSE", "", "root of the MSE, in the unit of the target"),
+    "rmse": Score(
+        "RMSE", "", "root of the MSE and of the ends of its interval, in the unit of the target"
+    ),
     "coverage": Score(
-        "coverage of 95 %", "%", "share of targets in the central 95 % interval; 95 is right"
+        "coverage of 95 %",
+        "%",
+        "share of targets in the central 95 % interval, with the noise fitted on the other half of "
+        "the test examples, mean of several halvings; 95 is right",
     ),
     "ece": Score("ECE", "%", "calibration error of the top class, 15 bins of equal width"),
     "ece_equal_mass": Score(
@@ -344,9 +349,9 @@ class CoAdaptation:
         correlation: by layer, the mean absolute correlation of two units.
         zero_share: by layer, the share of activations that are zero.
         sparseness: by layer, of Treves and Rolls, in [0, 1]: 1 for one active unit in many.
-        activation_counts: by layer, a histogram of activations, as shares, from the smaller of 0
-            and `activation_min` to `activation_max`.
-        activation_min: by layer.
+        activation_counts: by layer, a histogram of activations, as shares, from `activation_min` to
+            `activation_max`.
+        activation_min: by layer, the smallest activation, or 0 where none is negative.
         activation_max: by layer.
         deleted: shares of hidden units deleted.
         deletion: by score, its mean at each share.

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -203,6 +204,21 @@ def test_drawing_again_changes_nothing_and_trains_nothing(
     point = margins.method("dropout").point(1)
     assert point.against_ensemble["nll"].verdict == "equivalent"
     assert "equivalent to the average of all 3 within 10 nats" in report.sentence(margins)
+
+
+def test_a_folder_of_an_earlier_version_is_drawn_again(
+    finished, comparison, run_command, capsys, tmp_path
+):
+    folder = shutil.copytree(finished[1], tmp_path / "old")
+    for name, key in (("run", "command"), ("plain", "activation_min")):
+        path = folder / "parts" / f"{name}.json"
+        facts = json.loads(path.read_text())
+        facts.get("co_adaptation", facts).pop(key)
+        path.write_text(json.dumps(facts))
+    assert run_command(["report", str(folder)]) == 0, capsys.readouterr().err
+    found = Comparison.from_json((folder / "results.json").read_text())
+    assert found.command == "unknown"
+    assert found.co_adaptation == comparison.co_adaptation
 
 
 def test_every_file_is_whole_and_stands_alone(finished, comparison):

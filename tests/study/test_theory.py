@@ -295,6 +295,20 @@ def test_measure_is_the_mean_over_replicates():
     np.testing.assert_allclose(found.features, np.asarray(members[0]["Dense_0"]["kernel"]).T)
 
 
+def test_activations_below_zero_are_counted_too():
+    values = np.linspace(-3, 1, 10)
+    params = {"kernel": jnp.asarray(values[None, None], jnp.float32), "bias": jnp.zeros((1, 1, 1))}
+    ones = jnp.ones((5, 1))
+    found = theory.measure(
+        jax.random.key(0), linear_network, {"params": params}, ones, jnp.zeros(5), squared_error
+    )
+    assert (found.activation_min["hidden"], found.activation_max["hidden"]) == (-3, 1)
+    counts, _ = np.histogram(values, theory.NUM_BINS, (-3, 1))
+    # A value at the edge of a bin may be in either, by its rounding.
+    np.testing.assert_allclose(np.cumsum(found.activation_counts["hidden"])[-1], 1, rtol=1e-5)
+    np.testing.assert_allclose(found.activation_counts["hidden"], counts / 10, atol=0.101)
+
+
 def test_measure_of_a_network_without_hidden_units():
     make = partial(jdrop.linen.as_network, nn.Dense(3))
     variables = {"params": {"kernel": jnp.ones((2, 4, 3)), "bias": jnp.ones((2, 3))}}
