@@ -1,5 +1,6 @@
 """What predictions say: made-up ones, of which the answer is known."""
 
+import dataclasses
 import math
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from jdrop.statistics import bootstrap_weights
+from jdrop.statistics import Interval, bootstrap_weights, crossed_interval
 from jdrop.study import bootstrap, evaluation, report
 from jdrop.study.evaluation import Reading, losses_by_size, of_predictions
 from jdrop.study.tables import Predictions
@@ -110,6 +111,43 @@ def test_regression_is_scored_by_mixtures():
     # The scale is of another half of 40, so it differs by chance: by some 11 % each.
     assert found["calibrated_nll"][0, 0].mean() == pytest.approx(np.mean(likely), abs=0.1)
     assert found["crps"][0, 1].mean() < found["crps"][0, 0].mean()
+
+
+def test_the_margin_of_the_mse_is_one_of_its_root():
+    rng = np.random.default_rng(0)
+    targets = rng.normal(size=80)
+    outputs = targets + 30 + rng.normal(size=(2, 4, 80))
+    plain = Reading("plain", outputs, None, "networks", None, (), (1, 4))
+    found = evaluation._regression_margins(plain, targets, scale=5.0)
+    mse = ((outputs.mean(1) - targets) ** 2).mean()
+    assert np.sqrt(mse + found["mse"]) - np.sqrt(mse) == pytest.approx(0.05, rel=0.01)
+    assert (found["crps"], found["calibrated_nll"]) == (0.05, 0.01)
+
+
+def test_rmse_and_coverage_of_regression():
+    """The interval of the MSE, its root taken; and a 95 % interval of what is not in the fit."""
+    rng = np.random.default_rng(0)
+    targets = rng.normal(size=80)
+    outputs = targets + 0.5 * rng.standard_t(3, size=(3, 1, 80))
+    residuals = (outputs - targets)[:, 0]
+    mse = crossed_interval(residuals**2)
+    given = outputs.astype(np.float32), targets.astype(np.float32)
+    found = evaluation._regression_profile(mse, *given)
+    assert dataclasses.astuple(found["rmse"])[:3] == pytest.approx(
+        np.sqrt([mse.mean, mse.low, mse.high])
+    )
+    inside = np.zeros((3, 5, 80))
+    for halving, key in enumerate(jax.random.split(jax.random.key(0), 5)):
+        first, second = np.split(np.asarray(jax.random.permutation(key, 80)), 2)
+        for fitted, scored in ((first, second), (second, first)):
+            scale = np.sqrt((residuals[:, fitted] ** 2).mean(1, keepdims=True))
+            inside[:, halving, scored] = abs(residuals[:, scored]) <= 1.959964 * scale
+    expected = crossed_interval(inside.mean(1))
+    assert dataclasses.astuple(found["coverage"]) == pytest.approx(
+        dataclasses.astuple(expected), rel=1e-5
+    )
+    wide = evaluation._regression_profile(Interval(0.1, -0.2, 0.4, 3), *given)["rmse"]
+    assert wide.low == 0
 
 
 def test_draws_of_scores_are_the_scores_of_what_was_drawn(predictions, labels):
