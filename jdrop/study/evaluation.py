@@ -126,6 +126,7 @@ class Reading:
         cost: of one member; None where it is not known.
         table: sizes that tables show.
         sizes: how many members are averaged.
+        retrained: see `Method.retrained`.
     """
 
     name: str
@@ -135,6 +136,12 @@ class Reading:
     cost: Cost | None
     table: tuple[int, ...]
     sizes: tuple[int, ...]
+    retrained: bool = True
+
+    @property
+    def trainings(self) -> int:
+        """Of how many trainings the spread is known."""
+        return len(self.outputs) if self.retrained else 1
 
 
 @jax.jit
@@ -290,7 +297,7 @@ def evaluate(run: Run, margins: Mapping[str, float] | None = None) -> Comparison
         learning_curves=_learning_curves(run, scale),
         co_adaptation=_co_adaptation(run),
         sweep=_sweep(run.part("sweep"), labels, facts),
-        left_out=end["left_out"],
+        left_out=[*end["left_out"], *_unreliable(readings, methods, labels)],
     )
 
 
@@ -306,6 +313,7 @@ def of_predictions(
     The networks of each method are dealt out to as many replicates as are asked for, or to fewer
     where a replicate would have no network of a method, or less than two plain ones. A method of
     which there is only one network has it in all replicates: its intervals hold for that one.
+    `left_out` says which of these was done, and which networks are in no replicate.
 
     Args:
         predictions: of every method.
@@ -317,17 +325,24 @@ def of_predictions(
     labels = predictions.labels
     plain = predictions.log_probs["plain"]
     several = [len(members) for members in predictions.log_probs.values() if len(members) > 1]
-    replicates = min(replicates, len(plain) // 2, *several)
+    asked, replicates = replicates, min(replicates, len(plain) // 2, *several)
     left_out = ["Costs, training and the claims of the theory are not in predictions."]
+    if replicates < asked:
+        left_out.append(
+            f"There are {replicates} replicates, not {asked}: each has two plain networks at "
+            "least, and one of every method of which more than one was given."
+        )
     readings = []
     for method, members in predictions.log_probs.items():
         masks = method == "monte_carlo"
-        if len(members) == 1:
+        alone = len(members) == 1
+        if alone:
             members = np.repeat(members, replicates, 0)
             left_out.append(
                 f"{method} is one network: its intervals hold for that, not for training it anew."
             )
-        size = len(members) // replicates
+        # Of masks a replicate takes those of one network.
+        size = 1 if masks else len(members) // replicates
         if over := len(members) - size * replicates:
             left_out.append(
                 f"The last {over} of {method} are in none of the {replicates} replicates, which "
@@ -336,23 +351,26 @@ def of_predictions(
         dealt = members[: size * replicates].reshape(size, replicates, *members.shape[1:])
         dealt = dealt[0] if masks else dealt.swapaxes(0, 1)
         most = dealt.shape[1]
-        readings.append(
-            _reading(
-                method.replace("_", "-"),
-                np.ascontiguousarray(dealt),
-                None,
-                "masks" if masks else "networks",
-                None,
-                (most,) if masks else (1, most),
-                {"task": "classification"},
-            )
+        reading = _reading(
+            method.replace("_", "-"),
+            np.ascontiguousarray(dealt),
+            None,
+            "masks" if masks else "networks",
+            None,
+            (most,) if masks else (1, most),
+            {"task": "classification"},
         )
+        readings.append(replace(reading, retrained=not alone))
     order = {method: place for place, method in enumerate(KINDS)}
     readings.sort(key=lambda reading: order.get(reading.name, len(order)))
     all_margins = _margins(DEFAULT_MARGINS, margins)
     methods, losses = _methods(readings, labels, all_margins, readings[0].outputs.shape[1])
-    alone = {name.replace("_", "-") for name, one in predictions.log_probs.items() if len(one) == 1}
-    methods = [_of_one_network(one) if one.name in alone else one for one in methods]
+    mask_curve = _mask_curve(readings, losses, labels)
+    if mask_curve is None and {"dropout", "monte_carlo"} <= {*predictions.log_probs}:
+        left_out.append(
+            "How many masks reach weight scaling is not said: that is a question about the same "
+            "networks, and of dropout and monte_carlo one is a single network."
+        )
     return Comparison(
         task="classification",
         command=command,
@@ -371,28 +389,14 @@ def of_predictions(
         replicates=replicates,
         methods=methods,
         diversity=_all_diversity(readings, labels),
-        mask_curve=_mask_curve(readings, losses, labels),
+        mask_curve=mask_curve,
         exact=None,
         overfitting=[],
         learning_curves={},
         co_adaptation={},
         sweep=[],
-        left_out=left_out,
+        left_out=[*left_out, *_unreliable(readings, methods, labels)],
     )
-
-
-def _of_one_network(method: Method) -> Method:
-    """A method of which one network was given: no spread over trainings is known."""
-    points = [
-        replace(
-            point,
-            over_seeds={
-                name: mean_interval([interval.mean]) for name, interval in point.over_seeds.items()
-            },
-        )
-        for point in method.points
-    ]
-    return replace(method, points=points, retrained=False)
 
 
 def _regression_margins(plain: Reading, labels: np.ndarray, scale: float) -> dict[str, float]:
@@ -500,10 +504,10 @@ def _cost(facts: Mapping[str, Any], *, masks: bool, trainings: int = 1) -> Cost:
     )
 
 
-def _cost_of_size(reading: Reading, size: int) -> Cost:
+def _cost_of_size(reading: Reading, size: int) -> Cost | None:
     cost = reading.cost
     if cost is None:
-        return Cost(0.0, 0.0, 0.0, 0.0, 0, 0)
+        return None
     kept = 1 if reading.unit == "masks" else size
     return Cost(
         train_flops=kept * cost.train_flops,
@@ -537,7 +541,10 @@ def _methods(
                 size=size,
                 cost=_cost_of_size(reading, size),
                 scores={name: crossed_interval(of_size[name]) for name in names},
-                over_seeds={name: mean_interval(list(of_size[name].mean(1))) for name in names},
+                over_seeds={
+                    name: mean_interval(list(of_size[name].mean(1)[: reading.trainings]))
+                    for name in names
+                },
                 worth={name: curves[name].equivalent(of_size[name]) for name in names},
                 against_ensemble={
                     name: equivalence_test(of_size[name] - largest[name], margins[name])
@@ -555,9 +562,50 @@ def _methods(
                 unit=reading.unit,
                 points=points,
                 table=list(reading.table),
+                retrained=reading.retrained,
             )
         )
     return methods, losses
+
+
+def _unreliable(
+    readings: Sequence[Reading], methods: Sequence[Method], labels: np.ndarray
+) -> list[str]:
+    """A sentence on the points of the table whose calibration is not to be relied on, if any."""
+    if np.issubdtype(labels.dtype, np.floating):
+        return []
+    given, found = jnp.asarray(labels), []
+    for reading, method in zip(readings, methods, strict=True):
+        for size in reading.table:
+            starts = range(0, reading.outputs.shape[1] - size + 1, size)
+            groups = (one[start : start + size] for one in reading.outputs for start in starts)
+            if any(bool(_ends_at_a_bound(_log_mean(group), given)) for group in groups):
+                found.append(method.title(size))
+    if not found:
+        return []
+    return [
+        f"The calibrated scores of {'; '.join(found)} are unreliable: on some half of the test "
+        "examples the fit of the temperature ends at 1/20 or 20, the bounds of its search, as "
+        "where every one of them is classified rightly."
+    ]
+
+
+def _log_mean(members: np.ndarray) -> Array:
+    """The average of members. In numpy, since each number of them would be compiled for."""
+    with np.errstate(divide="ignore"):
+        return jnp.asarray(np.log(np.exp(members, dtype=np.float64).mean(0)), jnp.float32)
+
+
+@jax.jit
+def _ends_at_a_bound(log_probs: Array, labels: Array) -> Array:
+    """Whether the temperature of a half does, of those that `calibrated_nll` is scored with."""
+
+    def score(fitted: Array, scored: Array) -> Array:
+        temperature = metrics.fit_temperature(log_probs[fitted], labels[fitted])
+        at_a_bound = jnp.abs(jnp.log(temperature)) > 0.999 * math.log(20)
+        return jnp.broadcast_to(at_a_bound, scored.shape).astype(jnp.float32)
+
+    return metrics.mean_over_halvings(jax.random.key(0), score, len(labels), NUM_HALVINGS).any()
 
 
 def _with_profile(
@@ -643,7 +691,7 @@ def _diversity(reading: Reading, size: int, labels: np.ndarray) -> Diversity:
                 jnp.asarray(outputs[:size]), jnp.asarray(labels), regression=bool(regression)
             ),
         )
-        for outputs in reading.outputs
+        for outputs in reading.outputs[: reading.trainings]
     ]
     intervals = jax.tree.map(lambda *of_replicates: mean_interval(of_replicates), *values)
     numbers = ("disagreement", "pairwise_kl", "q_statistic", "mutual_information")
@@ -664,6 +712,8 @@ def _mask_curve(
     by_name = {reading.name: reading for reading in readings}
     if "monte-carlo" not in by_name or "dropout" not in by_name:
         return None
+    if by_name["monte-carlo"].retrained != by_name["dropout"].retrained:
+        return None  # One network was given, of which more is not known.
     task = "regression" if np.issubdtype(labels.dtype, np.floating) else "classification"
     names = [name for name in CURVE_SCORES[task]]
     sampled = by_name["monte-carlo"]

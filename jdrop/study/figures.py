@@ -61,8 +61,9 @@ def _log_ticks(axes: Axes) -> None:
 
 
 def costs_known(comparison: Comparison) -> bool:
-    """Whether anything is known of what predictions cost."""
-    return comparison.ensemble.cost.parameters > 0
+    """Whether it is known of every prediction what it cost."""
+    points = (point for method in comparison.methods for point in method.points)
+    return all(point.cost is not None for point in points)
 
 
 def _panels(comparison: Comparison) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from jdrop.study.results import (
     COSTS,
     SCORES,
     Comparison,
+    Cost,
     Method,
     Point,
     format_interval,
@@ -62,10 +63,10 @@ def sentence(comparison: Comparison) -> str:
         f"On {data['name']}{size}{noise} {what} is worth {in_words(point.worth[first])} "
         f"independently trained networks in {SCORES[first].title}"
     )
-    if costs_known(comparison):
-        one = comparison.method("plain").points[0].cost
-        training = point.cost.train_flops / one.train_flops
-        inference = point.cost.predict_flops / one.predict_flops
+    cost, one = point.cost, comparison.method("plain").points[0].cost
+    if cost is not None and one is not None:
+        training = cost.train_flops / one.train_flops
+        inference = cost.predict_flops / one.predict_flops
         text += f", for {training:.1f}x the training and {inference:.1f}x the inference cost of one"
     also = [f"{in_words(point.worth[score])} in {SCORES[score].title}" for score in others]
     text += f"; {', '.join(also[:-1])} and {also[-1]}. "
@@ -113,9 +114,12 @@ def _p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"= {value:.2g}"
 
 
-def _times(value: float, one: float) -> str:
-    times = value / one
-    return f"{times:.0f}" if times >= 9.95 else f"{times:.1f}"
+def _times_of(cost: Cost | None, one: Cost | None) -> list[str]:
+    """The FLOPs of training and of a prediction, as multiples of one network's."""
+    assert cost is not None
+    assert one is not None
+    ratios = cost.train_flops / one.train_flops, cost.predict_flops / one.predict_flops
+    return [f"{times:.0f}" if times >= 9.95 else f"{times:.1f}" for times in ratios]
 
 
 TERMINAL_NOTE = (
@@ -160,8 +164,7 @@ def terminal(comparison: Comparison) -> Table:
         if method.name != "plain":
             cells[-2:] = str(point.worth[first]), point.against_ensemble[first].verdict
         if costs:
-            cells.append(_times(point.cost.train_flops, one.train_flops))
-            cells.append(_times(point.cost.predict_flops, one.predict_flops))
+            cells += _times_of(point.cost, one)
         table.add_row(method.title(point.size), *cells)
     return table
 
@@ -190,13 +193,9 @@ def score_table(comparison: Comparison) -> tuple[list[str], Rows]:
         row += [
             format_interval(score, point.over_seeds[score]) for score in comparison.curve_scores
         ]
-        if costs:
-            row += [
-                _times(point.cost.train_flops, one.train_flops),
-                _times(point.cost.predict_flops, one.predict_flops),
-                f"{point.cost.parameters:,}",
-                f"{point.cost.train_seconds:.2f}",
-            ]
+        if costs and point.cost is not None:
+            row += _times_of(point.cost, one)
+            row += [f"{point.cost.parameters:,}", f"{point.cost.train_seconds:.2f}"]
         rows.append(row)
     return header, rows
 
@@ -229,14 +228,34 @@ def table_note(comparison: Comparison) -> str:
     """What ± is, and what it leaves out."""
     first = comparison.curve_scores[0]
     point = comparison.method("plain").points[0]
-    return (
+    methods = {method.name: method for method in comparison.methods}
+    text = (
         "±: half the 95 % interval for new trainings, on these test examples. New test examples "
         "would move all methods together: with them one plain network has "
         f"{format_interval(first, point.scores[first], unit=True)} in {SCORES[first].title}. "
-        "Networks of one kind are averaged over all that a replicate has; masks are drawn for its "
-        "first dropout network, so the two rows are of other networks, and only the figure of "
-        "masks compares the same ones. FLOPs are multiples of one plain network's."
+        "Intervals are for the mean over trainings on these training examples, and each stands "
+        "alone: none is widened because there are many. "
     )
+    if not all(method.retrained for method in comparison.methods):
+        text += (
+            "A row without ± is of one given network, and the intervals of what that is worth "
+            "hold for it, not for training it anew. "
+        )
+    text += "The scores here are means over all networks of a replicate"
+    if "dropout" in methods and "monte-carlo" in methods and methods["dropout"].points[-1].size > 1:
+        text += (
+            "; masks are of one dropout network of each, so that their row and that of one dropout "
+            "network are of different networks"
+        )
+        if comparison.mask_curve is not None:
+            text += ", and only the figure of masks compares the same ones"
+    profiled = "ECE, AURC, AUROC, entropy and mutual information are"
+    if comparison.task == "regression":
+        profiled = "Coverage is"
+    text += f". {profiled} of the first networks of each, as many as the row says."
+    if costs_known(comparison):
+        text += " FLOPs are multiples of one plain network's."
+    return text
 
 
 def profile_table(comparison: Comparison) -> tuple[list[str], Rows]:
@@ -432,7 +451,7 @@ def scores_csv(comparison: Comparison) -> str:
                     + [interval.mean, interval.low, interval.high]
                     + ([worth.value, worth.low, worth.high] if worth else [""] * 3)
                     + ([test.verdict, test.p_value] if test else [""] * 2)
-                    + [getattr(point.cost, cost) for cost in COSTS]
+                    + ["" if point.cost is None else getattr(point.cost, name) for name in COSTS]
                 )
     return buffer.getvalue()
 

@@ -168,7 +168,7 @@ class Point:
 
     Attributes:
         size: how many networks or masks were averaged.
-        cost: of one prediction by them.
+        cost: of one prediction by them; None where it is not known.
         scores: by name, the mean over replicates and test examples, with the 95 % interval for new
             trainings and new test examples.
         over_seeds: by name, the same means with the interval for new trainings on these test
@@ -181,7 +181,7 @@ class Point:
     """
 
     size: int
-    cost: Cost
+    cost: Cost | None
     scores: dict[str, Interval]
     over_seeds: dict[str, Interval]
     worth: dict[str, Equivalent]

@@ -1,6 +1,8 @@
 """What predictions say: made-up ones, of which the answer is known."""
 
+import csv
 import dataclasses
+import json
 import math
 
 import jax
@@ -11,8 +13,9 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from jdrop.statistics import Interval, bootstrap_weights, crossed_interval
-from jdrop.study import bootstrap, evaluation, report
+from jdrop.study import bootstrap, evaluation, figures, report
 from jdrop.study.evaluation import Reading, losses_by_size, of_predictions
+from jdrop.study.results import COSTS
 from jdrop.study.tables import Predictions
 
 N, C = 150, 3
@@ -60,10 +63,59 @@ def test_given_predictions_are_dealt_out_and_compared(predictions):
     assert "for this one network, not for training it anew" in report.sentence(found)
     assert not masks.retrained
     assert masks.points[-1].over_seeds["nll"].low is None
+    spread = {one.method: one.disagreement.low for one in found.diversity}
+    assert spread["monte-carlo"] is None
+    assert spread["plain"] is not None
+    assert "A row without ± is of one given network" in report.table_note(found)
     assert found.method("all").retrained
     assert not report.costs_known(found)
     assert "cost" not in report.sentence(found)
     assert "On made up dropout, 6 masks is worth" in report.sentence(found)
+
+
+def test_what_is_in_no_replicate_is_said(labels):
+    plain, few = members(labels, 13, 2.0, 1), members(labels, 5, 2.0, 7)
+    masks = np.stack([members(labels, 2, 3.0, seed) for seed in range(10)])
+    log_probs = {"plain": plain, "dropout": few, "monte_carlo": masks}
+    found = of_predictions(Predictions(log_probs, labels), "x", 9)
+    assert found.replicates == 5
+    said = " ".join(found.left_out)
+    assert "There are 5 replicates, not 9: each has two plain networks at least" in said
+    assert "The last 3 of plain are in none" in said
+    assert "The last 5 of monte_carlo are in none" in said
+    assert found.mask_curve is not None
+    assert all(method.retrained for method in found.methods)
+    one = {**log_probs, "monte_carlo": masks[:1]}
+    found = of_predictions(Predictions(one, labels), "x", 5)
+    assert found.mask_curve is None
+    assert "How many masks reach weight scaling is not said" in " ".join(found.left_out)
+
+
+def test_costs_that_are_not_known_are_blank(predictions):
+    found = of_predictions(predictions, "x", 3)
+    assert all(point.cost is None for method in found.methods for point in method.points)
+    read = json.loads(found.to_json())
+    assert read["methods"][0]["points"][0]["cost"] is None
+    assert type(found).from_json(found.to_json()).to_json() == found.to_json()
+    for row in csv.DictReader(report.scores_csv(found).splitlines()):
+        assert {row[name] for name in COSTS} == {""}
+    assert figures.score_against_cost(found) is None
+    assert figures.score_against_other_costs(found) is None
+    for template in ("report.md.jinja", "report.html.jinja"):
+        text = report._render(template, found, [])
+        assert "FLOPs" not in text
+        assert "each stands alone" in text
+    assert "training FLOPs" not in report.score_table(found)[0]
+    assert report.terminal(found).columns[-1].header.strip() == "enough?"
+
+
+def test_a_temperature_at_a_bound_is_said(predictions, labels):
+    right = log_softmax(30 * np.eye(C)[labels])
+    log_probs = {"plain": predictions.log_probs["plain"], "right": np.stack([right] * 3)}
+    said = of_predictions(Predictions(log_probs, labels), "x", 3).left_out[-1]
+    assert said.startswith("The calibrated scores of right, one are unreliable: ")
+    said = of_predictions(predictions, "x", 3).left_out
+    assert "unreliable" not in " ".join(said)
 
 
 def test_a_method_that_is_the_ensemble_is_worth_the_ensemble(labels):
