@@ -37,10 +37,15 @@ def _style(name: str) -> tuple[str, str]:
 
 def _scaled(score: str, interval: Interval) -> tuple[float, float, float]:
     """Mean, low and high, as shown."""
-    scale = SCORES[score].scale
+    mean, low, high = (end * SCORES[score].scale for end in _ends(interval))
+    return mean, low, high
+
+
+def _ends(interval: Interval) -> tuple[float, float, float]:
+    """Mean, low and high, of one value the mean only."""
     low = interval.mean if interval.low is None else interval.low
     high = interval.mean if interval.high is None else interval.high
-    return interval.mean * scale, low * scale, high * scale
+    return interval.mean, low, high
 
 
 def _label(score: str) -> str:
@@ -86,8 +91,7 @@ def score_against_cost(comparison: Comparison) -> Figure | None:
         axes_of_score[0].set_ylabel(f"test {_label(score)}")
     for axes, cost in zip(grid[-1], costs, strict=True):
         axes.set_xlabel(COSTS[cost])
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    _legend_above(figure, grid[0][0])
     return figure
 
 
@@ -96,7 +100,7 @@ def score_against_other_costs(comparison: Comparison) -> Figure | None:
     if not costs_known(comparison):
         return None
     costs = [cost for cost in COSTS if cost not in ("train_flops", "predict_flops")]
-    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    figure = Figure(figsize=(10, 7.6), layout="constrained")
     grid = figure.subplots(2, 2, sharey=True)
     score = comparison.curve_scores[0]
     for axes, cost in zip(grid.flat, costs, strict=True):
@@ -104,7 +108,14 @@ def score_against_other_costs(comparison: Comparison) -> Figure | None:
         axes.set_xlabel(COSTS[cost])
     for axes in grid[:, 0]:
         axes.set_ylabel(f"test {_label(score)}")
+    _legend_above(figure, grid[0, 0])
     return figure
+
+
+def _legend_above(figure: Figure, axes: Axes) -> None:
+    """One legend for all panels, of what is in `axes`."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
 
 
 def _cost_panel(axes: Axes, comparison: Comparison, score: str, cost: str) -> None:
@@ -314,6 +325,7 @@ def learning_curves(comparison: Comparison) -> Figure | None:
         # The first epochs are far above the rest and would press the end of the curves together.
         ends = [np.array(c.test[score])[len(c.epochs) // 4 :].max() for c in curves.values()]
         axes.set_ylim(0, 1.6 * max(*ends, 1e-9) * scale)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epochs")
         axes.set_ylabel(_label(score))
         axes.legend(frameon=False, fontsize=9)
@@ -353,8 +365,7 @@ def diversity(comparison: Comparison) -> Figure | None:
         axes.set_xlabel("mean loss of the members")
         _finish(axes)
     panels[0].set_ylabel("gained by averaging")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    _legend_above(figure, panels[0])
     return figure
 
 
@@ -457,11 +468,6 @@ def _layer_bars(axes: Axes, found: dict[str, CoAdaptation], name: str, label: st
     names = next(iter(found.values())).correlation
     axes.set_xticks(range(len(names)), [f"layer {i + 1}" for i in range(len(names))])
     axes.set_ylabel(label)
-
-
-def _ends(interval: Interval) -> tuple[float, float, float]:
-    mean = interval.mean
-    return mean, mean if interval.low is None else interval.low, interval.high or mean
 
 
 def features(comparison: Comparison) -> Figure | None:
