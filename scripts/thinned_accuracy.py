@@ -3,8 +3,9 @@
 Trains the same networks, from the same weights and on the same batches, without dropout, with a
 mask for each example, and as thinned networks: one mask for a group or for the whole batch, of any
 units or of blocks, shuffled at the beginning of each epoch or not. Prints test error and NLL with
-95 % intervals over seeds, their differences from a mask per example, seed by seed, and the time of
-an epoch; draws test error against time. Stopped, the same command goes on where it was.
+95 % intervals over seeds, their differences from a mask per example after as many epochs and after
+the same time, seed by seed, the time of an epoch and, where asked, the time to a test error; draws
+both against time. Stopped, the same command goes on where it was.
 """
 
 import json
@@ -35,6 +36,9 @@ from jdrop.thinned import thin
 from jdrop.train import TrainState, fit
 
 FINE = "a mask per example"
+
+NUM_LAST = 5
+"""Epochs over which scores after the same time are averaged, since single ones go up and down."""
 
 COLOURS = {
     "no dropout": "#0072B2",
@@ -147,43 +151,82 @@ def shown(interval: Interval, scale: float, digits: int, sign: str = "") -> str:
     return f"{scale * interval.mean:{sign}.{digits}f} ± {half:.{digits}f}"
 
 
-def report(study: Study, names: Sequence[str]) -> None:
+def epoch_time(study: Study, name: str) -> float:
+    """The median time of an epoch, in epochs without dropout."""
+    of_one, of_plain = (
+        statistics.median(np.concatenate(study.of(variant, "seconds")).tolist())
+        for variant in (name, "no dropout")
+    )
+    return of_one / of_plain
+
+
+def after_the_same_time(study: Study, name: str, what: str) -> Interval | None:
+    """The difference from a mask per example after the same time, mean of the last epochs.
+
+    None where a mask per example was not trained for so long.
+    """
+    values, fine = np.array(study.of(name, what)), np.array(study.of(FINE, what))
+    epochs = np.arange(1, values.shape[1] + 1)
+    times, fine_times = epochs * epoch_time(study, name), epochs * epoch_time(study, FINE)
+    if times[-1] > fine_times[-1]:
+        return None
+    times = times[-NUM_LAST:]
+    pairs = zip(values[:, -NUM_LAST:], fine, strict=True)
+    return mean_interval([(of - np.interp(times, fine_times, one)).mean() for of, one in pairs])
+
+
+def time_to(study: Study, name: str, target: float) -> str:
+    """After what time the mean test error over seeds is no more than the target, in %."""
+    reached = 100 * np.mean(study.of(name, "error"), 0) <= target
+    return f"{(reached.argmax() + 1) * epoch_time(study, name):.1f}" if reached.any() else "never"
+
+
+def report(study: Study, names: Sequence[str], targets: Sequence[float]) -> None:
     """Prints the table."""
-    table = Table(title=study.path.stem)
-    for title in ("", "error %", "NLL", "error - fine", "NLL - fine", "time of an epoch"):
-        table.add_column(title, justify="right" if title else "left")
-    floor = statistics.median(np.concatenate(study.of(names[0], "seconds")).tolist())
-    last = {
-        (name, what): np.array(study.of(name, what))[:, -1]
-        for name in names
-        for what in ("error", "nll")
-    }
+    table = Table(
+        title=study.path.stem,
+        caption=f"Same epochs, same time: the difference from {FINE} after as many epochs, and "
+        f"after the same time (mean of the last {NUM_LAST} epochs). Times: in epochs without "
+        "dropout.",
+    )
+    table.add_column()
+    for title in (
+        "error %",
+        "NLL",
+        "error,\nsame epochs",
+        "NLL,\nsame epochs",
+        "error,\nsame time",
+        "NLL,\nsame time",
+        "time of\nan epoch",
+        *(f"time to\n{target:g} %" for target in targets),
+    ):
+        table.add_column(title, justify="right")
+    digits = {"error": (100, 2), "nll": (1, 4)}
     for name in names:
-        cells = []
-        for what, scale, digits in (("error", 100, 2), ("nll", 1, 4)):
-            cells.append(shown(mean_interval(list(last[name, what])), scale, digits))
-        for what, scale, digits in (("error", 100, 2), ("nll", 1, 4)):
-            difference = last[name, what] - last[FINE, what]
-            same = (
-                "" if name == FINE else shown(mean_interval(list(difference)), scale, digits, "+")
+        last = {what: np.array(study.of(name, what))[:, -1] for what in digits}
+        cells = [shown(mean_interval(list(last[what])), *digits[what]) for what in digits]
+        for what in digits:
+            difference = last[what] - np.array(study.of(FINE, what))[:, -1]
+            cells.append(
+                "" if name == FINE else shown(mean_interval(list(difference)), *digits[what], "+")
             )
-            cells.append(same)
-        seconds = statistics.median(np.concatenate(study.of(name, "seconds")).tolist())
-        table.add_row(name, *cells, f"{seconds / floor:.2f}")
-    Console(width=110).print(table)
+        for what in digits:
+            found = None if name == FINE else after_the_same_time(study, name, what)
+            cells.append("" if found is None else shown(found, *digits[what], "+"))
+        cells += [f"{epoch_time(study, name):.2f}", *(time_to(study, name, t) for t in targets)]
+        table.add_row(name, *cells)
+    Console(width=150).print(table)
 
 
 def draw(study: Study, names: Sequence[str], path: Path) -> None:
     """Test error and NLL after each epoch against the time of training, in plain epochs."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    floor = statistics.median(np.concatenate(study.of("no dropout", "seconds")).tolist())
     for axes, (what, title, scale) in zip(
         panels, (("error", "test error (%)", 100), ("nll", "test NLL (nats)", 1)), strict=True
     ):
         for name in (name for name in names if name in COLOURS):
             values = scale * np.array(study.of(name, what))
-            seconds = statistics.median(np.concatenate(study.of(name, "seconds")).tolist())
-            at = np.arange(1, values.shape[1] + 1) * seconds / floor
+            at = np.arange(1, values.shape[1] + 1) * epoch_time(study, name)
             axes.plot(at, values.mean(0), color=COLOURS[name], label=name, lw=1.6)
             axes.plot(at[-1], values.mean(0)[-1], "o", color=COLOURS[name], ms=4)
         axes.set(xlabel="time of training, in epochs without dropout", ylabel=title)
@@ -210,11 +253,12 @@ def draw(study: Study, names: Sequence[str], path: Path) -> None:
 @click.option("--learning-rate", default=1e-3, show_default=True)
 @click.option("--seeds", default=10, show_default=True)
 @click.option("--leave-out", multiple=True, help="A variant; may be repeated.")
+@click.option("--target", type=float, multiple=True, help="Test error, in %, to show the time to.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("thinned/digits.json"))
 def main(**options: Any) -> None:
     """Runs what the file does not hold, and shows it."""
     path, data_dir = options.pop("out"), options.pop("data_dir")
-    left_out = options.pop("leave_out")
+    left_out, targets = options.pop("leave_out"), options.pop("target")
     path.parent.mkdir(parents=True, exist_ok=True)
     data = load(
         options["dataset"],
@@ -237,7 +281,7 @@ def main(**options: Any) -> None:
         study.keep(f"{name}/{seed}", train_one(networks[name], data, options, seed))
         left = (time.perf_counter() - start) / done * (len(missing) - done)
         click.echo(f"{name}, seed {seed}; {done}/{len(missing)}, {left:.0f} s left", err=True)
-    report(study, list(networks))
+    report(study, list(networks), targets)
     draw(study, list(networks), path.with_suffix(".png"))
 
 

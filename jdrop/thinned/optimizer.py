@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jdrop.thinned.structure import ThinningError
+
 
 def freeze_deleted(
     optimizer: optax.GradientTransformation,
@@ -26,6 +28,8 @@ def freeze_deleted(
 
     Raises:
         TypeError: an update without `kept`.
+        ThinningError: an optimizer that gathers the gradients of several steps, or whose state
+            optax cannot tell apart by parameter.
 
     Example:
         >>> params = jnp.array([1.0, 2.0])
@@ -74,7 +78,20 @@ def map_state(
         state: of the optimizer.
         of_params: a tree like the parameters.
         otherwise: stands for arrays that are for no parameter in particular.
+
+    Raises:
+        ThinningError: see `freeze_deleted`.
     """
+
+    def gathers(part: Any) -> bool:
+        return isinstance(part, optax.MultiStepsState)
+
+    if any(map(gathers, jax.tree.leaves(state, is_leaf=gathers))):
+        raise ThinningError(
+            "optax.MultiSteps gathers the gradients of several steps, in each of which other units "
+            "are deleted, so that none stays as it was; take larger batches, and `num_groups` of "
+            "`thin` for more than one mask in each."
+        )
 
     def is_left_out(leaf: Any) -> bool:
         return isinstance(leaf, optax.MaskedNode)
@@ -83,11 +100,19 @@ def map_state(
         # In the place of a parameter that this part of the optimizer does not see.
         return leaf if is_left_out(leaf) else function(leaf, of_param)
 
-    return optax.tree.map_params(
-        optimizer,
-        at,
-        state,
-        of_params,
-        transform_non_params=lambda leaf: otherwise,
-        is_leaf=is_left_out,
-    )
+    try:
+        return optax.tree.map_params(
+            optimizer,
+            at,
+            state,
+            of_params,
+            transform_non_params=lambda leaf: otherwise,
+            is_leaf=is_left_out,
+        )
+    except ThinningError:
+        raise
+    except (IndexError, TypeError, ValueError) as error:
+        raise ThinningError(
+            "optax cannot tell which arrays of the optimizer's state are for which parameter "
+            f"({error}); take another optimizer, such as optax.adam."
+        ) from error

@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 from exactness import QUICK, assert_close, drawn_inputs, drawn_variables
-from networks import softmax_regression
+from networks import NETWORKS, softmax_regression
 
 from jdrop.network import Network
-from jdrop.thinned import freeze_deleted, thin
+from jdrop.thinned import ThinningError, freeze_deleted, thin
 from jdrop.train import TrainState, train_step
 
 PARAMS = {
@@ -140,6 +140,35 @@ def test_an_update_that_does_not_say_what_is_kept_is_an_error(getkey):
     state = TrainState.create(network, variables, optimizer)
     with pytest.raises(TypeError, match="update needs kept"):
         jax.eval_shape(train_step, getkey(), state, (jnp.ones((2, 4)), jnp.zeros(2, int)))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (
+            optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(),
+            "gathers the gradients of several steps",
+        ),
+        (optax.lbfgs(), "cannot tell which arrays"),
+        (optax.sm3(0.1), "cannot tell which arrays"),
+        (optax.adafactor(0.1), "keeps an array of shape"),
+    ],
+    ids=["multi_steps", "lbfgs", "sm3", "adafactor"],
+)
+def test_an_optimizer_of_which_no_part_can_be_taken_out_is_an_error(getkey, optimizer, message):
+    network = thin(NETWORKS["linen"], jnp.ones((1, 4)))
+    variables = drawn_variables(network, jnp.ones((1, 4)))
+    state = TrainState.create(network, variables, optimizer)
+    with pytest.raises(ThinningError, match=message):
+        jax.eval_shape(train_step, getkey(), state, (jnp.ones((2, 4)), jnp.zeros(2, int)))
+
+
+def test_frozen_steps_that_are_gathered_are_an_error():
+    optimizer = optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation()
+    with pytest.raises(ThinningError, match="gathers the gradients of several steps"):
+        freeze_deleted(optimizer).update(
+            grads_of_step(0), optimizer.init(PARAMS), PARAMS, kept=KEPT
+        )
 
 
 @pytest.mark.parametrize("name", ["masked", "multi_transform", "inject_hyperparams"])
