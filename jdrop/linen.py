@@ -16,7 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdrop import attention, functional
-from jdrop.network import AtDropout, Network, Variables, mode_flags
+from jdrop.network import AtDropout, Network, Variables, drops_units, mode_flags
 
 
 class Dropout(nn.Module):
@@ -255,7 +255,12 @@ def _thin(
     if context.method_name != "__call__":
         return next_method(*args, **kwargs)
     if isinstance(module, Dropout | nn.Dropout):
-        outputs = _call_at(at_dropout, module, args, kwargs)
+        inputs = _dropout_inputs(args, kwargs)
+        given = args[1] if len(args) > 1 else kwargs.get("deterministic")
+        is_off = nn.merge_param("deterministic", module.deterministic, given)
+        outputs = None
+        if not is_off and drops_units(module.broadcast_dims, inputs):
+            outputs = _call_at(at_dropout, module, args, kwargs)
         return next_method(*args, **kwargs) if outputs is None else outputs
     kernel = module.variables.get("params", {}).get("kernel")
     if kernel is None:
@@ -274,9 +279,13 @@ def _thin(
 
 
 def _call_at(at_dropout: AtDropout, module: Any, args: Any, kwargs: Any) -> Any:
-    inputs = args[0] if args else kwargs["inputs"]
-    rate = kwargs.get("rate")
-    return at_dropout("/".join(module.path), inputs, module.rate if rate is None else rate)
+    rate = module.rate if kwargs.get("rate") is None else kwargs["rate"]
+    return at_dropout("/".join(module.path), _dropout_inputs(args, kwargs), rate)
+
+
+def _dropout_inputs(args: Any, kwargs: Any) -> Array:
+    inputs: Array = args[0] if args else kwargs["inputs"]
+    return inputs
 
 
 def _with_attribute(

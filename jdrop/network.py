@@ -1,7 +1,7 @@
 """What a network is to the rest of jdrop: a function of variables, inputs and a key."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,9 +38,9 @@ class Network:
         init_fn: variables from a key and example inputs.
         train_fn: outputs and updated variables from variables, inputs and a key: the network in
             training, batch statistics included. Without it, `apply_fn` is the network in training.
-        thin: `thin(at_dropout)` is the network with `at_dropout` called in place of its dropout
-            layers, or, where that gives None, with the layer as it is; its other layers take
-            weights of fewer units than they were made for. For `jdrop.thinned`.
+        thin: `thin(at_dropout)` is the network in training with `at_dropout` called in place of the
+            dropout layers that drop units, or, where that gives None, with the layer as it is; its
+            other layers take weights of fewer units than they were made for. For `jdrop.thinned`.
         thinning: how its training steps thin it; made by `jdrop.thinned.thin`.
 
     Example:
@@ -79,6 +79,11 @@ class Network:
         if self.train_fn is None:
             return self.apply_fn(variables, inputs, key), variables
         return self.train_fn(variables, inputs, key)
+
+
+def drops_units(broadcast_dims: Iterable[int], inputs: Array) -> bool:
+    """Whether a dropout layer decides for units, the last axis, one by one."""
+    return {-1, inputs.ndim - 1}.isdisjoint(broadcast_dims)
 
 
 def check_network(network: Any) -> None:

@@ -4,7 +4,7 @@ Replace `flax.nnx.Dropout` by `jdrop.nnx.Dropout` and the rest of a project stay
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import jax
@@ -15,7 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdrop import attention, functional
-from jdrop.network import AtDropout, Network, Variables, mode_flags
+from jdrop.network import AtDropout, Network, Variables, drops_units, mode_flags
 
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -282,7 +282,7 @@ def as_network(make_module: Any, *, at_dropout: AtDropout | None = None) -> Netw
     if at_dropout is None:
 
         def thin(at_dropout: AtDropout) -> Network:
-            return _network(make_module, partial(_call_at_dropout, at_dropout))
+            return _network(make_module, partial(_call_at_dropout, at_dropout, only_units=True))
 
         return _network(make_module, None, thin)
     return _network(make_module, partial(_replace_dropout, at_dropout))
@@ -351,27 +351,35 @@ def _replace_dropout(at_dropout: AtDropout, model: nnx.Module) -> None:
     _call_at_dropout(at_dropout, model)
 
 
-def _call_at_dropout(at_dropout: AtDropout, model: nnx.Module) -> None:
-    """Makes every dropout layer call `at_dropout`, and do as ever where that gives None."""
+def _call_at_dropout(at_dropout: AtDropout, model: nnx.Module, *, only_units: bool = False) -> None:
+    """Makes dropout layers call `at_dropout`, and do as ever where that gives None.
+
+    Those only, where asked for, that are on and drop units.
+    """
     for path, module in list(nnx.iter_modules(model)):
         if isinstance(module, Dropout | nnx.Dropout):
             name = "/".join(map(str, path))
-            object.__setattr__(module, "replacement", partial(at_dropout, name))
-            object.__setattr__(module, "own_call", type(module).__call__)
-            object.__setattr__(module, "__class__", _ReplacedDropout)
+            object.__setattr__(module, "at_dropout", partial(at_dropout, name))
+            object.__setattr__(module, "only_units", only_units)
+            object.__setattr__(module, "__class__", _replaced(type(module)))
 
 
-class _ReplacedDropout(nnx.Module):
-    """What a dropout layer becomes when something else is to be called in its place."""
+@cache
+def _replaced(layer: type) -> type:
+    """What a dropout layer becomes when something else is to be called in its place.
 
-    rate: ArrayLike
-    replacement: Callable[[Array, ArrayLike], Array | None]
-    own_call: Callable[..., Array]
+    The same class for all layers of one, or what is compiled with it would be compiled anew.
+    """
 
-    def __call__(self, inputs: Array, **call: Any) -> Array:
-        rate = call.get("rate")
-        outputs = self.replacement(inputs, self.rate if rate is None else rate)
-        return self.own_call(self, inputs, **call) if outputs is None else outputs
+    def call(self: Any, inputs: Array, **given: Any) -> Array:
+        is_off, rate = given.get("deterministic"), given.get("rate")
+        is_off = self.deterministic if is_off is None else is_off
+        outputs = None
+        if not self.only_units or (not is_off and drops_units(self.broadcast_dims, inputs)):
+            outputs = self.at_dropout(inputs, self.rate if rate is None else rate)
+        return layer.__call__(self, inputs, **given) if outputs is None else outputs
+
+    return type(f"Replaced{layer.__name__}", (layer,), {"__call__": call})
 
 
 class _BatchNormOfRunningAverages(nnx.BatchNorm):

@@ -24,12 +24,13 @@ def freeze_deleted(
     parameters of Boolean arrays that broadcast to them, as `Thinning.entries` gives it.
 
     Args:
-        optimizer: any optax optimizer whose updates of one entry do not depend on other entries.
+        optimizer: any optax optimizer whose updates of one entry do not depend on other entries;
+            others, such as `optax.lamb`, see those of deleted units.
 
     Raises:
         TypeError: an update without `kept`.
-        ThinningError: an optimizer that gathers the gradients of several steps, or whose state
-            optax cannot tell apart by parameter.
+        ThinningError: an optimizer that gathers the gradients of several steps, or whose state is
+            not made of arrays like the parameters.
 
     Example:
         >>> params = jnp.array([1.0, 2.0])
@@ -51,13 +52,16 @@ def freeze_deleted(
         if kept is None:
             raise TypeError(
                 "update needs kept, a tree like the parameters that is True where entries belong "
-                "to kept units; `Thinning.entries` makes it."
+                "to kept units; `Thinning.entries` makes it. Steps of a network of `thin` need no "
+                "freeze_deleted: they take the optimizer itself."
             )
         new_updates, new_state = inner.update(updates, state, params, **extra)
-        new_updates = jax.tree.map(
-            lambda kept, new: jnp.where(kept, new, jnp.zeros_like(new)), kept, new_updates
-        )
-        in_state = map_state(inner, lambda leaf, kept: kept, state, kept, jnp.ones((), bool))
+
+        def at_kept(new: Any, kept: Any) -> Any:
+            return new if _is_left_out(new) else jnp.where(kept, new, jnp.zeros_like(new))
+
+        new_updates = jax.tree.map(at_kept, new_updates, kept, is_leaf=_is_left_out)
+        in_state = map_state(inner, lambda leaf, kept: kept, state, updates, kept, jnp.array(True))
         return new_updates, jax.tree.map(jnp.where, in_state, new_state, state)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
@@ -67,6 +71,7 @@ def map_state(
     optimizer: optax.GradientTransformation,
     function: Callable[[Any, Any], Any],
     state: Any,
+    params: Any,
     of_params: Any,
     otherwise: Any,
 ) -> Any:
@@ -76,6 +81,7 @@ def map_state(
         optimizer: what the state is of.
         function: of an array of the state and what `of_params` holds for its parameter.
         state: of the optimizer.
+        params: the parameters, or what has their shapes.
         of_params: a tree like the parameters.
         otherwise: stands for arrays that are for no parameter in particular.
 
@@ -93,21 +99,27 @@ def map_state(
             "`thin` for more than one mask in each."
         )
 
-    def is_left_out(leaf: Any) -> bool:
-        return isinstance(leaf, optax.MaskedNode)
-
-    def at(leaf: Any, of_param: Any) -> Any:
+    def at(leaf: Any, param: Any, of_param: Any) -> Any:
         # In the place of a parameter that this part of the optimizer does not see.
-        return leaf if is_left_out(leaf) else function(leaf, of_param)
+        if _is_left_out(leaf):
+            return leaf
+        if leaf.shape != param.shape:
+            raise ThinningError(
+                f"the optimizer keeps an array of shape {leaf.shape} for parameters of shape "
+                f"{param.shape}, so that no part of it can be taken out; take an optimizer "
+                "whose state is of the shape of the parameters, such as optax.adam."
+            )
+        return function(leaf, of_param)
 
     try:
         return optax.tree.map_params(
             optimizer,
             at,
             state,
+            params,
             of_params,
             transform_non_params=lambda leaf: otherwise,
-            is_leaf=is_left_out,
+            is_leaf=_is_left_out,
         )
     except ThinningError:
         raise
@@ -116,3 +128,7 @@ def map_state(
             "optax cannot tell which arrays of the optimizer's state are for which parameter "
             f"({error}); take another optimizer, such as optax.adam."
         ) from error
+
+
+def _is_left_out(leaf: Any) -> bool:
+    return isinstance(leaf, optax.MaskedNode)

@@ -10,7 +10,7 @@ thinned, and the error says so.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -40,6 +40,12 @@ ZERO_OF_ZERO = _names(
     "sign sin sinh slice split sqrt square squeeze stop_gradient tan tanh transpose"
 )
 """Operations that give 0 where their first input is 0."""
+
+REARRANGED = _names(
+    "broadcast_in_dim convert_element_type copy name neg reduce_precision reshape squeeze "
+    "stop_gradient transpose"
+)
+"""Operations through which a factor of their input is a factor of what they give."""
 
 REDUCTIONS = _names(
     "argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum"
@@ -108,6 +114,19 @@ class _Mark:
     reads: bool
 
 
+@dataclass(frozen=True)
+class _Step:
+    """From one array to another: of an operation, or from a variable to what it becomes.
+
+    One that crosses goes from one factor of a product to the other, over a sum over the units.
+    """
+
+    operation: _Operation | None
+    here: _Mark
+    there: _Mark
+    crosses: bool
+
+
 def mark(name: str, x: Any) -> Any:
     """Stands in the place of a dropout layer in the jaxpr that is read."""
     return checkpoint_name(x, MARK + name)
@@ -120,13 +139,18 @@ class Structure:
         closed: the jaxpr of a function of the variables' leaves and the inputs, which gives the
             outputs and as many leaves again, those of the variables after it.
         num_leaves: how many leaves the variables have.
+
+    Attributes:
+        numbers: all numbers that the network computes with and does not take from arrays, in order.
     """
 
     def __init__(self, closed: ClosedJaxpr, num_leaves: int) -> None:
+        self.numbers: list[str] = []
         self._shapes: list[tuple[int, ...]] = []
-        self._zeros: set[int] = set()
+        self._literals: dict[int, np.ndarray] = {}
         self._operations: list[_Operation] = []
         jaxpr = closed.jaxpr
+        self.numbers += [repr(np.asarray(c).tolist()) for c in closed.consts if np.size(c) == 1]
         ids = {var: self._add(var.aval) for var in (*jaxpr.constvars, *jaxpr.invars)}
         self._constants = {ids[var] for var in jaxpr.constvars}
         given = [ids[var] for var in jaxpr.invars]
@@ -150,8 +174,8 @@ class Structure:
         def read(atom: Any) -> int:
             if isinstance(atom, Literal):
                 array = self._add(atom.aval)
-                if np.all(np.asarray(atom.val) == 0):
-                    self._zeros.add(array)
+                self._literals[array] = np.asarray(atom.val)
+                self.numbers.append(repr(self._literals[array].tolist()))
                 return array
             return ids[atom]
 
@@ -169,6 +193,12 @@ class Structure:
                 ids.update(zip(equation.outvars, results, strict=True))
                 continue
             outputs = [self._add(var.aval) for var in equation.outvars]
+            if equation.primitive.name in ("broadcast_in_dim", "convert_element_type", "copy"):
+                self._literals.update(
+                    (outputs[0], self._literals[array])
+                    for array in inputs[:1]
+                    if array in self._literals
+                )
             ids.update(zip(equation.outvars, outputs, strict=True))
             self._operations.append(
                 _Operation(equation.primitive.name, equation.params, inputs, outputs)
@@ -219,25 +249,37 @@ class Structure:
             )
         is_input = not self._depends_on_variables(before)
         start = _Mark(after, len(shape) - 1, 1, reads=False)
-        found = self._follow(number, name, start, shape[-1], None if is_input else before)
-        return Found(shape[-1], found, is_input)
+        starts = [start] if is_input else [start, replace(start, array=before)]
+        steps = self._follow(name, *starts, size=shape[-1])
+        self._check_zeros(name, start, steps)
+        return Found(shape[-1], self._places(number, start, steps), is_input)
 
-    def units_of_leaf(self, number: int, name: str, leaf: int) -> Found:
-        """What belongs to the units that an array of weights makes, along its last axis."""
+    def units_of_leaf(self, number: int, name: str, leaf: int, *, scaled: bool) -> Found:
+        """What belongs to the units that an array of weights makes, along its last axis.
+
+        Args:
+            number: what its units are to be called in `Place`s.
+            name: of the layer.
+            leaf: the array.
+            scaled: whether the arrays that read the units are to be scaled.
+
+        Raises:
+            ThinningError: units that cannot be taken out, or cannot be scaled.
+        """
         shape = self._shapes[self._leaves[leaf]]
+        if not shape:
+            raise ThinningError(f"{name}: it is a single number, which makes no units.")
         start = _Mark(self._leaves[leaf], len(shape) - 1, 1, reads=False)
-        return Found(shape[-1], self._follow(number, name, start, shape[-1], None), False)
+        steps = self._follow(name, start, size=shape[-1])
+        if scaled:
+            self._check_factors(name, steps)
+        return Found(shape[-1], self._places(number, start, steps), is_input=False)
 
-    def _follow(
-        self, number: int, name: str, start: _Mark, size: int, before: int | None
-    ) -> dict[int, list[Place]]:
-        """All marks that follow from one; `before` is what goes into the dropout layer."""
-        (site,) = self.sites.get(name, [None])
-        readers: list[_Operation] = []
-        marks, pending = {start}, [start]
-        if before is not None:
-            pending.append(_Mark(before, start.axis, 1, reads=False))
-            marks.add(pending[-1])
+    def _follow(self, name: str, *starts: _Mark, size: int) -> list[_Step]:
+        """Every step from one array to another, on all ways from where units are known to be."""
+        site = next(iter(self.sites.get(name, ())), None)
+        steps: list[_Step] = []
+        marks, pending = {*starts}, [*starts]
         while pending:
             here = pending.pop()
             if here.array in self._results or here.array in self._inputs:
@@ -247,6 +289,7 @@ class Structure:
                 raise ThinningError(
                     f"{name}: its units are combined with an array that is no variable."
                 )
+            found: list[_Step] = []
             for operation, is_output, position in self._uses.get(here.array, ()):
                 if operation is site:
                     continue
@@ -255,20 +298,21 @@ class Structure:
                         f"{name}: its units are those of the dropout layer {site_here!r} too; thin "
                         "one of the two and make the rate of the other 0."
                     )
-                links = list(self._links(name, operation, is_output, position, here, size))
-                readers += [operation for _, crosses in links if crosses]
-                for link, _ in links:
-                    if link not in marks:
-                        marks.add(link)
-                        pending.append(link)
+                links = self._links(name, operation, is_output, position, here, size)
+                found += [_Step(operation, here, link, crosses) for link, crosses in links]
             for pair in zip(self._leaves, self._leaves_after, strict=True):
                 for one, other in (pair, pair[::-1]):
-                    link = _Mark(other, here.axis, here.inner, here.reads)
-                    if here.array == one and link not in marks:
-                        marks.add(link)
-                        pending.append(link)
-        if site is not None:
-            self._check_zeros(name, site.outputs[0], readers)
+                    if here.array == one:
+                        link = _Mark(other, here.axis, here.inner, here.reads)
+                        found.append(_Step(None, here, link, crosses=False))
+            steps += found
+            new = {step.there for step in found} - marks
+            marks |= new
+            pending += new
+        return steps
+
+    def _places(self, number: int, start: _Mark, steps: Sequence[_Step]) -> dict[int, list[Place]]:
+        marks = {start, *(step.there for step in steps)}
         by_array: dict[int, list[Place]] = {}
         for found in sorted(marks, key=lambda mark: (mark.array, mark.axis, mark.reads)):
             place = Place(number, found.axis, found.inner, found.reads)
@@ -354,6 +398,8 @@ class Structure:
             f"{name}: its units go through `{kind}`, which cannot be done with a part of them; "
             "units can be taken out between products with weights, where all between the products "
             "is done to each unit alone."
+            + " Drop channels before they are flattened."
+            * (kind == "reshape")
         )
 
     def _links_of_product(
@@ -423,37 +469,77 @@ class Structure:
                 reached.update(operation.outputs)
         return array in reached
 
-    def _check_zeros(self, name: str, dropped: int, readers: Sequence[_Operation]) -> None:
+    def _check_zeros(self, name: str, dropped: _Mark, steps: Sequence[_Step]) -> None:
         """Raises where a unit that is dropped gives something to one of its readers.
 
-        Followed from the dropout layer on are the arrays that are 0 wherever its output is.
+        Followed from the dropout layer on is where arrays are 0 if its output is.
         """
-        zeros = {dropped, *self._zeros}
+        ways: dict[int, list[_Step]] = {}
+        for step in steps:
+            ways.setdefault(id(step.operation), []).append(step)
+        zeros = {dropped}
         for operation in self._operations:
-            if operation in readers:
-                if zeros.isdisjoint(operation.inputs):
-                    raise ThinningError(
-                        f"{name}: a unit that it drops still gives something to the next layer, "
-                        "because it is read beside the dropout layer too, or because what follows "
-                        "the dropout layer is not 0 for a 0; to take the unit out would not be to "
-                        "drop it. Put the dropout layer last, right before the weights."
-                    )
+            sources: dict[_Mark, set[int]] = {}
+            for step in ways.get(id(operation), ()):
+                if step.here in zeros and step.there.array in operation.outputs:
+                    sources.setdefault(step.there, set()).add(step.here.array)
+            zeros.update(there for there, of in sources.items() if self._gives_zero(operation, of))
+        for step in steps:
+            factors = (replace(mark, reads=False) for mark in (step.here, step.there))
+            if step.crosses and zeros.isdisjoint(factors):
+                raise ThinningError(
+                    f"{name}: a unit that it drops still gives something to the next layer, "
+                    "because it is read beside the dropout layer too, or because what follows the "
+                    "dropout layer is not, or not known to be, 0 for a 0; to take the unit out "
+                    "would not be to drop it. Put the dropout layer last, right before the weights."
+                )
+
+    def _gives_zero(self, operation: _Operation, zeros: set[int]) -> bool:
+        """Whether an operation gives 0 where these of its inputs, at least one, are 0."""
+        inputs = operation.inputs
+
+        def lies(array: int, low: float, high: float) -> bool:
+            value = self._literals.get(array, np.array(np.nan))
+            return array in zeros or low <= float(value.real) <= high
+
+        match operation.name:
+            case "mul" | "dot_general" | "conv_general_dilated":
+                return True
+            case "select_n":
+                return all(lies(array, 0.0, 0.0) for array in inputs[1:])
+            case "add" | "add_any" | "sub" | "concatenate" | "pad":
+                return all(lies(array, 0.0, 0.0) for array in inputs)
+            case "max":
+                return all(lies(array, -math.inf, 0.0) for array in inputs)
+            case "min":
+                return all(lies(array, 0.0, math.inf) for array in inputs)
+            case "clamp":
+                low, x, high = inputs
+                return x in zeros and lies(low, -math.inf, 0.0) and lies(high, 0.0, math.inf)
+            case "integer_pow":
+                return bool(operation.params["y"] > 0)
+            case "pow":
+                return inputs[0] in zeros and lies(inputs[1], math.ulp(0.0), math.inf)
+        return operation.name in ZERO_OF_ZERO and inputs[0] in zeros
+
+    def _check_factors(self, name: str, steps: Sequence[_Step]) -> None:
+        """Raises where to scale the arrays that read units is not to scale what they read."""
+        reading = {step.here.array for step in steps if step.here.reads}
+        for step in steps:
+            if step.crosses or not step.here.reads:
                 continue
-            inputs = operation.inputs
-            first = bool(inputs) and inputs[0] in zeros
-            match operation.name:
-                case "mul" | "dot_general" | "conv_general_dilated":
-                    passes = not zeros.isdisjoint(inputs)
-                case "select_n":
-                    passes = zeros.issuperset(inputs[1:])
-                case "add" | "add_any" | "sub" | "max" | "min" | "concatenate" | "pad":
-                    passes = zeros.issuperset(inputs)
-                case "integer_pow":
-                    passes = first and operation.params["y"] > 0
-                case kind:
-                    passes = first and kind in ZERO_OF_ZERO
-            if passes:
-                zeros.update(operation.outputs)
+            if step.operation is None:
+                passes = step.here.array == step.there.array
+            elif step.operation.name == "mul":
+                passes = sum(array in reading for array in step.operation.inputs) == 1
+            else:
+                passes = step.operation.name in REARRANGED
+            if not passes:
+                raise ThinningError(
+                    f"{name}: what reads its units is computed, or changed in training, and cannot "
+                    "be scaled in their place. Put a dropout layer behind the units, or choose "
+                    "scale=False."
+                )
 
 
 def _site_of(operation: _Operation) -> str | None:

@@ -1,5 +1,6 @@
 """Takes the kept units of a network out, with all that belongs to them, and puts them back."""
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -76,6 +77,7 @@ class Thinning:
         num_groups: into how many groups a batch is divided, each with a draw of its own.
         shuffles: whether the order of units changes at the beginning of each epoch.
         scales: whether what is kept is scaled in training.
+        own: the network that is thinned.
     """
 
     units: tuple[Units, ...]
@@ -83,7 +85,7 @@ class Thinning:
     num_groups: int
     shuffles: bool
     scales: bool
-    _network: Network
+    own: Network
     _without: frozenset[str]
 
     def draw(self, key: Array) -> Kept:
@@ -126,19 +128,10 @@ class Thinning:
         """`Places` for every array of an optimizer's state: those of the parameter it is for.
 
         Raises:
-            ThinningError: a state that is for a parameter and not of its shape.
+            ThinningError: a state of which no part can be taken out.
         """
-
-        def of_array(leaf: Any, places: Places) -> Places:
-            if places.of and leaf.shape != places.shape:
-                raise ThinningError(
-                    f"the optimizer keeps an array of shape {leaf.shape} for parameters of shape "
-                    f"{places.shape}, so that no part of it can be taken out; take an optimizer "
-                    "whose state is of the shape of the parameters, such as optax.adam."
-                )
-            return places
-
-        return map_state(optimizer, of_array, opt_state, self.places["params"], Places())
+        places = self.places["params"]
+        return map_state(optimizer, lambda leaf, of: of, opt_state, places, places, Places())
 
     def network(self, kept: Kept) -> Network:
         """The thinned network, of the variables that `take` gives."""
@@ -152,19 +145,24 @@ class Thinning:
                 x = x[..., kept[name]]
             return _scaled(x, units.scale) if self.scales else x
 
-        def scaled(variables: Variables) -> Variables:
-            def of_array(places: Places, array: Array) -> Array:
-                read = (self.units[place.units] for place in places.of if place.reads)
-                scale = math.prod(units.scale for units in read if not units.is_site)
-                return _scaled(array, scale) if scale != 1 else array
+        def scale_of(places: Places) -> float:
+            read = (self.units[place.units] for place in places.of if place.reads)
+            scales = (units.scale for units in read if self.scales and not units.is_site)
+            return math.prod(scales, start=1.0)
 
-            return jax.tree.map(of_array, self.places, variables) if self.scales else variables
+        def scaled(places: Places, array: Array) -> Array:
+            scale = scale_of(places)
+            return array if scale == 1 else _scaled(array, scale)
+
+        def restored(places: Places, before: Array, after: Array) -> Array:
+            return after if scale_of(places) == 1 else before
 
         def train(variables: Variables, inputs: Array, key: Array) -> tuple[Array, Variables]:
-            outputs, after = thinned.apply_train(scaled(variables), inputs, key)
-            return outputs, {**after, "params": variables["params"]}
+            read = jax.tree.map(scaled, self.places, variables)
+            outputs, after = thinned.apply_train(read, inputs, key)
+            return outputs, jax.tree.map(restored, self.places, variables, after)
 
-        thinned = _own_dropout_replaced(self._network, at_dropout)
+        thinned = _own_dropout_replaced(self.own, at_dropout)
         return Network(thinned.apply_fn, train_fn=train)
 
     def shuffled(self, key: Array, places: Any, tree: Any) -> Any:
@@ -223,9 +221,9 @@ def thin(
 
     In each step some units of each layer are deleted, the smaller network is trained, and the
     deleted units are put back as they were, weights, statistics and moments of the optimizer
-    included. Exactly `round((1 - rate) n)` of `n` units are kept, in blocks as many blocks; what
-    they give is divided by the share that is kept. Read without a key, and with one, the network
-    is what it was.
+    included. Of `n` blocks of units exactly `round((1 - rate) n)` are kept, of single units
+    (`block_size=1`) as many; what they give to the next layer is divided by the share that is
+    kept. Read without a key, and with one, the network is what it was.
 
     Everything that trains a network takes it: `jdrop.train.fit`, `jdrop.ensemble.fit_ensemble`.
 
@@ -236,7 +234,8 @@ def thin(
         rates: by name, the probability to drop, in [0, 1). A name is that of a dropout layer, or
             the path of a layer whose weights make the units, as in "Dense_0". Without it, all
             dropout layers of the module at their own rates. Dropout layers not named go on
-            drawing masks as ever, attention layers too.
+            drawing masks as ever; attention layers too, and layers that decide for all units at
+            once (`broadcast_dims`). Layers that are off in training stay off.
         block_size: at most so many neighbouring units are kept or deleted together, which is
             faster: the largest divisor of the number of units with which the share kept stays
             within 1/64. Inputs are always taken one by one.
@@ -250,7 +249,8 @@ def thin(
     Raises:
         TypeError: a network that is not a `Network`.
         ThinningError: a network of which no part can be trained alone, as when units go through
-            layer normalisation or a residual connection; a rate that drops no unit.
+            layer normalisation or a residual connection, or the network computes with their
+            number; a rate that drops no unit.
         ValueError: a rate out of range; a name that is no layer; sizes below 1.
 
     Example:
@@ -306,67 +306,95 @@ def thin(
         else:
             leaf = leaf_of.get(f"{name}/kernel", leaf_of.get(name))
             assert leaf is not None
-            found = structure.units_of_leaf(number, name, leaf)
+            found = structure.units_of_leaf(number, name, leaf, scaled=scale)
         for leaf, at_leaf in found.places.items():
             places[leaf] += at_leaf
         size = _block_size(name, found.size, rate, 1 if found.is_input else block_size)
         all_units.append(Units(name, found.size, rate, size, found.is_input, is_site))
     of_leaves = []
     for leaf, at_leaf in zip(leaves, places, strict=True):
-        if len({place.axis for place in at_leaf}) < len(at_leaf):
-            names = " and ".join(all_units[place.units].name for place in at_leaf)
-            raise ThinningError(f"{names} name the same units; give one of them.")
-        in_order = sorted(at_leaf, key=lambda place: place.axis)
-        of_leaves.append(Places(tuple(in_order), leaf.shape))
+        if len({place.axis for place in at_leaf}) < len(
+            {(p.units, p.axis, p.inner) for p in at_leaf}
+        ):
+            names = dict.fromkeys(all_units[place.units].name for place in at_leaf)
+            raise ThinningError(
+                f"{' and '.join(names)} name the same units; give one of them."
+                if len(names) > 1
+                else f"{names.popitem()[0]}: an array holds its units in two orders."
+            )
+        by_axis = {place.axis: place for place in at_leaf}
+        of_leaves.append(Places(tuple(by_axis[axis] for axis in sorted(by_axis)), leaf.shape))
     tree = jax.tree.unflatten(jax.tree.structure(variables), of_leaves)
     without = frozenset(rates or {}).difference(chosen)
     thinning = Thinning(tuple(all_units), tree, num_groups, shuffle, scale, network, without)
-    _check_sizes(thinning, variables, inputs)
+    _check_sizes(thinning, structure, variables, inputs)
     return replace(network, thinning=thinning)
 
 
-def _check_sizes(thinning: Thinning, variables: Variables, inputs: Array) -> None:
-    """Raises where the network does not run with fewer units."""
+def _check_sizes(
+    thinning: Thinning, structure: Structure, variables: Variables, inputs: Array
+) -> None:
+    """Raises where the network does not run with fewer units, or computes with their number."""
     kept = {units.name: jnp.arange(units.kept_blocks) for units in thinning.units}
 
-    def train(variables: Variables, inputs: Array) -> tuple[Array, Variables]:
-        part = thinning.take(thinning.places, variables, kept)
-        return thinning.network(kept).apply_train(part, inputs, jax.random.key(0))
+    def take(variables: Variables) -> Variables:
+        return thinning.take(thinning.places, variables, kept)
 
+    def train(variables: Variables, inputs: Array) -> tuple[Array, Variables]:
+        return thinning.network(kept).apply_train(variables, inputs, jax.random.key(0))
+
+    part = jax.eval_shape(take, variables)
     try:
-        jax.eval_shape(train, variables, inputs)
+        jax.eval_shape(train, part, inputs)
     except Exception as error:
         raise ThinningError(
             "the network does not run with fewer units; what it computes may take their number "
             f"only from the arrays that it is given: {error}"
         ) from error
 
+    of_inputs = {units.name: units.kept_blocks for units in thinning.units if units.is_input}
+
+    def at_dropout(name: str, x: Array, rate: ArrayLike) -> Array:
+        return x[..., : of_inputs.get(name)]
+
+    found = _structure(_own_dropout_replaced(thinning.own, at_dropout), part, inputs)
+    for full, thinned in itertools.zip_longest(structure.numbers, found.numbers):
+        if full != thinned:
+            raise ThinningError(
+                f"the network computes with the number of its units: where it takes {full}, with "
+                f"fewer of them it takes {thinned}. Write such a factor as a fixed number."
+            )
+
 
 def _read(
     network: Network, variables: Variables, inputs: Array, rates: Mapping[str, ArrayLike]
-) -> tuple[Structure, dict[str, ArrayLike]]:
+) -> tuple[Structure, dict[str, ArrayLike | None]]:
     """The structure of a network in training, and its dropout layers with their rates."""
-    own_rates: dict[str, ArrayLike] = {}
+    own_rates: dict[str, ArrayLike | None] = {}
 
     def at_dropout(name: str, x: Array, rate: ArrayLike) -> Array:
-        own_rates[name] = rate
+        own_rates[name] = None if isinstance(rate, jax.core.Tracer) else rate
         asked = functional.check_rate(rates.get(name, rate), allow_one=True)
         return x if functional.is_static(asked, 0) else mark(name, x)
 
-    marked = _own_dropout_replaced(network, at_dropout)
+    return _structure(_own_dropout_replaced(network, at_dropout), variables, inputs), own_rates
+
+
+def _structure(network: Network, variables: Variables, inputs: Array) -> Structure:
+    """Of the network in training."""
     leaves, tree = jax.tree.flatten(variables)
 
     def train(leaves: list[Array], inputs: Array) -> tuple[Array, list[Array]]:
         before = jax.tree.unflatten(tree, leaves)
-        outputs, after = marked.apply_train(before, inputs, jax.random.key(0))
+        outputs, after = network.apply_train(before, inputs, jax.random.key(0))
         return outputs, jax.tree.leaves(after)
 
-    return Structure(jax.make_jaxpr(train)(leaves, inputs), len(leaves)), own_rates
+    return Structure(jax.make_jaxpr(train)(leaves, inputs), len(leaves))
 
 
 def _chosen(
     rates: Mapping[str, ArrayLike] | None,
-    own_rates: Mapping[str, ArrayLike],
+    own_rates: Mapping[str, ArrayLike | None],
     leaf_of: Mapping[str, int],
 ) -> dict[str, float]:
     """The layers to thin and their rates, checked."""
@@ -379,8 +407,8 @@ def _chosen(
                 f"rates names {name!r}, which is no layer of the network; its dropout layers are "
                 f"{sorted(own_rates)}, its layers of weights {sorted(layers)}."
             )
-        checked = functional.check_rate(rate)
-        if isinstance(checked, jax.Array):
+        checked = None if rate is None else functional.check_rate(rate)
+        if checked is None or isinstance(checked, jax.Array):
             raise ValueError(
                 f"the rate of {name!r} must be a Python number, because the size of the thinned "
                 "network depends on it, got an array; name the layer in `rates`."

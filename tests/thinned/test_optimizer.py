@@ -163,6 +163,25 @@ def test_an_optimizer_of_which_no_part_can_be_taken_out_is_an_error(getkey, opti
         jax.eval_shape(train_step, getkey(), state, (jnp.ones((2, 4)), jnp.zeros(2, int)))
 
 
+def test_a_frozen_state_of_another_shape_is_an_error():
+    """It would become one of the shape of what is kept."""
+    optimizer = optax.adafactor(0.1, factored=False)
+    with pytest.raises(ThinningError, match=r"of shape \(1,\) for parameters of shape"):
+        freeze_deleted(optimizer).update(
+            grads_of_step(0), optimizer.init(PARAMS), PARAMS, kept=KEPT
+        )
+
+
+def test_of_some_parameters():
+    """As a part of an optimizer that sees them only."""
+    optimizer = optax.masked(freeze_deleted(optax.adam(0.1)), of_kernels)
+    grads = grads_of_step(0)
+    updates, _ = optimizer.update(grads, optimizer.init(PARAMS), PARAMS, kept=KEPT)
+    np.testing.assert_array_equal(updates["dense"]["kernel"][0] != 0, True)
+    np.testing.assert_array_equal(updates["dense"]["kernel"][1], 0)
+    np.testing.assert_array_equal(updates["dense"]["bias"], grads["dense"]["bias"])
+
+
 def test_frozen_steps_that_are_gathered_are_an_error():
     optimizer = optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation()
     with pytest.raises(ThinningError, match="gathers the gradients of several steps"):

@@ -263,6 +263,10 @@ def out(x):
     return nn.Dense(3)(x)
 
 
+def general(x):
+    return nn.DenseGeneral(3, (1, 2))(x)
+
+
 def conv(x):
     return nn.relu(nn.Conv(8, (3, 3))(x))
 
@@ -296,7 +300,7 @@ WORKING: dict[str, Any] = {
         lambda x, drop: out(drop(dense(x.reshape(-1, x.shape[-1]))).reshape(*x.shape[:2], -1)),
         TOKENS,
     ),
-    "general product": (lambda x, drop: nn.DenseGeneral(3, (1, 2))(drop(dense(x))), TOKENS),
+    "general product": (lambda x, drop: general(drop(dense(x))), TOKENS),
     "units of a general product": (lambda x, drop: out(drop(nn.DenseGeneral(8)(x))), TOKENS),
     "units of a transposed convolution": (
         lambda x, drop: conv(drop(nn.ConvTranspose(8, (3, 3))(x))),
@@ -305,6 +309,22 @@ WORKING: dict[str, Any] = {
     "attention to units": (
         lambda x, drop: attention(drop(dense(x))),
         TOKENS,
+    ),
+    "activations with bounds": (
+        lambda x, drop: out(nn.relu6(y := drop(nn.tanh(dense(x)))) + jnp.clip(y, -1, 2) + y**3.0),
+        ROWS,
+    ),
+    "products of units": (
+        lambda x, drop: general((y := drop(nn.tanh(dense(x))))[:, None] * y[..., None]),
+        ROWS,
+    ),
+    "tied weights": (
+        lambda x, drop: drop((layer := nn.Dense(8))(x)) @ layer.variables["params"]["kernel"].T,
+        ROWS,
+    ),
+    "a layer that is off": (
+        lambda x, drop: out(drop(dense(jdrop.linen.Dropout(0.5)(dense(x), deterministic=True)))),
+        ROWS,
     ),
     "two layers, one of rate 0": (lambda x, drop: out(drop(drop(dense(x)), 0.0)), ROWS),
 }
@@ -332,12 +352,12 @@ class Scanned(nn.Module):
         return scan(LinenStep(name="step"), x, None)[0]
 
 
-def of_functions(hidden):
+def of_functions(hidden, reader=lambda v: v):
     """A network of one's own with a kernel `w` that makes 8 units and a kernel that reads them."""
 
     def apply_fn(variables, inputs, key):
         params = variables["params"]
-        return hidden(inputs @ params["w"]) @ params["v"]
+        return hidden(inputs @ params["w"]) @ reader(params["v"])
 
     def init_fn(key, inputs):
         return {"params": {"w": jnp.zeros((inputs.shape[1], 8)), "v": jnp.zeros((8, 3))}}
@@ -371,6 +391,11 @@ def read_beside(x, drop):
     return out(drop(x)) + out(x)
 
 
+def products_over_places(one, other):
+    one, other = (y[:, None].repeat(2, 1) for y in (one, other))
+    return general(jnp.einsum("btc,btd->bcd", one, other))
+
+
 IMPOSSIBLE: dict[str, Any] = {
     "layer normalisation": (of(lambda x, drop: out(drop(nn.LayerNorm()(dense(x))))), "reduce_sum"),
     "group normalisation": (of(lambda x, drop: out(drop(nn.GroupNorm(2)(dense(x))))), "reshape"),
@@ -390,6 +415,24 @@ IMPOSSIBLE: dict[str, Any] = {
     "torn apart": (of(lambda x, drop: out(drop(dense(x)).reshape(-1, 4))), "`reshape`"),
     "halves": (of(lambda x, drop: out(jnp.split(drop(dense(x)), 2, -1)[0])), "`split`"),
     "sorted": (of(lambda x, drop: out(jnp.sort(drop(dense(x))))), "`sort`"),
+    "product with what is not dropped": (
+        of(lambda x, drop: general(drop(y := dense(x))[:, None] * y[..., None])),
+        "read beside",
+    ),
+    "the same, of a product over places": (
+        of(lambda x, drop: products_over_places(drop(y := dense(x)), y)),
+        "read beside",
+    ),
+    "power of 0": (of(lambda x, drop: out(drop(dense(x)) ** 0.0)), "not known to be"),
+    "bounds without 0": (of(lambda x, drop: out(jnp.clip(drop(dense(x)), 0.5, 1))), "not known"),
+    "their number as a divisor": (
+        of(lambda x, drop: out((y := drop(dense(x))) / y.shape[-1] ** 0.5)),
+        r"where it takes 2.828\d+, with fewer of them it takes 2.0",
+    ),
+    "flat before dropout": (
+        of(lambda x, drop: out(drop(flat(nn.Dense(4)(x[:, None].repeat(3, 1)))))),
+        "Drop channels before",
+    ),
     "no axis of examples": (of(lambda x, drop: out(drop(dense(x)[0])[None])), r"shape \(8,\)"),
     "nn.scan": (jdrop.linen.as_network(Scanned()), "within a loop"),
     "a fixed number": (of(lambda x, drop: out(drop(dense(x)) + 0 * NUMBERS)), "no variable"),
@@ -412,6 +455,7 @@ OF_FUNCTIONS: dict[str, Any] = {
     "lax.scan": (scanned, "`scan`"),
     "cumulative sum": (lambda x: jnp.cumsum(x, -1), "`cumsum`"),
     "numbers of the units": (lambda x: x * jnp.arange(8.0)[None], "iota"),
+    "their number": (lambda x: x / x.shape[-1], r"where it takes 8.0"),
     "size of its own": (lambda x: x.reshape(-1, 2, 4).reshape(-1, 8), "`reshape`"),
 }
 
@@ -421,6 +465,62 @@ def test_functions_that_cannot_be_thinned(case):
     hidden, message = case
     with pytest.raises(ThinningError, match=message):
         thin(of_functions(hidden), ROWS, {"w": 0.5})
+
+
+READERS: dict[str, Any] = {
+    "an exponential": jnp.exp,
+    "a sum": lambda v: v + 1,
+    "a square": lambda v: v * v,
+}
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+def test_readers_that_cannot_be_scaled(reader):
+    """Without a dropout layer, the arrays that read the units are scaled."""
+    with pytest.raises(ThinningError, match="cannot be scaled in their place"):
+        thin(of_functions(jnp.tanh, reader), ROWS, {"w": 0.5})
+    thin(of_functions(jnp.tanh, reader), ROWS, {"w": 0.5}, scale=False)
+
+
+def test_readers_that_are_made_by_units_cannot_be_scaled():
+    """Tied weights: of one array, columns make the units and rows read them."""
+
+    def apply_fn(variables, inputs, key):
+        w = variables["params"]["w"]
+        return jnp.tanh(inputs @ w) @ w.T
+
+    network = Network(apply_fn, lambda key, inputs: {"params": {"w": jnp.zeros((5, 8))}})
+    with pytest.raises(ThinningError, match="cannot be scaled in their place"):
+        thin(network, ROWS, {"w": 0.5})
+
+
+def test_a_reader_that_is_scaled_after_it_is_read():
+    """Through what passes a factor on, as a cast or a constant."""
+
+    def by_hand_with_constant(at_dropout=None):
+        def apply_fn(variables, inputs, key):
+            params = variables["params"]
+            hidden = jnp.tanh(inputs @ params["w"])
+            if at_dropout is not None:
+                hidden = at_dropout("site", hidden, 0.5)
+            return hidden @ (0.5 * -params["v"].T).T
+
+        def init_fn(key, inputs):
+            return {"params": {"w": jnp.zeros((inputs.shape[1], 8)), "v": jnp.zeros((8, 3))}}
+
+        return Network(apply_fn, init_fn)
+
+    case = by_hand_with_constant, ROWS, {"w": 0.5}
+    assert_exact(*case, reference=by_hand_with_constant, site="site")
+
+
+def test_a_single_number_makes_no_units():
+    def apply_fn(variables, inputs, key):
+        return inputs * variables["params"]["factor"]
+
+    network = Network(apply_fn, lambda key, inputs: {"params": {"factor": jnp.zeros(())}})
+    with pytest.raises(ThinningError, match="factor: it is a single number"):
+        thin(network, ROWS, {"factor": 0.5})
 
 
 def test_two_names_of_the_same_units_are_an_error():

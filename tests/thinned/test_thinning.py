@@ -12,6 +12,7 @@ import optax
 import pytest
 from bounds import chi_square_bounds
 from exactness import QUICK, assert_close, drawn_inputs, drawn_variables, gradient_of_loss, masked
+from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from networks import NETWORKS, LinenMLP
@@ -19,6 +20,7 @@ from scipy import stats
 
 import jdrop
 import jdrop.linen
+import jdrop.nnx
 from jdrop import ensemble
 from jdrop.network import Network
 from jdrop.thinned import ThinningError, freeze_deleted, thin
@@ -463,8 +465,29 @@ def test_sixteen_bits_stay_sixteen_bits(getkey):
 # Rates and names.
 
 
-def test_a_layer_of_rate_0_drops_nothing_and_one_not_named_goes_on(getkey):
-    network = jdrop.linen.as_network(MLP((32, 8), rate=0.5, input_rate=0.0))
+class NnxMLP(nnx.Module):
+    """The same in nnx, the second layer as in Flax."""
+
+    def __init__(self, rngs):
+        self.one, self.two = nnx.Linear(4, 32, rngs=rngs), nnx.Linear(32, 8, rngs=rngs)
+        self.out = nnx.Linear(8, 3, rngs=rngs)
+        self.Dropout_1 = nnx.Dropout(0.5, rngs=rngs)
+        self.Dropout_2 = jdrop.nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.Dropout_1(nnx.tanh(self.one(x)))
+        return self.out(self.Dropout_2(nnx.tanh(self.two(x))))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        jdrop.linen.as_network(MLP((32, 8), rate=0.5, input_rate=0.0)),
+        jdrop.nnx.as_network(NnxMLP),
+    ],
+    ids=["linen", "nnx"],
+)
+def test_a_layer_of_rate_0_drops_nothing_and_one_not_named_goes_on(getkey, network):
     variables = drawn_variables(network, INPUTS)
 
     def distinct_outputs(rates):
@@ -478,6 +501,75 @@ def test_a_layer_of_rate_0_drops_nothing_and_one_not_named_goes_on(getkey):
 
     assert distinct_outputs({"Dropout_1": 0.5, "Dropout_2": 0}) == 1
     assert distinct_outputs({"Dropout_1": 0.5}) == 5
+
+
+class LinenLayers(nn.Module):
+    """Layers that drop units, drop examples, and are off."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        for layer in (
+            jdrop.linen.Dropout(0.5, deterministic=not train, name="units"),
+            nn.Dropout(0.5, broadcast_dims=(-1,), deterministic=not train, name="examples"),
+            jdrop.linen.Dropout(0.5, deterministic=True, name="off"),
+        ):
+            x = layer(nn.relu(nn.Dense(8)(x)))
+        return nn.Dense(3)(x)
+
+
+class NnxLayers(nnx.Module):
+    def __init__(self, rngs):
+        self.linears = nnx.List([nnx.Linear(4, 8, rngs=rngs)])
+        self.linears += [nnx.Linear(8, 8, rngs=rngs) for _ in range(2)]
+        self.out = nnx.Linear(8, 3, rngs=rngs)
+        self.units = jdrop.nnx.Dropout(0.5, rngs=rngs)
+        self.examples = nnx.Dropout(0.5, broadcast_dims=(1,), rngs=rngs)
+        self.off = jdrop.nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        off = partial(self.off, deterministic=True)
+        for linear, layer in zip(self.linears, (self.units, self.examples, off), strict=True):
+            x = layer(nnx.relu(linear(x)))
+        return self.out(x)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [jdrop.linen.as_network(LinenLayers()), jdrop.nnx.as_network(NnxLayers)],
+    ids=["linen", "nnx"],
+)
+def test_layers_that_drop_no_units_do_as_ever(getkey, network):
+    network = thin(network, INPUTS)
+    (units,) = network.thinning.units
+    assert units.name == "units"
+    thinned = network.thinning.network({"units": jnp.arange(units.kept_blocks)})
+    variables = drawn_variables(network, INPUTS)
+    part = network.thinning.take(
+        network.thinning.places, variables, {"units": jnp.arange(units.kept_blocks)}
+    )
+    outputs, _ = thinned.apply_train(part, jnp.ones((64, 4)), getkey())
+    # The same examples: each is dropped as a whole or not, and nothing else is drawn.
+    assert len(np.unique(outputs.round(4), axis=0)) == 2
+
+
+@pytest.mark.parametrize("collection", ["frozen", "params"])
+def test_weights_that_are_not_trained_stay(getkey, collection):
+    """Those that read units are scaled while they are read."""
+
+    def apply_fn(variables, inputs, key):
+        return jnp.tanh(inputs @ variables["params"]["w"]) @ variables[collection]["v"]
+
+    def init_fn(key, inputs):
+        variables = {"params": {"w": jnp.ones((4, 8))}, "frozen": {}}
+        variables[collection]["v"] = jnp.ones((8, 3))
+        return variables
+
+    trained = {"w": True, **({"v": False} if collection == "params" else {})}
+    optimizer = optax.partition({True: optax.sgd(0.1), False: optax.set_to_zero()}, trained)
+    network = thin(Network(apply_fn, init_fn), INPUTS, {"w": 0.5})
+    state = TrainState.create(network, network.init(getkey(), INPUTS), optimizer)
+    state, _ = train_step(getkey(), state, BATCH)
+    np.testing.assert_array_equal(state.variables[collection]["v"], jnp.ones((8, 3)))
 
 
 def test_reading_is_as_it_was(getkey):
@@ -512,6 +604,19 @@ def test_reading_is_as_it_was(getkey):
 def test_arguments_out_of_range_are_errors(error, message, options):
     with pytest.raises(error, match=message):
         thin(as_network(), INPUTS, **options)
+
+
+def test_a_rate_that_is_made_at_the_call_is_an_error():
+    class RateAtCall(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            drop = jdrop.linen.Dropout(0.5, deterministic=False)
+            return nn.Dense(3)(drop(nn.Dense(8)(x), rate=jnp.full(8, 0.25)))
+
+    network = jdrop.linen.as_network(RateAtCall())
+    with pytest.raises(ValueError, match="'Dropout_0' must be a Python number"):
+        thin(network, INPUTS)
+    assert thin(network, INPUTS, {"Dropout_0": 0.5}).thinning.units[0].rate == 0.5
 
 
 def test_a_rate_of_the_module_that_is_an_array_is_an_error():
