@@ -311,7 +311,9 @@ WORKING: dict[str, Any] = {
         TOKENS,
     ),
     "activations with bounds": (
-        lambda x, drop: out(nn.relu6(y := drop(nn.tanh(dense(x)))) + jnp.clip(y, -1, 2) + y**3.0),
+        lambda x, drop: out(
+            nn.relu6(y := drop(nn.tanh(dense(x)))) + jax.lax.clamp(-1.0, y, 2.0) + y**3.0
+        ),
         ROWS,
     ),
     "products of units": (
@@ -416,7 +418,7 @@ IMPOSSIBLE: dict[str, Any] = {
     "halves": (of(lambda x, drop: out(jnp.split(drop(dense(x)), 2, -1)[0])), "`split`"),
     "sorted": (of(lambda x, drop: out(jnp.sort(drop(dense(x))))), "`sort`"),
     "product with what is not dropped": (
-        of(lambda x, drop: general(drop(y := dense(x))[:, None] * y[..., None])),
+        of(lambda x, drop: general(nn.relu(drop(y := dense(x))[:, None] * y[..., None]))),
         "read beside",
     ),
     "the same, of a product over places": (
@@ -425,6 +427,10 @@ IMPOSSIBLE: dict[str, Any] = {
     ),
     "power of 0": (of(lambda x, drop: out(drop(dense(x)) ** 0.0)), "not known to be"),
     "bounds without 0": (of(lambda x, drop: out(jnp.clip(drop(dense(x)), 0.5, 1))), "not known"),
+    "an upper and a lower bound above 0": (
+        of(lambda x, drop: out(jax.lax.clamp(0.5, drop(dense(x)), 1.0))),
+        "not known",
+    ),
     "their number as a divisor": (
         of(lambda x, drop: out((y := drop(dense(x))) / y.shape[-1] ** 0.5)),
         r"where it takes 2.828\d+, with fewer of them it takes 2.0",
