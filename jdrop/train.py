@@ -148,7 +148,7 @@ def train_step(key: Array, state: TrainState, batch: Batch) -> tuple[TrainState,
         return _update_of_groups(key, state, batch)
     draw_key, mask_key = jax.random.split(key)
     kept = thinning.draw(draw_key)
-    places = thinning.places, thinning.places_in_state(state.optimizer, state.opt_state)
+    places = _places(state)
     whole = state.variables, state.opt_state
     variables, opt_state = thinning.take(places, whole, kept)
     thinned = replace(
@@ -158,6 +158,12 @@ def train_step(key: Array, state: TrainState, batch: Batch) -> tuple[TrainState,
     part = thinned.variables, thinned.opt_state
     variables, opt_state = thinning.put(places, whole, part, kept)
     return replace(state, variables=variables, opt_state=opt_state, step=thinned.step), loss
+
+
+def _places(state: TrainState) -> tuple[Any, Any]:
+    """Where the units of thinned layers are, in the variables and in the optimizer's state."""
+    thinning, params = state.network.thinning, state.variables["params"]
+    return thinning.places, thinning.places_in_state(state.optimizer, state.opt_state, params)
 
 
 def _update(key: Array, state: TrainState, batch: Batch) -> tuple[TrainState, Array]:
@@ -311,6 +317,7 @@ def _shuffled(key: Array, state: TrainState) -> TrainState:
     thinning = state.network.thinning
     if thinning is None or not thinning.shuffles:
         return state
-    places = thinning.places, thinning.places_in_state(state.optimizer, state.opt_state)
-    variables, opt_state = thinning.shuffled(key, places, (state.variables, state.opt_state))
+    variables, opt_state = thinning.shuffled(
+        key, _places(state), (state.variables, state.opt_state)
+    )
     return replace(state, variables=variables, opt_state=opt_state)

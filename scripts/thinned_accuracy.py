@@ -249,9 +249,9 @@ def draw(study: Study, names: Sequence[str], path: Path) -> None:
 @click.option("--rate", default=0.5, show_default=True)
 @click.option("--epochs", default=100, show_default=True)
 @click.option("--batch-size", default=50, show_default=True)
-@click.option("--group-size", default=10, show_default=True, help="Groups of the batch.")
+@click.option("--group-size", default=10, show_default=True, help="Examples that share a mask.")
 @click.option("--learning-rate", default=1e-3, show_default=True)
-@click.option("--seeds", default=10, show_default=True)
+@click.option("--seeds", default=10, show_default=True, type=click.IntRange(2))
 @click.option("--leave-out", multiple=True, help="A variant; may be repeated.")
 @click.option("--target", type=float, multiple=True, help="Test error, in %, to show the time to.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("thinned/digits.json"))
@@ -267,7 +267,12 @@ def main(**options: Any) -> None:
         seed=0,
         data_dir=data_dir,
     )
+    if options["batch_size"] % options["group_size"]:
+        raise click.UsageError("--batch-size must be a multiple of --group-size.")
     networks = variants(data, options)
+    if wrong := [name for name in left_out if name not in networks or name in ("no dropout", FINE)]:
+        choices = [name for name in networks if name not in ("no dropout", FINE)]
+        raise click.UsageError(f"--leave-out must be one of {choices}, got {wrong[0]!r}.")
     networks = {name: network for name, network in networks.items() if name not in left_out}
     study = Study(path, options)
     missing = [

@@ -16,7 +16,7 @@ STYLES = {
     "plain": ("#0072B2", "o"),
     "dropout": ("#D55E00", "s"),
     "monte-carlo": ("#009E73", "^"),
-    "dropout-thinned": ("#D55E00", "p"),
+    "dropout-thinned": ("#000000", "p"),
     "small": ("#56B4E9", "v"),
     "wide": ("#0072B2", "D"),
     "long": ("#D55E00", "P"),

@@ -33,13 +33,19 @@ def freeze_deleted(
             not made of arrays like the parameters.
 
     Example:
-        >>> params = jnp.array([1.0, 2.0])
+        >>> import jdrop
+        >>> params = {"w": jnp.ones((3, 8)), "b": jnp.ones((1, 8)), "v": jnp.ones((8, 2))}
         >>> optimizer = freeze_deleted(optax.adamw(0.1))
         >>> state = optimizer.init(params)
-        >>> grads, kept = jnp.array([0.5, 0.0]), jnp.array([True, False])
+        >>> mask = jdrop.keep_mask(jax.random.key(0), (1, 8), 0.5)  # one for the batch
+        >>> def loss(params, x):
+        ...     hidden = jnp.tanh(x @ params["w"] + params["b"])
+        ...     return jnp.mean(jnp.square(jdrop.apply_mask(mask, hidden, 0.5) @ params["v"]))
+        >>> grads = jax.grad(loss)(params, jnp.ones((4, 3)))
+        >>> kept = {"w": mask, "b": mask, "v": mask.T}
         >>> updates, state = optimizer.update(grads, state, params, kept=kept)
-        >>> [round(float(update), 3) for update in updates]
-        [-0.1, 0.0]
+        >>> bool(jnp.array_equal(updates["b"] != 0, mask))
+        True
 
     Reference:
         Hinton et al. 2012, arXiv:1207.0580: deleted units are restored as they were.
@@ -52,8 +58,8 @@ def freeze_deleted(
         if kept is None:
             raise TypeError(
                 "update needs kept, a tree like the parameters that is True where entries belong "
-                "to kept units; `Thinning.entries` makes it. Steps of a network of `thin` need no "
-                "freeze_deleted: they take the optimizer itself."
+                "to kept units. `fit` and `train_step` do not give it: there a network of `thin` "
+                "and the optimizer itself do the same."
             )
         new_updates, new_state = inner.update(updates, state, params, **extra)
 
@@ -125,8 +131,8 @@ def map_state(
         raise
     except (IndexError, TypeError, ValueError) as error:
         raise ThinningError(
-            "optax cannot tell which arrays of the optimizer's state are for which parameter "
-            f"({error}); take another optimizer, such as optax.adam."
+            "optax cannot tell which arrays of the optimizer's state are for which parameter; take "
+            "another optimizer, such as optax.adam."
         ) from error
 
 

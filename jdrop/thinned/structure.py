@@ -59,6 +59,14 @@ CALLS = _names(
 )
 
 
+HINTS = {
+    **dict.fromkeys(REDUCTIONS, " Layer normalisation and softmax go over all units."),
+    "reshape": " Drop channels before they are flattened.",
+    "scan": " Layers within loops, as recurrent ones, cannot be thinned.",
+}
+"""What may be behind an operation that cannot be done with a part of the units."""
+
+
 class ThinningError(ValueError):
     """A network of which no part can be trained alone; the message says why and what can be."""
 
@@ -295,8 +303,8 @@ class Structure:
                     continue
                 if (site_here := _site_of(operation)) is not None:
                     raise ThinningError(
-                        f"{name}: its units are those of the dropout layer {site_here!r} too; thin "
-                        "one of the two and make the rate of the other 0."
+                        f"{name}: its units are those of the dropout layer {site_here!r} too; name "
+                        f"{site_here!r} in `rates` in its place, or give it the rate 0 there."
                     )
                 links = self._links(name, operation, is_output, position, here, size)
                 found += [_Step(operation, here, link, crosses) for link, crosses in links]

@@ -1,13 +1,16 @@
 """Takes the kept units of a network out, with all that belongs to them, and puts them back."""
 
+import contextlib
 import itertools
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.typing import ArrayLike
@@ -98,9 +101,16 @@ class Thinning:
 
     def take(self, places: Any, tree: Any, kept: Kept) -> Any:
         """The arrays of a tree without what belongs to dropped units."""
-        return jax.tree.map(
-            lambda places, array: blocks.take(array, self._cuts(places), kept), places, tree
-        )
+
+        def of_array(places: Places, array: Array) -> Array:
+            if places.of and array.shape != places.shape:
+                raise ThinningError(
+                    f"an array has shape {array.shape} where `thin` found {places.shape}; give "
+                    "`thin` inputs of the shape of those in training."
+                )
+            return blocks.take(array, self._cuts(places), kept)
+
+        return jax.tree.map(of_array, places, tree)
 
     def put(self, places: Any, tree: Any, part: Any, kept: Kept) -> Any:
         """The arrays of a tree with what belongs to kept units from `part`."""
@@ -124,14 +134,16 @@ class Thinning:
 
         return jax.tree.map(of_array, self.places["params"])
 
-    def places_in_state(self, optimizer: optax.GradientTransformation, opt_state: Any) -> Any:
+    def places_in_state(
+        self, optimizer: optax.GradientTransformation, opt_state: Any, params: Any
+    ) -> Any:
         """`Places` for every array of an optimizer's state: those of the parameter it is for.
 
         Raises:
             ThinningError: a state of which no part can be taken out.
         """
         places = self.places["params"]
-        return map_state(optimizer, lambda leaf, of: of, opt_state, places, places, Places())
+        return map_state(optimizer, lambda leaf, of: of, opt_state, params, places, Places())
 
     def network(self, kept: Kept) -> Network:
         """The thinned network, of the variables that `take` gives."""
@@ -223,9 +235,12 @@ def thin(
     deleted units are put back as they were, weights, statistics and moments of the optimizer
     included. Of `n` blocks of units exactly `round((1 - rate) n)` are kept, of single units
     (`block_size=1`) as many; what they give to the next layer is divided by the share that is
-    kept. Read without a key, and with one, the network is what it was.
+    kept.
 
-    Everything that trains a network takes it: `jdrop.train.fit`, `jdrop.ensemble.fit_ensemble`.
+    It is thinned by what trains a network: `jdrop.train.train_step` and `fit`,
+    `jdrop.ensemble.fit_ensemble`, `jdrop.compare`. To call it, without a key or with one, is to
+    call the network that it was. Optimizers that look at many entries at once, by their norm or
+    as a matrix (LAMB, Muon, clipping by the global norm), see those of the thinned network.
 
     Args:
         network: what `jdrop.linen.as_network` or `jdrop.nnx.as_network` made, or a `Network` of a
@@ -235,10 +250,13 @@ def thin(
             the path of a layer whose weights make the units, as in "Dense_0". Without it, all
             dropout layers of the module at their own rates. Dropout layers not named go on
             drawing masks as ever; attention layers too, and layers that decide for all units at
-            once (`broadcast_dims`). Layers that are off in training stay off.
+            once (`broadcast_dims`). Layers that are off in training stay off. Of units that a
+            dropout layer drops, name that one.
         block_size: at most so many neighbouring units are kept or deleted together, which is
             faster: the largest divisor of the number of units with which the share kept stays
-            within 1/64. Inputs are always taken one by one.
+            within 1/64. `network.thinning.units` says what it is, and how many are kept, one at
+            least. Inputs, which are dropped where a dropout layer stands at them, are taken one by
+            one.
         num_groups: into how many groups a batch is divided, each with a draw of its own. With more
             than one, the optimizer goes through all weights.
         shuffle: whether `fit` changes the order of the units in blocks at the beginning of each
@@ -247,7 +265,7 @@ def thin(
             the weights for the test.
 
     Raises:
-        TypeError: a network that is not a `Network`.
+        TypeError: a network that is not a `Network`; rates that are no dictionary.
         ThinningError: a network of which no part can be trained alone, as when units go through
             layer normalisation or a residual connection, or the network computes with their
             number; a rate that drops no unit.
@@ -280,8 +298,14 @@ def thin(
             "`Network(apply_fn, init_fn)`."
         )
     for name, value in (("block_size", block_size), ("num_groups", num_groups)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+        if not isinstance(value, numbers.Integral) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+    if rates is not None:
+        if not isinstance(rates, Mapping):
+            raise TypeError(
+                f"rates must be a dictionary of rates by the names of layers, got {rates!r}."
+            )
+        rates = {name: _checked(name, rate) for name, rate in rates.items()}
     inputs = jnp.asarray(inputs)
     variables = jax.eval_shape(network.init, jax.random.key(0), inputs)
     structure, own_rates = _read(network, variables, inputs, rates or {})
@@ -302,7 +326,14 @@ def thin(
     for number, (name, rate) in enumerate(chosen.items()):
         is_site = name in own_rates
         if is_site:
-            found = structure.units_of_site(number, name)
+            try:
+                found = structure.units_of_site(number, name)
+            except ThinningError as error:
+                others = {} if rates else _thinnable(structure, chosen)
+                way_out = (
+                    f" Others can be thinned: rates={others}; those not named go on drawing masks."
+                )
+                raise ThinningError(f"{error}{way_out * bool(others)}") from None
         else:
             leaf = leaf_of.get(f"{name}/kernel", leaf_of.get(name))
             assert leaf is not None
@@ -329,6 +360,16 @@ def thin(
     thinning = Thinning(tuple(all_units), tree, num_groups, shuffle, scale, network, without)
     _check_sizes(thinning, structure, variables, inputs)
     return replace(network, thinning=thinning)
+
+
+def _thinnable(structure: Structure, chosen: Mapping[str, float]) -> dict[str, float]:
+    """Those of the dropout layers that can be thinned."""
+    found = {}
+    for name, rate in chosen.items():
+        with contextlib.suppress(ThinningError):
+            structure.units_of_site(0, name)
+            found[name] = rate
+    return found
 
 
 def _check_sizes(
@@ -407,20 +448,30 @@ def _chosen(
                 f"rates names {name!r}, which is no layer of the network; its dropout layers are "
                 f"{sorted(own_rates)}, its layers of weights {sorted(layers)}."
             )
-        checked = None if rate is None else functional.check_rate(rate)
-        if checked is None or isinstance(checked, jax.Array):
-            raise ValueError(
-                f"the rate of {name!r} must be a Python number, because the size of the thinned "
-                "network depends on it, got an array; name the layer in `rates`."
-            )
-        if checked > 0:
-            chosen[name] = float(checked)
+        if (checked := _checked(name, rate)) > 0:
+            chosen[name] = checked
     if not chosen:
         raise ThinningError(
-            "no layer is to be thinned: the network has no dropout layer with a rate above 0; name "
-            "layers and rates, as in rates={'Dense_0': 0.5}."
+            "no layer is to be thinned: rates gives none a rate above 0."
+            if rates is not None
+            else "no layer is to be thinned: the network has no dropout layer that is on in "
+            "training, drops units and has a rate above 0; name layers and rates, as in "
+            "rates={'Dense_0': 0.5}."
         )
     return chosen
+
+
+def _checked(name: str, rate: Any) -> float:
+    """The rate of a layer, as a Python number."""
+    if isinstance(rate, jax.Array | np.ndarray | None):
+        raise ValueError(
+            f"the rate of {name!r} must be a Python number, because the size of the thinned "
+            "network depends on it, got an array; name the layer in `rates`, with a number."
+        )
+    try:
+        return float(functional.check_rate(rate))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name!r}: {error}") from None
 
 
 def _block_size(name: str, size: int, rate: float, at_most: int) -> int:

@@ -1,5 +1,6 @@
 """Steps of thinned networks, what they draw, and what they leave alone."""
 
+import inspect
 import itertools
 from dataclasses import replace
 from functools import partial
@@ -55,7 +56,8 @@ def drawn_state(network, optimizer, seed=0):
 
 def places_of(state):
     thinning = state.network.thinning
-    return thinning.places, thinning.places_in_state(state.optimizer, state.opt_state)
+    params = state.variables["params"]
+    return thinning.places, thinning.places_in_state(state.optimizer, state.opt_state, params)
 
 
 def deleted_in(state, kept):
@@ -586,8 +588,14 @@ def test_reading_is_as_it_was(getkey):
     ("error", "message", "options"),
     [
         (ThinningError, "drops none of its 8 units", {"rates": {"Dropout_2": 0.01}}),
-        (ThinningError, "no layer is to be thinned", {"rates": {"Dropout_1": 0.0}}),
-        (ThinningError, "no layer is to be thinned", {"rates": {}}),
+        (ThinningError, "rates gives none a rate above 0", {"rates": {"Dropout_1": 0.0}}),
+        (ThinningError, "rates gives none a rate above 0", {"rates": {}}),
+        (ThinningError, "name 'Dropout_2' in `rates` in its place", {"rates": {"Dense_1": 0.5}}),
+        (
+            ValueError,
+            r"'Dropout_1': rate must lie in \[0, 1\), got 1.5",
+            {"rates": {"Dropout_1": 1.5}},
+        ),
         (ThinningError, "among the outputs", {"rates": {"Dense_2": 0.5}}),
         (ValueError, "must be a Python number", {"rates": {"Dropout_1": jnp.array(0.5)}}),
         (
@@ -597,8 +605,8 @@ def test_reading_is_as_it_was(getkey):
         ),
         (ValueError, "rate", {"rates": {"Dropout_1": 1.0}}),
         (ValueError, "rate", {"rates": {"Dense_0": -0.5}}),
-        (ValueError, "block_size must be at least 1, got 0", {"block_size": 0}),
-        (ValueError, "num_groups must be at least 1, got 0", {"num_groups": 0}),
+        (ValueError, "block_size must be an integer of at least 1, got 0", {"block_size": 0}),
+        (ValueError, "num_groups must be an integer of at least 1, got 0", {"num_groups": 0}),
     ],
 )
 def test_arguments_out_of_range_are_errors(error, message, options):
@@ -635,6 +643,48 @@ def test_a_rate_of_the_module_that_is_an_array_is_an_error():
 def test_what_is_no_network_is_an_error(wrong):
     with pytest.raises(TypeError, match="as_network"):
         thin(wrong, INPUTS)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "options"),
+    [
+        (TypeError, "rates must be a dictionary .* got 0.5", {"rates": 0.5}),
+        (TypeError, "'Dropout_1': ", {"rates": {"Dropout_1": "half"}}),
+        (ValueError, "num_groups must be an integer of at least 1, got 2.0", {"num_groups": 2.0}),
+        (ValueError, "block_size must be an integer of at least 1, got '16'", {"block_size": "16"}),
+    ],
+)
+def test_arguments_of_other_types_are_errors(error, message, options):
+    # As called by users, without the check of annotations that tests run with.
+    with pytest.raises(error, match=message):
+        inspect.unwrap(thin)(as_network(), INPUTS, **options)
+
+
+def test_what_else_can_be_thinned_is_said():
+    class Residual(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            def drop(x, name):
+                return nn.Dropout(0.5, deterministic=not train, name=name)(x)
+
+            x = x + drop(nn.Dense(4)(drop(nn.relu(nn.Dense(8)(x)), "hidden")), "residual")
+            return nn.Dense(3)(nn.LayerNorm()(x))
+
+    network = jdrop.linen.as_network(Residual())
+    with pytest.raises(ThinningError, match=r"residual: .* rates={'hidden': 0.5}; those not named"):
+        thin(network, INPUTS)
+    assert [units.name for units in thin(network, INPUTS, {"hidden": 0.5}).thinning.units] == [
+        "hidden"
+    ]
+
+
+def test_inputs_of_another_shape_are_an_error(getkey):
+    network = thin(as_network(), INPUTS)
+    wide = jnp.ones((8, 5))
+    variables = as_network().init(getkey(), wide)
+    state = TrainState.create(network, variables, optax.adam(0.1))
+    with pytest.raises(ThinningError, match=r"shape \(5, 32\) where `thin` found \(4, 32\)"):
+        jax.eval_shape(train_step, getkey(), state, (wide, LABELS))
 
 
 def test_an_optimizer_of_which_no_part_can_be_taken_is_an_error(getkey):
