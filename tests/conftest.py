@@ -22,15 +22,23 @@ TESTS = Path(__file__).parent
 # Tests in which compiling takes longer than what is compiled, and values that differ in their last
 # bits are equal. Not those of bits, rates and dtypes: less optimized code rounds otherwise.
 SMALL_PROGRAMS = [
+    "functional/test_arguments.py",
+    "functional/test_transformations.py",
     "metrics",
     "study/test_evaluation.py",
     "study/test_methods.py",
     "study/test_theory.py",
     "study/test_training.py",
     "test_at_dropout.py",
+    "test_bits.py",
+    "test_attention.py",
     "test_ensemble.py",
     "test_enumeration.py",
     "test_inference.py",
+    "test_layers.py",
+    "test_nnx.py",
+    "test_other_libraries.py",
+    "test_randomness.py",
     "test_readme.py",
     "test_train.py",
     "thinned",
