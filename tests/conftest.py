@@ -19,8 +19,8 @@ jax.config.update("jax_debug_key_reuse", True)
 
 TESTS = Path(__file__).parent
 
-# Tests in which compiling takes longer than what is compiled, and values that differ in their last
-# bits are equal. Not those of bits, rates and dtypes: less optimized code rounds otherwise.
+# Tests in which compiling takes longer than what is compiled, and which do not compare the last
+# bits of floats: less optimized code rounds otherwise.
 SMALL_PROGRAMS = [
     "functional/test_arguments.py",
     "functional/test_transformations.py",
