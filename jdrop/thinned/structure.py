@@ -57,11 +57,9 @@ CALLS = _names(
     "checkpoint closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr jit "
     "pjit remat remat2"
 )
-
-
 HINTS = {
     **dict.fromkeys(REDUCTIONS, " Layer normalisation and softmax go over all units."),
-    "reshape": " Drop channels before they are flattened.",
+    "reshape": " Drop channels before they are flattened; group normalisation goes over groups.",
     "scan": " Layers within loops, as recurrent ones, cannot be thinned.",
 }
 """What may be behind an operation that cannot be done with a part of the units."""
@@ -405,9 +403,7 @@ class Structure:
         raise ThinningError(
             f"{name}: its units go through `{kind}`, which cannot be done with a part of them; "
             "units can be taken out between products with weights, where all between the products "
-            "is done to each unit alone."
-            + " Drop channels before they are flattened."
-            * (kind == "reshape")
+            f"is done to each unit alone.{HINTS.get(kind, '')}"
         )
 
     def _links_of_product(
