@@ -25,6 +25,7 @@ TESTS = Path(__file__).parent
 # bits of floats: less optimized code rounds otherwise.
 SMALL_PROGRAMS = [
     "functional/test_arguments.py",
+    "functional/test_sharding.py",
     "functional/test_transformations.py",
     "metrics",
     "study/test_evaluation.py",

@@ -265,8 +265,11 @@ def test_json_comes_back_and_has_a_schema(finished, comparison):
 def test_the_same_command_again_trains_nothing(finished, run_command, monkeypatch, capsys):
     monkeypatch.chdir(finished[1].parent)
     options = [*TINY, "--label-noise", "0.2", "--sweep", "rate=0.2,0.6", "--out", "out"]
+    written = []
+    monkeypatch.setattr(report, "write", lambda _, folder: written.append(folder) or [])
     assert run_command(options) == 0
     assert "training" not in capsys.readouterr().out.split("worth")[0]
+    assert written == [Path("out")]
 
 
 def test_another_run_in_the_same_folder_is_refused(finished, run_command, monkeypatch, capsys):
