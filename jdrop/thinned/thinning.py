@@ -300,15 +300,16 @@ def thin(
     for name, value in (("block_size", block_size), ("num_groups", num_groups)):
         if not isinstance(value, numbers.Integral) or value < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+    asked = None
     if rates is not None:
         if not isinstance(rates, Mapping):
             raise TypeError(
                 f"rates must be a dictionary of rates by the names of layers, got {rates!r}."
             )
-        rates = {name: _checked(name, rate) for name, rate in rates.items()}
+        asked = {name: _checked(name, rate) for name, rate in rates.items()}
     inputs = jnp.asarray(inputs)
     variables = jax.eval_shape(network.init, jax.random.key(0), inputs)
-    structure, own_rates = _read(network, variables, inputs, rates or {})
+    structure, own_rates = _read(network, variables, inputs, asked or {})
     if num_groups > 1 and structure.changes_state:
         raise ThinningError(
             f"num_groups must be 1, got {num_groups}: the network changes its state in training, "
@@ -320,7 +321,7 @@ def thin(
         for number, path in enumerate(paths)
         if path[0].key == "params"
     }
-    chosen = _chosen(rates, own_rates, leaf_of)
+    chosen = _chosen(asked, own_rates, leaf_of)
     places: list[list[Place]] = [[] for _ in leaves]
     all_units = []
     for number, (name, rate) in enumerate(chosen.items()):
@@ -329,7 +330,7 @@ def thin(
             try:
                 found = structure.units_of_site(number, name)
             except ThinningError as error:
-                others = {} if rates else _thinnable(structure, chosen)
+                others = {} if asked else _thinnable(structure, chosen)
                 way_out = (
                     f" Others can be thinned: rates={others}; those not named go on drawing masks."
                 )
@@ -356,7 +357,7 @@ def thin(
         by_axis = {place.axis: place for place in at_leaf}
         of_leaves.append(Places(tuple(by_axis[axis] for axis in sorted(by_axis)), leaf.shape))
     tree = jax.tree.unflatten(jax.tree.structure(variables), of_leaves)
-    without = frozenset(rates or {}).difference(chosen)
+    without = frozenset(asked or {}).difference(chosen)
     thinning = Thinning(tuple(all_units), tree, num_groups, shuffle, scale, network, without)
     _check_sizes(thinning, structure, variables, inputs)
     return replace(network, thinning=thinning)
@@ -434,26 +435,26 @@ def _structure(network: Network, variables: Variables, inputs: Array) -> Structu
 
 
 def _chosen(
-    rates: Mapping[str, ArrayLike] | None,
+    asked: Mapping[str, float] | None,
     own_rates: Mapping[str, ArrayLike | None],
     leaf_of: Mapping[str, int],
 ) -> dict[str, float]:
-    """The layers to thin and their rates, checked."""
-    asked = own_rates if rates is None else rates
-    chosen = {}
-    for name, rate in asked.items():
+    """The layers to thin and their rates: those asked for, or the dropout layers' own."""
+    rates = asked
+    if rates is None:
+        rates = {name: _checked(name, rate) for name, rate in own_rates.items()}
+    for name in rates:
         if not {name, f"{name}/kernel"} & {*own_rates, *leaf_of}:
             layers = (leaf.removesuffix("/kernel") for leaf in leaf_of if leaf.endswith("/kernel"))
             raise ValueError(
                 f"rates names {name!r}, which is no layer of the network; its dropout layers are "
                 f"{sorted(own_rates)}, its layers of weights {sorted(layers)}."
             )
-        if (checked := _checked(name, rate)) > 0:
-            chosen[name] = checked
+    chosen = {name: rate for name, rate in rates.items() if rate > 0}
     if not chosen:
         raise ThinningError(
             "no layer is to be thinned: rates gives none a rate above 0."
-            if rates is not None
+            if asked is not None
             else "no layer is to be thinned: the network has no dropout layer that is on in "
             "training, drops units and has a rate above 0; name layers and rates, as in "
             "rates={'Dense_0': 0.5}."
