@@ -103,7 +103,7 @@ def collectives(compiled: Any) -> set[str]:
 
 @pytest.mark.parametrize(
     ("axis_type", "rate"),
-    [(AxisType.Auto, 0.5), (AxisType.Explicit, 0.1)],
+    [(AxisType.Auto, 0.5), (AxisType.Auto, 0.1), (AxisType.Explicit, 0.1)],
 )
 @pytest.mark.parametrize(("shape", "spec"), ANY_SHARDING, ids=str)
 def test_a_sharded_dropout_sends_nothing(shape, spec, rate, axis_type, getkey):

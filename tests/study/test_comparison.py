@@ -195,9 +195,7 @@ def test_the_sweep_has_every_place(comparison):
     assert first.scores["dropout"] != second.scores["dropout"]
 
 
-def test_drawing_again_changes_nothing_and_trains_nothing(
-    finished, comparison, run_command, capsys, tmp_path
-):
+def test_evaluating_again_changes_nothing(finished, comparison):
     again = evaluation.evaluate(Run.open(finished[1]))
     assert again.to_json() == comparison.to_json()
     margins = evaluation.evaluate(Run.open(finished[1]), {"nll": 10.0})
@@ -206,14 +204,17 @@ def test_drawing_again_changes_nothing_and_trains_nothing(
     assert "equivalent to the average of all 3 within 10 nats" in report.sentence(margins)
 
 
-def test_a_folder_of_an_earlier_version_is_read(finished, comparison, tmp_path):
+def test_a_folder_of_an_earlier_version_is_drawn_again(
+    finished, comparison, run_command, capsys, tmp_path
+):
     folder = shutil.copytree(finished[1], tmp_path / "old")
     for name, key in (("run", "command"), ("plain", "activation_min")):
         path = folder / "parts" / f"{name}.json"
         facts = json.loads(path.read_text())
         facts.get("co_adaptation", facts).pop(key)
         path.write_text(json.dumps(facts))
-    found = evaluation.evaluate(Run.open(folder))
+    assert run_command(["report", str(folder)]) == 0, capsys.readouterr().err
+    found = Comparison.from_json((folder / "results.json").read_text())
     assert found.command == "unknown"
     assert found.co_adaptation == comparison.co_adaptation
 
