@@ -153,7 +153,7 @@ def _mean_and_error(losses: np.ndarray) -> tuple[float, float, float]:
 
 
 @dataclass(frozen=True)
-class Equivalent:
+class EnsembleEquivalent:
     """How many averaged networks score as well as a method, with its 95 % interval.
 
     Attributes:
@@ -229,7 +229,7 @@ class EnsembleCurve:
         self._parts = [np.stack(of_size) for of_size in zip(*parts, strict=True)]
         self._grams = [part @ part.T for part in self._parts]
 
-    def equivalent(self, losses: np.ndarray) -> Equivalent:
+    def equivalent(self, losses: np.ndarray) -> EnsembleEquivalent:
         """The size at which the curve reaches these losses.
 
         Args:
@@ -270,7 +270,7 @@ class EnsembleCurve:
             low = high = 1.0
         elif high == largest:
             high = math.inf
-        return Equivalent(value, min(low, value), max(high, value), int(largest))
+        return EnsembleEquivalent(value, min(low, value), max(high, value), int(largest))
 
     def _gap(
         self, losses: np.ndarray, differences: np.ndarray
@@ -334,7 +334,7 @@ def _first(holds: Callable[[np.ndarray], np.ndarray], sizes: np.ndarray) -> floa
 
 
 @dataclass(frozen=True)
-class Equivalence:
+class EquivalenceTest:
     """Whether two methods score alike, by two one-sided tests.
 
     Attributes:
@@ -367,7 +367,7 @@ class Equivalence:
         return "undecided"
 
 
-def equivalence_test(differences: np.ndarray, margin: float) -> Equivalence:
+def equivalence_test(differences: np.ndarray, margin: float) -> EquivalenceTest:
     r"""Are two methods alike within a margin? Two one-sided tests (TOST).
 
     That a difference is not significant shows nothing. Here the hypotheses to be rejected are
@@ -397,12 +397,12 @@ def equivalence_test(differences: np.ndarray, margin: float) -> Equivalence:
     mean, error, freedom = _mean_and_error(differences)
     interval = crossed_interval(differences, level=0.9)
     if error == 0:
-        return Equivalence(interval, margin, float(abs(mean) >= margin))
+        return EquivalenceTest(interval, margin, float(abs(mean) >= margin))
     p_values = (
         stats.t.cdf((mean - margin) / error, freedom),
         stats.t.sf((mean + margin) / error, freedom),
     )
-    return Equivalence(interval, margin, float(max(p_values)))
+    return EquivalenceTest(interval, margin, float(max(p_values)))
 
 
 def bootstrap_weights(rng: np.random.Generator, num_examples: int, num_draws: int) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jdrop.statistics import EnsembleCurve, Equivalent
+from jdrop.statistics import EnsembleCurve, EnsembleEquivalent
 
 SCORES = ("NLL", "Brier", "error")
 
@@ -123,7 +123,7 @@ def crossing(differences: np.ndarray) -> tuple[float, float]:
 
 def study(
     rng: np.random.Generator, replicates: int
-) -> Iterator[tuple[tuple[str, float], Equivalent]]:
+) -> Iterator[tuple[tuple[str, float], EnsembleEquivalent]]:
     """The equivalents that one study finds."""
     shared = signals(rng, NUM_EXAMPLES)
     plain = losses_by_size(networks(rng, shared, replicates, LARGEST, OWN, OFFSET))
@@ -156,7 +156,7 @@ def main(studies: int, seed: int, batches: int) -> None:
         "A truth beyond the largest average can be missed on one side only: 97.5 % or more.",
     )
     for replicates in REPLICATES:
-        found: dict[tuple[str, float], list[Equivalent]] = {key: [] for key in true}
+        found: dict[tuple[str, float], list[EnsembleEquivalent]] = {key: [] for key in true}
         for _ in range(studies):
             for key, equivalent in study(of_studies, replicates):
                 found[key].append(equivalent)

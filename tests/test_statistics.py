@@ -7,8 +7,8 @@ from scipy import stats
 
 from jdrop.statistics import (
     EnsembleCurve,
-    Equivalence,
-    Equivalent,
+    EnsembleEquivalent,
+    EquivalenceTest,
     Interval,
     bootstrap_interval,
     bootstrap_weights,
@@ -185,19 +185,19 @@ def test_without_noise_the_interval_is_the_value(loss, value):
 @pytest.mark.parametrize("loss", [1.1, 5.0])
 def test_what_one_network_beats_is_worth_one(loss):
     found = EnsembleCurve(exact_curve(MEANS)).equivalent(constant(loss))
-    assert found == Equivalent(1.0, 1.0, 1.0, 4)
+    assert found == EnsembleEquivalent(1.0, 1.0, 1.0, 4)
     assert str(found) == "≤1 [≤1, ≤1]"
 
 
 def test_what_the_largest_average_does_not_reach_is_beyond():
     found = EnsembleCurve(exact_curve(MEANS)).equivalent(constant(0.4))
-    assert found == Equivalent(math.inf, math.inf, math.inf, 4)
+    assert found == EnsembleEquivalent(math.inf, math.inf, math.inf, 4)
     assert str(found) == ">4 [>4, >4]"
 
 
 def test_one_network_is_enough_even_where_larger_averages_do_worse():
     curve = EnsembleCurve(exact_curve([0.5, 0.8, 0.8]))
-    assert curve.equivalent(constant(0.8)) == Equivalent(1.0, 1.0, 1.0, 3)
+    assert curve.equivalent(constant(0.8)) == EnsembleEquivalent(1.0, 1.0, 1.0, 3)
 
 
 def test_of_several_crossings_the_first_counts_and_the_interval_holds_all():
@@ -212,7 +212,7 @@ def test_equal_means_reach_one_another_in_spite_of_rounding():
     found = EnsembleCurve(exact_curve(means, noise=0)).equivalent(constant(0.2))
     assert (found.low, found.value, found.high) == pytest.approx([2.0] * 3, abs=1e-5)
     flat = EnsembleCurve(exact_curve([0.1 + 0.2] * 3, noise=0)).equivalent(constant(0.3))
-    assert flat == Equivalent(1.0, 1.0, math.inf, 3)
+    assert flat == EnsembleEquivalent(1.0, 1.0, math.inf, 3)
 
 
 def noisy_curve(rng, replicates=4, sizes=6, examples=60):
@@ -305,14 +305,14 @@ def test_sizes_may_leave_gaps():
 
 def test_a_curve_of_one_size():
     curve = EnsembleCurve(exact_curve([0.5]))
-    assert curve.equivalent(constant(0.6)) == Equivalent(1.0, 1.0, 1.0, 1)
-    assert curve.equivalent(constant(0.4)) == Equivalent(math.inf, math.inf, math.inf, 1)
+    assert curve.equivalent(constant(0.6)) == EnsembleEquivalent(1.0, 1.0, 1.0, 1)
+    assert curve.equivalent(constant(0.4)) == EnsembleEquivalent(math.inf, math.inf, math.inf, 1)
 
 
 def test_equivalents_as_text():
-    assert str(Equivalent(3.14, 2.4, 4.0, 10)) == "3.1 [2.4, 4.0]"
-    assert str(Equivalent(math.inf, 7.2, math.inf, 10)) == ">10 [7.2, >10]"
-    assert str(Equivalent(1.0, 1.0, 1.3, 10)) == "≤1 [≤1, 1.3]"
+    assert str(EnsembleEquivalent(3.14, 2.4, 4.0, 10)) == "3.1 [2.4, 4.0]"
+    assert str(EnsembleEquivalent(math.inf, 7.2, math.inf, 10)) == ">10 [7.2, >10]"
+    assert str(EnsembleEquivalent(1.0, 1.0, 1.3, 10)) == "≤1 [≤1, 1.3]"
 
 
 def test_what_is_no_curve():
@@ -339,7 +339,7 @@ def test_a_method_must_have_the_replicates_and_examples_of_the_curve():
         curve.equivalent(constant(math.nan))
 
 
-# Equivalence
+# EquivalenceTest
 
 
 def test_where_examples_add_nothing_the_test_is_two_t_tests_of_the_replicates():
@@ -380,7 +380,7 @@ def test_the_p_value_and_the_interval_agree():
     ],
 )
 def test_verdicts(low, high, verdict):
-    test = Equivalence(Interval((low + high) / 2, low, high, 5), 0.1, 0.5)
+    test = EquivalenceTest(Interval((low + high) / 2, low, high, 5), 0.1, 0.5)
     assert test.verdict == verdict
 
 

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, ScalarFormatter
 
-from jdrop.statistics import Equivalent, Interval
+from jdrop.statistics import EnsembleEquivalent, Interval
 from jdrop.study.results import COSTS, SCORES, CoAdaptation, Comparison, Method, Point
 
 # Colours that remain distinct for colour-blind readers (Okabe and Ito), and markers that remain
@@ -213,7 +213,7 @@ def worth_chart(comparison: Comparison) -> Figure | None:
     return figure
 
 
-def _worth_bar(axes: Axes, row: int, worth: Equivalent, style: tuple[str, str]) -> None:
+def _worth_bar(axes: Axes, row: int, worth: EnsembleEquivalent, style: tuple[str, str]) -> None:
     colour, marker = style
     beyond = worth.largest * 1.3
     low, value, high = (min(end, beyond) for end in (worth.low, worth.value, worth.high))
@@ -570,7 +570,7 @@ def sweep(comparison: Comparison) -> Figure | None:
     return figure
 
 
-def _upright(axes: Axes, place: float, worth: Equivalent) -> None:
+def _upright(axes: Axes, place: float, worth: EnsembleEquivalent) -> None:
     beyond = worth.largest * 1.2
     low, value, high = (min(end, beyond) for end in (worth.low, worth.value, worth.high))
     colour, marker = _style("dropout")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from jdrop.statistics import Equivalence, Equivalent, Interval
+from jdrop.statistics import EnsembleEquivalent, EquivalenceTest, Interval
 from jdrop.study.figures import FIGURES, costs_known
 from jdrop.study.results import (
     COSTS,
@@ -75,13 +75,13 @@ def sentence(comparison: Comparison) -> str:
     return text + verdict_sentence(comparison, point)
 
 
-def in_words(worth: Equivalent) -> str:
+def in_words(worth: EnsembleEquivalent) -> str:
     """An equivalent within a sentence.
 
     Example:
-        >>> in_words(Equivalent(3.14, 2.4, 4.0, 10))
+        >>> in_words(EnsembleEquivalent(3.14, 2.4, 4.0, 10))
         '3.1 [2.4, 4.0]'
-        >>> in_words(Equivalent(math.inf, 2.4, math.inf, 10))
+        >>> in_words(EnsembleEquivalent(math.inf, 2.4, math.inf, 10))
         'more than 10 [2.4, >10]'
     """
     value, interval = str(worth).split(" ", 1)
@@ -219,7 +219,7 @@ def worth_table(comparison: Comparison) -> tuple[list[str], Rows]:
     return header, rows
 
 
-def _verdict(test: Equivalence) -> str:
+def _verdict(test: EquivalenceTest) -> str:
     low, high = test.difference.low, test.difference.high
     return f"{test.difference.mean:+.3f} [{low:+.3f}, {high:+.3f}]: {test.verdict}"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pydantic
 
-from jdrop.statistics import Equivalence, Equivalent, Interval
+from jdrop.statistics import EnsembleEquivalent, EquivalenceTest, Interval
 
 
 @dataclass(frozen=True)
@@ -184,8 +184,8 @@ class Point:
     cost: Cost | None
     scores: dict[str, Interval]
     over_seeds: dict[str, Interval]
-    worth: dict[str, Equivalent]
-    against_ensemble: dict[str, Equivalence]
+    worth: dict[str, EnsembleEquivalent]
+    against_ensemble: dict[str, EquivalenceTest]
     reliability: Reliability | None = None
     risk_coverage: RiskCoverage | None = None
 
@@ -281,7 +281,7 @@ class MaskCurve:
     num_masks: list[int]
     scores: dict[str, list[float]]
     weight_scaling: dict[str, float]
-    masks_needed: dict[str, Equivalent]
+    masks_needed: dict[str, EnsembleEquivalent]
 
 
 @dataclass(frozen=True)
@@ -382,15 +382,15 @@ class Cell:
 
     at: dict[str, float]
     scores: dict[str, dict[str, Interval]]
-    worth: dict[str, Equivalent]
+    worth: dict[str, EnsembleEquivalent]
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Everything that a run of the comparison found.
 
-    Numbers beyond all bounds are the strings "Infinity" and "NaN" in JSON; an `Equivalent` of
-    "Infinity" is beyond the largest ensemble.
+    In JSON, infinite numbers are the string "Infinity" and NaN is "NaN". A `worth` of
+    "Infinity" lies beyond the largest ensemble.
 
     Attributes:
         task: "classification" or "regression".
