@@ -1,26 +1,64 @@
 """Dropout for JAX, and the instrument that tells how many networks a dropout network is worth.
 
-`import jdrop` costs what `import jax` costs. What needs more is imported by its own name:
-`jdrop.linen` and `jdrop.nnx` (Flax layers), `jdrop.train`, `jdrop.ensemble`, `jdrop.inference`,
-`jdrop.metrics`, and `jdrop.study` (the comparison), of which `jdrop.compare` is the function.
+Functions of an explicit key: `dropout`, `keep_mask`, `apply_mask`, `scale_weights` and
+`dot_product_attention`. `compare` runs the comparison with ensembles.
+
+Modules: `jdrop.linen` and `jdrop.nnx` (Flax layers), `jdrop.network`, `jdrop.train`,
+`jdrop.ensemble`, `jdrop.thinned`, `jdrop.inference`, `jdrop.metrics`, `jdrop.statistics` and
+`jdrop.study` (the comparison). Python imports them, and `compare`, at their first use, so that
+`import jdrop` costs what `import jax` costs.
 """
 
+import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from jdrop.attention import dot_product_attention as dot_product_attention
-from jdrop.functional import apply_mask as apply_mask
-from jdrop.functional import dropout as dropout
-from jdrop.functional import keep_mask as keep_mask
-from jdrop.functional import scale_weights as scale_weights
+from jdrop.attention import dot_product_attention
+from jdrop.functional import apply_mask, dropout, keep_mask, scale_weights
 
 if TYPE_CHECKING:
-    from jdrop.study.comparison import compare as compare
+    from jdrop.study.comparison import compare
+
+__all__ = [
+    "apply_mask",
+    "compare",
+    "dot_product_attention",
+    "dropout",
+    "ensemble",
+    "inference",
+    "keep_mask",
+    "linen",
+    "metrics",
+    "network",
+    "nnx",
+    "scale_weights",
+    "statistics",
+    "study",
+    "thinned",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when it is asked for: the study needs much more than the library does.
     if name == "compare":
-        from jdrop.study.comparison import compare
-
-        return compare
+        try:
+            return importlib.import_module("jdrop.study.comparison").compare
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"jdrop.compare needs packages that are not installed: {error}; install them with "
+                "`pip install 'jdrop[study]'`."
+            ) from error
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("jdrop")
+    if name in __all__:
+        return importlib.import_module(f"jdrop.{name}")
     raise AttributeError(f"module 'jdrop' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    module_attributes = ["__all__", "__doc__", "__file__", "__name__", "__path__", "__version__"]
+    names = {*__all__, *module_attributes}
+    # `help` gets every name, and fails if one cannot be imported.
+    if importlib.util.find_spec("matplotlib") is None:
+        names.remove("compare")
+    return sorted(names)

@@ -1,6 +1,7 @@
-"""Dropout as pure functions of an explicit key, and every check of their arguments.
+"""Dropout as pure functions of an explicit key.
 
-`dropout` is two steps that can be had apart: `keep_mask` draws the mask, `apply_mask` applies it.
+`dropout` consists of two steps: `keep_mask` draws the mask, `apply_mask` applies it. The functions
+after these four check arguments and draw masks for the layers; they are not part of the API.
 """
 
 import math
@@ -19,8 +20,10 @@ from jax.typing import ArrayLike
 from jdrop import bits
 from jdrop.annotations import Bool, Inexact
 
+__all__ = ["apply_mask", "dropout", "keep_mask", "scale_weights"]
+
 Rate = float | Array
-"""A checked rate: a Python number, known while tracing, or an array."""
+"""A checked rate: a Python scalar, which is known while tracing, or an array."""
 
 
 def dropout(
@@ -35,29 +38,29 @@ def dropout(
 
     $$y = \frac{m \odot x}{q}, \qquad m \sim \mathrm{Bernoulli}(q), \qquad q = 1 - \mathrm{rate}$$
 
-    The mean over masks is `x`, for every dtype: `q` is the probability that the random bits
-    realise (within 2e-5 of `1 - rate`), `1 / q` is a float32 (float64 for 64-bit `x`), and only
-    the product is rounded to the dtype of `x`.
-    The mask depends on the key, the shape, the rate and `broadcast_dims` alone; not on the dtype,
-    nor on `jit`, `vmap`, `remat` or sharding. A number and an array of the same rate are two rates
-    here: for a number such as 0.5 fewer random bits serve, and so the masks differ. (Under `vmap`
-    over keys of JAX's generators `rbg` and `unsafe_rbg` the masks are others than in a loop.)
+    The mean over masks is `x`: `q` is the probability that the random bits realise, which differs
+    from `1 - rate` by at most 2e-5, and the result is rounded to the dtype of `x` once.
+
+    The mask depends only on the key, the shape, the rate and `broadcast_dims`; not on the dtype,
+    `jit`, `vmap`, `remat` or sharding (except for `vmap` over keys of JAX's generators `rbg` and
+    `unsafe_rbg`). A Python scalar and an array of the same rate give different masks, because for
+    instance 0.5 needs fewer random bits if it is known.
 
     Args:
-        key: one key, such as `jax.random.key(0)`; it is consumed. At the rate 0, a number, it is
-            not looked at.
+        key: one key, such as `jax.random.key(0)`; it is consumed, unless the rate is the scalar 0.
         x: float or complex, any shape.
-        rate: the probability to drop. A Python number in [0, 1), checked; 0 returns `x` and draws
-            nothing. Or an array in [0, 1], a scalar or broadcastable to `x` (one rate per channel,
-            say), which may be traced, so that its value can change without a compilation; a rate
-            of 1 gives zeros. A traced rate out of range cannot raise: it makes the output NaN.
-            The gradient with respect to the rate is zero.
-        broadcast_dims: axes along which one decision is shared; negative axes count from the end.
-        scale: whether to divide by `q`. Without it the mean is `q * x`, the form of the 2012
-            paper; `scale_weights` then makes the weights for the test.
+        rate: the probability to drop. A Python scalar in [0, 1); 0 returns `x` and draws nothing.
+            Or an array in [0, 1], a scalar or broadcastable to `x`, for instance one rate per
+            channel; it may be traced, so a new value needs no compilation. A traced rate out of
+            range cannot raise: it makes the output NaN. The gradient with respect to the rate is
+            zero.
+        broadcast_dims: the axes along which elements share one decision; negative axes count from
+            the end.
+        scale: whether to divide by `q`. Without it the mean is `q * x`, as in the paper of 2012;
+            `scale_weights` then makes the weights for the test.
 
     Returns:
-        Shape and dtype of `x`. Dropped places are 0, also where `x` is infinite or NaN.
+        Shape and dtype of `x`. Dropped elements are 0, also where `x` is infinite or NaN.
 
     Raises:
         ValueError: a rate out of range or of a shape that does not fit; bad `broadcast_dims`.
@@ -78,9 +81,12 @@ def dropout(
     x = _as_inexact("x", x)
     rate = check_rate(rate)
     shape = mask_shape(x.shape, broadcast_dims)
-    if is_static(rate, 0):
+    if is_number(rate, 0):
         return x
-    return _draw_and_apply(key, x, rate, shape, scale)
+    key = as_key(key)
+    if isinstance(rate, float):
+        return _drop(key, x, None, rate, shape, scale)
+    return _drop(key, x, rate, None, shape, scale)
 
 
 def keep_mask(key: Array, shape: Sequence[int], rate: ArrayLike) -> Bool[Array, "..."]:
@@ -95,31 +101,29 @@ def keep_mask(key: Array, shape: Sequence[int], rate: ArrayLike) -> Bool[Array, 
             out of range, everything is kept.
 
     Raises:
-        ValueError: a rate out of range or of a shape that does not fit.
-        TypeError: a key that is not a single key.
+        ValueError: a rate out of range or of a shape that does not fit; a negative size.
+        TypeError: a key that is not a single key; a shape that is no sequence of integers.
 
     Example:
         >>> keep_mask(jax.random.key(0), (2, 3), 0.5).shape
         (2, 3)
     """
     rate = check_rate(rate)
-    if isinstance(shape, int):
-        raise TypeError(f"shape must be a sequence of sizes, got {shape}; give ({shape},).")
-    shape = tuple(shape)
-    if is_static(rate, 0):
+    shape = _check_shape(shape)
+    if is_number(rate, 0):
         return jnp.ones(shape, bool)
-    return _draw(key, shape, rate, x=None)
+    return draw_mask(key, shape, rate)
 
 
 def apply_mask(
     mask: Bool[ArrayLike, "..."], x: ArrayLike, rate: ArrayLike, *, scale: bool = True
 ) -> Inexact[Array, "..."]:
-    """Applies a mask that is given, not drawn: `where(mask, x / q, 0)`.
+    """Applies a given mask: `where(mask, x / q, 0)`.
 
     Args:
         mask: True = kept; broadcastable to `x`.
         x: float or complex, any shape.
-        rate: the rate that the mask was drawn with, as in `dropout`; it sets the scale `1 / q`.
+        rate: the rate of the mask, as in `dropout`; it determines the scale `1 / q`.
         scale: whether to divide by `q`.
 
     Returns:
@@ -149,16 +153,16 @@ def apply_mask(
 def scale_weights(params: Any, rates: Mapping[str, ArrayLike]) -> Any:
     r"""The test weights of a network trained with unscaled dropout: $W_{test} = q W$.
 
-    In the form of the 2012 paper, training multiplies by the mask alone (`scale=False`), and at
-    test every unit is present, its outgoing weights multiplied by the probability `q` that it was
-    kept. This function makes those weights. Networks trained with the scaled form need none.
+    In the paper of 2012, training multiplies units by the mask alone (`scale=False`). At test every
+    unit is present, and its outgoing weights are multiplied by the probability `q` that it was
+    kept. This function makes those weights. Networks trained with scaled dropout do not need it.
 
     Args:
         params: any pytree of arrays, for instance `variables["params"]`.
-        rates: for each weight that reads dropped units, its path in `params`, parts joined by
-            "/", and the rate of that dropout. Biases are not named: they read no unit. Rates of
-            single units, `[units]`, go to the last but one axis of a kernel `[..., in, out]`; rates
-            of more axes are broadcast to the weight, as one of another form needs.
+        rates: for each weight that reads dropped units, its path in `params`, joined by "/", and
+            the rate of that dropout. Do not name biases: they read no unit. Rates of single units,
+            `[units]`, belong to the input axis of a kernel `[..., in, out]`. For a weight of
+            another layout, give rates with the axes of the weight.
 
     Returns:
         `params` with the named leaves multiplied by `q`, the others as they were.
@@ -199,8 +203,29 @@ def scale_weights(params: Any, rates: Mapping[str, ArrayLike]) -> Any:
     return jax.tree_util.tree_map_with_path(scaled, params)
 
 
+def _check_shape(shape: Any) -> tuple[int, ...]:
+    """Returns `shape` as a tuple. Raises if it is no sequence of sizes."""
+    if isinstance(shape, int):
+        raise TypeError(f"shape must be a sequence of sizes, got {shape}; give ({shape},).")
+    if not isinstance(shape, Sequence) or not all(map(_is_integer, shape)):
+        raise TypeError(
+            f"shape must be a sequence of integer sizes, got {shape!r}; "
+            "give for instance the `.shape` of an array."
+        )
+    if any(size < 0 for size in shape):
+        raise ValueError(
+            f"shape must have no negative size, got {tuple(shape)}; "
+            "give for instance the `.shape` of an array."
+        )
+    return tuple(map(int, shape))
+
+
+def _is_integer(size: Any) -> bool:
+    return isinstance(size, numbers.Integral) and not isinstance(size, bool)
+
+
 def as_key(key: Any) -> Array:
-    """A single typed key, or the error that `key` deserves."""
+    """Returns `key` as a single typed key. Raises TypeError if it is none."""
     dtype = getattr(key, "dtype", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     legacy = dtype == jnp.uint32
@@ -214,15 +239,15 @@ def as_key(key: Any) -> Array:
             f"key must be a single key, got an array of shape {jnp.shape(key)}; "
             "map over many keys with `jax.vmap`."
         )
-    # What a legacy key means is a setting of jax, which compiled functions are not told of.
+    # A setting of JAX determines the generator of a legacy key, but not the cache of `jit`.
     return key if typed else jax.random.wrap_key_data(key)
 
 
 def check_rate(rate: ArrayLike, *, allow_one: bool = False) -> Rate:
-    """Returns `rate` as a Python float or an array, or raises the error that it deserves.
+    """Returns `rate` as a Python float or an array.
 
-    A Python number must lie in [0, 1) (in [0, 1] if `allow_one`), the values of an array in
-    [0, 1]. Values that are not known yet, being traced, are not checked.
+    Raises if a Python scalar is outside [0, 1) ([0, 1] if `allow_one`), or if an array has values
+    outside [0, 1]. Values of traced arrays are not checked.
     """
     if isinstance(rate, numbers.Real):
         value = float(rate)
@@ -245,13 +270,13 @@ def check_rate(rate: ArrayLike, *, allow_one: bool = False) -> Rate:
     return jax.lax.stop_gradient(jnp.asarray(rate))
 
 
-def is_static(rate: Rate, value: int) -> bool:
-    """Whether `rate`, as `check_rate` returns it, is the Python number `value`."""
+def is_number(rate: Rate, value: int) -> bool:
+    """Whether `rate`, as `check_rate` returns it, is the Python scalar `value`."""
     return isinstance(rate, float) and rate == value
 
 
 def mask_shape(shape: tuple[int, ...], broadcast_dims: Sequence[int]) -> tuple[int, ...]:
-    """`shape` with 1 in place of each of `broadcast_dims`, which are checked."""
+    """Returns `shape` with size 1 along `broadcast_dims`. Raises if these are no distinct axes."""
     if isinstance(broadcast_dims, int):
         raise TypeError(
             f"broadcast_dims must be a sequence of axes, got {broadcast_dims}; "
@@ -274,8 +299,11 @@ def mask_shape(shape: tuple[int, ...], broadcast_dims: Sequence[int]) -> tuple[i
     return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
 
 
-def expand(value: Any, name: str, shape: tuple[int, ...], of: str) -> Any:
-    """`value` with axes of size 1 in front, so that it has the rank of `shape`; scalars stay."""
+def expand(value: Any, name: str, shape: tuple[int, ...], target: str) -> Any:
+    """Returns `value` with leading axes of size 1 up to the rank of `shape`, or as a scalar.
+
+    Raises ValueError if it is not broadcastable to `shape`, the shape of `target`.
+    """
     if jnp.ndim(value) == 0:
         return value
     try:
@@ -284,57 +312,13 @@ def expand(value: Any, name: str, shape: tuple[int, ...], of: str) -> Any:
         fits = False
     if not fits:
         raise ValueError(
-            f"{name} must be broadcastable to the shape {shape} of {of}, "
+            f"{name} must be broadcastable to the shape {shape} of {target}, "
             f"got the shape {value.shape}."
         )
     return jax.lax.expand_dims(value, range(len(shape) - value.ndim))
 
 
-def draw_and_apply(
-    key: Array, x: ArrayLike, rate: ArrayLike, broadcast_dims: Sequence[int] = ()
-) -> Inexact[Array, "..."]:
-    """`dropout` for layers, which allow a rate of 1.
-
-    The arguments, the result and the errors are those of `dropout`.
-    """
-    x = _as_inexact("x", x)
-    rate = check_rate(rate, allow_one=True)
-    return _draw_and_apply(key, x, rate, mask_shape(x.shape, broadcast_dims), scale=True)
-
-
-def draw_mask_like(
-    key: Array, x: Array, rate: ArrayLike, broadcast_dims: Sequence[int] = ()
-) -> Bool[Array, "..."]:
-    """The mask that `dropout` draws for these arguments, with 1 along `broadcast_dims`.
-
-    Args:
-        key: one key; it is consumed.
-        x: the array to be masked: its shape is used, and its sharding where that is explicit.
-        rate: as in `dropout`, and 1 is allowed.
-        broadcast_dims: as in `dropout`.
-    """
-    rate = check_rate(rate, allow_one=True)
-    return _draw(key, mask_shape(x.shape, broadcast_dims), rate, x)
-
-
-def mask_of_call(given: Any, call: int) -> Array:
-    """The mask that a layer uses at its call number `call` of a pass.
-
-    Args:
-        given: one mask, used at every call, or a tuple with one mask for each call of a pass.
-        call: counted from 0, on through later passes.
-    """
-    return given[call % len(given)] if isinstance(given, tuple) else given
-
-
-def _draw_and_apply(key: Any, x: Array, rate: Rate, shape: tuple[int, ...], scale: bool) -> Array:
-    key = as_key(key)
-    if isinstance(rate, float):
-        return _drop(key, x, None, rate, shape, scale)
-    return _drop(key, x, rate, None, shape, scale)
-
-
-# Compiled, since a checkpoint outside of `jit` is slow; inline, so that within it nothing shows.
+# Compiled, because a checkpoint outside of `jit` is slow; inline, to leave no trace inside `jit`.
 @partial(jax.jit, static_argnums=(3, 4, 5), inline=True)
 def _drop(
     key: Array,
@@ -344,26 +328,36 @@ def _drop(
     shape: tuple[int, ...],
     scale: bool,
 ) -> Array:
-    """Draws a mask and applies it; the backward pass draws it again, so nothing of it is kept."""
+    """Draws a mask and applies it. The backward pass draws the mask again, so none is stored."""
     rate = traced_rate if static_rate is None else static_rate
     assert rate is not None
 
     def drop(key: Array, x: Array) -> Array:
-        return apply_mask(_draw(key, shape, rate, x), x, rate, scale=scale)
+        return apply_mask(draw_mask(key, shape, rate, like=x), x, rate, scale=scale)
 
-    # The compiler may still keep what it drew: only in a loop would that be a mask for each turn.
+    # The compiler may still keep the mask. Only a loop would keep one for each iteration, and loops
+    # need no `prevent_cse`.
     return jax.checkpoint(drop, prevent_cse=False)(key, x)
 
 
-def _draw(key: Any, shape: tuple[int, ...], rate: Rate, x: Array | None) -> Array:
-    """Draws a mask of `shape`, sharded as `x` is."""
+def draw_mask(
+    key: Any, shape: tuple[int, ...], rate: Rate, like: Array | None = None
+) -> Bool[Array, "..."]:
+    """Draws a mask and shards it like the array to be masked.
+
+    Args:
+        key: one key; it is consumed.
+        shape: the shape of the mask.
+        rate: as `check_rate` returns it; not the scalar 0 or 1.
+        like: the array to be masked; without it, the mask is replicated.
+    """
     key = as_key(key)
     thresholds = bits.threshold(expand(rate, "rate", shape, "the mask"))
-    return bits.draw_mask(key, shape, thresholds, _mask_sharding(x, shape))
+    return bits.draw_mask(key, shape, thresholds, _mask_sharding(like, shape))
 
 
 def _mask_sharding(x: Array | None, shape: tuple[int, ...]) -> NamedSharding | None:
-    """The sharding of a mask for `x`: that of `x`, but for the axes along which it is 1."""
+    """The sharding of a mask for `x`: that of `x`, except along axes of size 1."""
     if x is None:
         mesh, spec = jax.sharding.get_abstract_mesh(), PartitionSpec(*[None] * len(shape))
     else:
@@ -386,10 +380,10 @@ def _as_inexact(name: str, x: ArrayLike) -> Array:
 
 
 def _keep_prob(rate: Rate, x: Array) -> Any:
-    """The probability that the bits realise, in the dtype in which `x` is scaled.
+    """The probability that the bits realise, in a real dtype of at least float32.
 
-    That dtype is real and at least float32, so that rounding to the dtype of `x` happens once.
-    NaN where a traced rate is out of range.
+    The scaling of `x` uses this dtype and rounds to the dtype of `x` once. NaN where a traced rate
+    is out of range.
     """
     dtype = np.dtype(np.float64 if jnp.finfo(x.dtype).bits == 64 else np.float32)
     keep_prob = bits.threshold(rate).astype(dtype) / np.asarray(bits.LEVELS, dtype)
@@ -401,14 +395,14 @@ def _keep_prob(rate: Rate, x: Array) -> Any:
 def _scaled(x: Array, rate: Rate) -> Array:
     keep_prob = _keep_prob(expand(rate, "rate", x.shape, "x"), x)
     xp = np if isinstance(rate, float) else jnp
-    # At rate 1 nothing is kept, and any finite scale keeps the gradient from being NaN.
+    # At rate 1 nothing is kept; any finite scale then avoids NaN in the gradient.
     return _times(x, 1 / xp.where(keep_prob == 0, xp.ones_like(keep_prob), keep_prob))
 
 
 def _times(x: Array, factor: Any) -> Array:
     """`x * factor` for a real factor, computed in the dtype of the factor, rounded once."""
     if jnp.iscomplexobj(x):
-        # Not as a product of complex numbers, in which inf * 0 would make NaN of an infinite x.
+        # Not a product of complex numbers, in which an infinite x would give inf * 0, which is NaN.
         return jax.lax.complex(x.real * factor, x.imag * factor)
     return (x.astype(factor.dtype) * factor).astype(x.dtype)
 

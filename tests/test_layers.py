@@ -23,7 +23,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jdrop
 import jdrop.linen
 import jdrop.nnx
-from jdrop.network import Network
+from jdrop.network import Network, record_masks, replay_masks
 
 # One dropout layer, whose output is a function of (constructor arguments, inputs, call arguments).
 
@@ -320,84 +320,103 @@ class NnxNet(nnx.Module):
         return self.shared(self.readout(x))
 
 
-class LinenModel:
-    """How to make the network, and to record the masks of a pass, with linen."""
-
-    def network(self, *rates: float) -> Network:
-        return jdrop.linen.as_network(LinenNet(rates))
-
-    def record(self, rates: Any, variables: Any, x: Any, key: jax.Array) -> tuple[Any, Any]:
-        y, drawn = LinenNet(rates).apply(
-            variables, x, train=True, rngs={"dropout": key}, mutable=["masks"]
-        )
-        return y, drawn["masks"]
+def linen_network(*rates: float) -> Network:
+    return jdrop.linen.as_network(LinenNet(rates))
 
 
-class NnxModel:
-    """How to make the network, and to record the masks of a pass, with nnx."""
-
-    def network(self, *rates: float) -> Network:
-        return jdrop.nnx.as_network(lambda rngs: NnxNet(rngs, rates))
-
-    def record(self, rates: Any, variables: Any, x: Any, key: jax.Array) -> tuple[Any, Any]:
-        net = NnxNet(nnx.Rngs(params=0, dropout=key), rates)
-        nnx.update(net, nnx.State(variables["params"]))
-        recorder = nnx.view(net, record_masks=True)
-        y = recorder(x)
-        return y, nnx.to_pure_dict(nnx.state(recorder, jdrop.nnx.Mask))
+def nnx_network(*rates: float) -> Network:
+    return jdrop.nnx.as_network(lambda rngs: NnxNet(rngs, rates))
 
 
-Model = LinenModel | NnxModel
+MakeNetwork = Callable[..., Network]
 
 
-@pytest.fixture(params=[LinenModel, NnxModel])
-def model(request: pytest.FixtureRequest) -> Model:
-    return request.param()
+@pytest.fixture(params=[linen_network, nnx_network], ids=["linen", "nnx"])
+def make_network(request: pytest.FixtureRequest) -> MakeNetwork:
+    return request.param
 
 
-def test_a_network_replays_the_masks_that_it_drew(model, getkey):
-    network, x = model.network(*RATES), jax.random.normal(getkey(), (5, 3))
+def test_recording_changes_nothing_and_replaying_repeats_the_pass(make_network, getkey):
+    network, x, key = make_network(*RATES), jax.random.normal(getkey(), (5, 3)), getkey()
     variables = network.init(getkey(), x)
-    y, masks = model.record(RATES, variables, x, getkey())
-    assert jax.tree.map(jnp.shape, masks) == {
-        "of_inputs": {"mask": ((5, 3),)},
-        "of_hidden": {"mask": ((5, 2),)},
-        "shared": {"mask": ((5, 2), (5, 2))},
+    y, masks = record_masks(jax.random.clone(key), network, variables, x)
+    assert jnp.array_equal(y, network(variables, x, key))
+    assert {name: tuple(map(jnp.shape, calls)) for name, calls in masks.items()} == {
+        "of_inputs": ((5, 3),),
+        "of_hidden": ((5, 2),),
+        "shared": ((5, 2), (5, 2)),
     }
+    replayed = replay_masks(network, masks)
     for _ in range(2):
-        # The keys have no say: they differ, the outputs do not.
-        assert jnp.array_equal(network(variables | {"masks": masks}, x, getkey()), y)
-        trained, updated = network.apply_train(variables | {"masks": masks}, x, getkey())
+        assert jnp.array_equal(replayed(variables, x, None), y)
+        # The keys change nothing.
+        assert jnp.array_equal(replayed(variables, x, getkey()), y)
+        trained, updated = replayed.apply_train(variables, x, getkey())
         assert jnp.array_equal(trained, y)
-        assert jax.tree.all(jax.tree.map(jnp.array_equal, updated["masks"], masks))
+        assert jax.tree.all(jax.tree.map(jnp.array_equal, updated, variables))
     flipped = jax.tree.map(jnp.logical_not, masks)
-    assert not jnp.array_equal(network(variables | {"masks": flipped}, x, getkey()), y)
+    assert not jnp.array_equal(replay_masks(network, flipped)(variables, x, None), y)
 
 
-def test_a_site_without_a_mask_draws_as_ever(model, getkey):
-    network, x = model.network(*RATES), jax.random.normal(getkey(), (64, 3))
+def test_recording_and_replaying_work_inside_jit_and_vmap(make_network, getkey):
+    network, x, keys = make_network(*RATES), jax.random.normal(getkey(), (5, 3)), getkey()
+    keys = jax.random.split(keys, 3)
     variables = network.init(getkey(), x)
-    _, masks = model.record(RATES, variables, x, getkey())
-    del masks["of_inputs"]
-    one, two = (network(variables | {"masks": masks}, x, getkey()) for _ in range(2))
-    assert not jnp.array_equal(one, two)
+
+    @jax.jit
+    @jax.vmap
+    def record_and_replay(key: jax.Array) -> tuple[Any, Any, Any]:
+        y, masks = record_masks(key, network, variables, x)
+        return y, masks, replay_masks(network, masks)(variables, x, None)
+
+    y, masks, replayed = record_and_replay(jax.random.clone(keys))
+    np.testing.assert_allclose(y, replayed, rtol=1e-5, atol=1e-6)
+    for index, key in enumerate(keys):
+        _, expected = record_masks(key, network, variables, x)
+        recorded = jax.tree.map(lambda mask, index=index: mask[index], masks)
+        assert jax.tree.all(jax.tree.map(jnp.array_equal, recorded, expected))
 
 
-def test_nothing_is_recorded_during_init(model, getkey):
-    variables = model.network(*RATES).init(getkey(), jnp.ones((1, 3)))
-    assert "masks" not in variables
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+def test_a_layer_without_a_mask_draws_as_before(make_network, getkey):
+    network, x = make_network(*RATES), jax.random.normal(getkey(), (64, 3))
+    variables = network.init(getkey(), x)
+    _, masks = record_masks(getkey(), network, variables, x)
+    without_inputs = {name: calls for name, calls in masks.items() if name != "of_inputs"}
+    replayed, key = replay_masks(network, without_inputs), getkey()
+    y, recorded = record_masks(jax.random.clone(key), replayed, variables, x)
+    assert jnp.array_equal(y, replayed(variables, x, jax.random.clone(key)))
+    # From the key from which the network itself draws.
+    _, drawn = record_masks(key, network, variables, x)
+    assert list(recorded) == ["of_inputs"]
+    assert jnp.array_equal(recorded["of_inputs"][0], drawn["of_inputs"][0])
+    assert not jnp.array_equal(y, replayed(variables, x, getkey()))
+    # Without a key it is switched off.
+    kept = {**without_inputs, "of_inputs": (jnp.array(True),)}
+    scaled = replay_masks(network, kept)(variables, x * (1 - RATES[0]), None)
+    np.testing.assert_allclose(replayed(variables, x, None), scaled, rtol=1e-6)
 
 
-def test_one_mask_serves_every_call_and_every_example(model, getkey):
-    network, x = model.network(*RATES), jnp.ones((5, 3))
+def test_no_masks_are_recorded_where_none_are_drawn(make_network, getkey):
+    network, x = make_network(0.0, 1.0, 0.0), jax.random.normal(getkey(), (5, 3))
+    variables = network.init(getkey(), x)
+    y, masks = record_masks(getkey(), network, variables, x)
+    assert list(masks) == ["of_hidden"]
+    assert not masks["of_hidden"][0].any()
+    # At the rate 1 the output is zeros, with a key and, replayed, without.
+    for outputs in (y, replay_masks(network, masks)(variables, x, None)):
+        bias = variables["params"]["readout"]["bias"]
+        assert jnp.array_equal(outputs, jnp.broadcast_to(bias, (5, 2)))
+
+
+def test_one_mask_serves_every_call_and_every_example(make_network, getkey):
+    network, x = make_network(*RATES), jnp.ones((5, 3))
     variables = network.init(getkey(), x)
     masks = {
-        "of_inputs": {"mask": jnp.array([True, False, True])},
-        "of_hidden": {"mask": jnp.array([[True, True]])},
-        "shared": {"mask": jnp.array([True, False])},
+        "of_inputs": (jnp.array([True, False, True]),),
+        "of_hidden": (jnp.array([[True, True]]),),
+        "shared": [jnp.array([True, False])],
     }
-    y = network(variables | {"masks": masks}, x, getkey())
+    y = replay_masks(network, masks)(variables, x, getkey())
     assert (y == y[:1]).all()
     assert (y[:, 1] == 0).all()
     hidden, readout = (
@@ -409,19 +428,106 @@ def test_one_mask_serves_every_call_and_every_example(model, getkey):
     np.testing.assert_allclose(y[:, 0], np.full(5, expected), rtol=1e-5)
 
 
-def test_a_mask_that_does_not_fit_raises(model, getkey):
-    network, x = model.network(*RATES), jnp.ones((5, 3))
+def test_the_masks_of_several_calls_are_used_in_turn(make_network, getkey):
+    network, x = make_network(*RATES), jnp.ones((5, 3))
     variables = network.init(getkey(), x)
-    masks = {"of_inputs": {"mask": jnp.ones(7, bool)}}
+    keep, drop = jnp.array(True), jnp.array(False)
+    both, first, second = (
+        replay_masks(network, {"shared": calls})(variables, x, None)
+        for calls in ((keep, keep), (keep, drop), (None, drop))
+    )
+    assert (both != 0).any()
+    assert (first == 0).all()
+    assert (second == 0).all()
+    # None leaves the first call as it is, which without a key is switched off.
+    only_second = replay_masks(network, {"shared": (None, keep)})(variables, x, None)
+    np.testing.assert_allclose(only_second, network(variables, x, None) / 0.875, rtol=1e-6)
+
+
+class LinenSometimesOff(flax.linen.Module):
+    @flax.linen.compact
+    def __call__(self, x):
+        drop = jdrop.linen.Dropout(0.5, name="drop")
+        return jnp.stack([drop(x, deterministic=off) for off in (True, False, True, False)])
+
+
+class NnxSometimesOff(nnx.Module):
+    def __init__(self, rngs):
+        self.drop = jdrop.nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return jnp.stack([self.drop(x, deterministic=off) for off in (True, False, True, False)])
+
+
+@pytest.mark.parametrize(
+    "network",
+    [jdrop.linen.as_network(LinenSometimesOff()), jdrop.nnx.as_network(NnxSometimesOff)],
+    ids=["linen", "nnx"],
+)
+def test_calls_that_are_switched_off_have_none_in_place_of_a_mask(network, getkey):
+    x, key = jnp.ones((4, 8)), getkey()
+    variables = network.init(getkey(), x)
+    y, masks = record_masks(jax.random.clone(key), network, variables, x)
+    assert jnp.array_equal(y, network(variables, x, key))
+    assert [mask is None for mask in masks["drop"]] == [True, False, True, False]
+    assert jnp.array_equal(y[1] != 0, masks["drop"][1])
+    assert jnp.array_equal(replay_masks(network, masks)(variables, x, None), y)
+
+
+@pytest.mark.parametrize("name", ["hidden", "of", "of_inputs/mask", ""])
+def test_masks_for_what_is_no_dropout_layer_raise(make_network, name, getkey):
+    network, x = make_network(*RATES), jnp.ones((5, 3))
+    variables = network.init(getkey(), x)
+    replayed = replay_masks(network, {"shared": (jnp.array(True),), name: (jnp.array(True),)})
+    message = f"masks names {name}, but the network has no such dropout layer"
+    with pytest.raises(ValueError, match=message):
+        replayed(variables, x, None)
+    with pytest.raises(ValueError, match=message):
+        replayed.apply_train(variables, x, getkey())
+
+
+def test_masks_that_are_no_tuple_or_an_empty_one_raise(make_network):
+    network = make_network(*RATES)
+    # In the tests jaxtyping may refuse the array first.
+    with pytest.raises(TypeError, match="masks"):
+        replay_masks(network, {"shared": jnp.array([True, False])})
+    with pytest.raises(ValueError, match=r"masks\['shared'\] must hold a mask at least"):
+        replay_masks(network, {"shared": ()})
+
+
+def test_a_mask_that_does_not_fit_raises(make_network, getkey):
+    network, x = make_network(*RATES), jnp.ones((5, 3))
+    variables = network.init(getkey(), x)
     with pytest.raises(ValueError, match="mask must be broadcastable"):
-        network(variables | {"masks": masks}, x, getkey())
+        replay_masks(network, {"of_inputs": (jnp.ones(7, bool),)})(variables, x, getkey())
 
 
-def test_sites_draw_independent_masks(model, getkey):
+def test_the_mask_of_sharded_inputs_is_sharded_as_they_are(make_network, getkey):
+    """Not replicated, though the output would be the same."""
+    network = make_network(*RATES)
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        sharding = NamedSharding(mesh, PartitionSpec("batch", None))
+        x = jax.device_put(jnp.ones((8, 3)), sharding)
+        variables = network.init(getkey(), x)
+        _, masks = record_masks(getkey(), network, variables, x)
+        assert masks["of_inputs"][0].sharding.is_equivalent_to(sharding, 2)
+
+
+def test_a_function_without_layers_cannot_be_recorded_or_replayed(getkey):
+    network = Network(lambda variables, inputs, key: inputs)
+    with pytest.raises(ValueError, match=r"no replace_fn.*as_network"):
+        record_masks(getkey(), network, {}, jnp.ones(3))
+    with pytest.raises(ValueError, match=r"no replace_fn.*as_network"):
+        replay_masks(network, {})
+
+
+def test_layers_and_their_calls_draw_independent_masks(make_network, getkey):
     """Any two of the four masks agree in half of the places where both drop with 1/2."""
     rates, n = (0.5, 0.5, 0.5), 4096
-    variables = model.network(*rates).init(getkey(), jnp.ones((1, 3)))
-    _, masks = model.record(rates, variables, jnp.ones((n, 3)), getkey())
+    network = make_network(*rates)
+    variables = network.init(getkey(), jnp.ones((1, 3)))
+    _, masks = record_masks(getkey(), network, variables, jnp.ones((n, 3)))
     drawn = [mask[:, :2].reshape(-1) for mask in jax.tree.leaves(masks)]
     assert len(drawn) == 4
     for one, two in itertools.combinations(drawn, 2):
@@ -429,8 +535,8 @@ def test_sites_draw_independent_masks(model, getkey):
         assert abs(float((one == two).mean()) - 0.5) < math.sqrt(math.log(2e8) / (4 * n))
 
 
-def test_the_network_is_a_pure_function_of_its_arguments(model, getkey):
-    network, x = model.network(*RATES), jax.random.normal(getkey(), (5, 3))
+def test_the_network_is_a_pure_function_of_its_arguments(make_network, getkey):
+    network, x = make_network(*RATES), jax.random.normal(getkey(), (5, 3))
     variables, key = network.init(getkey(), x), getkey()
     y = network(variables, x, jax.random.clone(key))
     assert jnp.array_equal(network(variables, x, jax.random.clone(key)), y)
@@ -443,8 +549,8 @@ def test_the_network_is_a_pure_function_of_its_arguments(model, getkey):
     assert "random_bits" not in str(jax.make_jaxpr(lambda x: network(variables, x, None))(x))
 
 
-def test_members_are_mapped_over_keys(model, getkey):
-    network, x = model.network(*RATES), jax.random.normal(getkey(), (5, 3))
+def test_members_are_mapped_over_keys(make_network, getkey):
+    network, x = make_network(*RATES), jax.random.normal(getkey(), (5, 3))
     keys = jax.random.split(getkey(), 3)
 
     def member(key: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
@@ -474,23 +580,24 @@ def all_masks(*sites: tuple[float, int]) -> tuple[list[jax.Array], np.ndarray]:
 
 def outputs_of_all(network: Network, variables: Any, x: jax.Array, masks: Any) -> np.ndarray:
     """The outputs of every thinned network, by one `vmap` over the masks; no key is used."""
-    key = jax.random.key(0)
 
     @jax.vmap
     def thinned(masks: Any) -> jax.Array:
-        return network(variables | {"masks": masks}, x, jax.random.clone(key))
+        return replay_masks(network, masks)(variables, x, None)
 
     return np.asarray(thinned(masks), np.float64)
 
 
-def test_the_mean_over_all_masks_of_a_linear_part_is_the_deterministic_network(model, getkey):
+def test_the_mean_over_all_masks_of_a_linear_part_is_the_deterministic_network(
+    make_network, getkey
+):
     """Behind the last nonlinearity weight scaling is exact: for the arithmetic mean of logits,
     and so for the normalised geometric mean of the predictions."""
-    network, x = model.network(0.0, *RATES[1:]), jax.random.normal(getkey(), (5, 3))
+    network, x = make_network(0.0, *RATES[1:]), jax.random.normal(getkey(), (5, 3))
     variables = network.init(getkey(), x)
     (of_hidden, *shared), probabilities = all_masks((0.25, 2), (0.125, 2), (0.125, 2))
     assert len(probabilities) == 2**6
-    masks = {"of_hidden": {"mask": of_hidden}, "shared": {"mask": tuple(shared)}}
+    masks = {"of_hidden": (of_hidden,), "shared": tuple(shared)}
     logits = outputs_of_all(network, variables, x, masks)
     expected = network(variables, x, None)
     np.testing.assert_allclose(np.tensordot(probabilities, logits, 1), expected, atol=1e-5)
@@ -500,11 +607,11 @@ def test_the_mean_over_all_masks_of_a_linear_part_is_the_deterministic_network(m
     np.testing.assert_allclose(pooled, jax.nn.log_softmax(expected), atol=1e-5)
 
 
-def test_samples_are_thinned_networks_and_converge_to_their_mean(model, getkey):
-    network, x = model.network(0.5, 0.25, 0.0), jax.random.normal(getkey(), (1, 3))
+def test_samples_are_thinned_networks_and_converge_to_their_mean(make_network, getkey):
+    network, x = make_network(0.5, 0.25, 0.0), jax.random.normal(getkey(), (1, 3))
     variables = network.init(getkey(), x)
     (of_inputs, of_hidden), probabilities = all_masks((0.5, 3), (0.25, 2))
-    masks = {"of_inputs": {"mask": of_inputs}, "of_hidden": {"mask": of_hidden}}
+    masks = {"of_inputs": (of_inputs,), "of_hidden": (of_hidden,)}
     outputs = outputs_of_all(network, variables, x, masks)[:, 0]
 
     n = 20_000

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax_reference import flax_drawing_our_bits
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jdrop
 from jdrop.linen import Dropout, as_network
+from jdrop.network import Network, dropout_sites, record_masks, replay_masks
 
 # Modules that drop in every way that linen knows. Each takes the class of its dropout layers, and
 # lays no more store by it than by its name: so it is a project whose import can be changed.
@@ -99,11 +99,11 @@ def lifted(transform: Callable[..., Any], module: type[nn.Module], *args: Any, *
 
 
 PER_STEP: dict[str, Any] = {
-    "variable_axes": {"params": 0, "masks": 0},
+    "variable_axes": {"params": 0},
     "split_rngs": {"params": True, "dropout": True},
 }
 SAME_IN_EACH_STEP: dict[str, Any] = {
-    "variable_axes": {"params": 0, "masks": 0},
+    "variable_axes": {"params": 0},
     "split_rngs": {"params": True, "dropout": False},
 }
 
@@ -162,105 +162,47 @@ def test_equals_flax_with_the_same_bits(module, getkey):
         np.testing.assert_array_equal(leaf, other)
 
 
-def test_recorded_masks_replay_the_pass(module, getkey):
-    """Eagerly and under `jit`, without any rng."""
-    model, x = module(Dropout), jax.random.normal(getkey(), (6, 4))
-    variables = model.init(rngs(getkey()), x)
-    assert set(variables) == {"params"}
-    streams = rngs(getkey())
-    plain = model.apply(variables, x, rngs=jax.tree.map(jax.random.clone, streams))
-    y, drawn = model.apply(variables, x, rngs=streams, mutable=["masks"])
-    # Recording changes nothing.
-    assert jnp.array_equal(y, plain)
-    assert len(jax.tree.leaves(drawn)) > 1
+LIFTED = [name for name in MODULES if name.startswith(("jit", "remat", "vmap", "scan"))]
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in LIFTED])
+def test_recorded_masks_replay_the_pass(name, getkey):
+    network, x = as_network(MODULES[name](Dropout)), jax.random.normal(getkey(), (6, 4))
+    variables, key = network.init(getkey(), x), getkey()
+    y, masks = record_masks(jax.random.clone(key), network, variables, x)
+    assert jnp.array_equal(y, network(variables, x, key))
+    assert len(jax.tree.leaves(masks)) > 1
 
     # A module that makes keys itself needs a stream; that nothing of it is used, the result shows.
-    other = rngs(getkey()) if module is Given else None
+    needs_key = name == "keys at the call"
 
-    def replay(masks: Any) -> jax.Array:
-        return model.apply(variables | masks, x, rngs=other)
+    def run(network: Network) -> jax.Array:
+        return network(variables, x, jax.random.key(0) if needs_key else None)
 
-    assert jnp.array_equal(replay(drawn), y)
-    np.testing.assert_allclose(jax.jit(replay)(drawn), y, rtol=1e-6, atol=1e-6)
-    # Given and mutable: they are used and come back as they were.
-    again, same = model.apply(variables | drawn, x, rngs=other, mutable=["masks"])
-    assert jnp.array_equal(again, y)
-    assert jax.tree.all(jax.tree.map(jnp.array_equal, same, drawn))
-    assert not jnp.array_equal(replay(jax.tree.map(jnp.logical_not, drawn)), y)
-
-
-def test_the_calls_of_a_layer_are_recorded_in_their_order(getkey):
-    x = jnp.ones((2, 5))
-    layer = Dropout(0.5, deterministic=False)
-
-    def call_thrice(layer: nn.Module) -> jax.Array:
-        return jnp.stack([layer(x), layer(2 * x), layer(3 * x)])
-
-    y, drawn = nn.apply(call_thrice, layer, mutable=["masks"])({}, rngs={"dropout": getkey()})
-    assert jnp.array_equal(jnp.stack(drawn["masks"]["mask"]), y != 0)
-    assert jnp.array_equal(nn.apply(call_thrice, layer)(drawn), y)
-    # Three masks in a tuple serve the passes after the first as well.
-    bound = layer.bind(drawn)
-    for _ in range(2):
-        assert jnp.array_equal(call_thrice(bound), y)
+    replayed = replay_masks(network, masks)
+    assert jnp.array_equal(run(replayed), y)
+    jitted = jax.jit(run, static_argnums=0)(replayed)
+    np.testing.assert_allclose(jitted, y, rtol=1e-6, atol=1e-6)
+    flipped = replay_masks(network, jax.tree.map(jnp.logical_not, masks))
+    assert not jnp.array_equal(run(flipped), y)
 
 
-def test_the_steps_of_a_scan_have_masks_of_their_own(getkey):
-    model, x = MODULES["scan"](Dropout), jnp.ones((6, 4))
-    variables = model.init(rngs(getkey()), x)
-    _, drawn = model.apply(variables, x, rngs=rngs(getkey()), mutable=["masks"])
-    masks = jax.tree.leaves(drawn)
-    assert [mask.shape for mask in masks] == [(3, 6, 4)] * 2
-    distinct = {mask[step].tobytes() for mask in map(np.asarray, masks) for step in range(3)}
-    assert len(distinct) == 6
+@pytest.mark.parametrize("name", LIFTED)
+def test_masks_inside_a_transformation_cannot_be_recorded(name, getkey):
+    network, x = as_network(MODULES[name](Dropout)), jax.random.normal(getkey(), (6, 4))
+    variables = network.init(getkey(), x)
+    with pytest.raises(ValueError, match="cannot be recorded, because the layer is inside a trans"):
+        record_masks(getkey(), network, variables, x)
 
 
-def test_without_masks_and_without_rngs_the_error_is_that_of_flax(getkey):
-    model, x = Compact(Dropout), jnp.ones((6, 4))
-    variables = model.init(rngs(getkey()), x)
-    _, drawn = model.apply(variables, x, rngs=rngs(getkey()), mutable=["masks"])
-    misplaced = {"masks": {"Dropout_7": drawn["masks"]["Dropout_0"]}}
-    for given in ({}, misplaced, {"masks": {"Dropout_0": drawn["masks"]["Dropout_0"]}}):
-        with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
-            model.apply(variables | given, x)
-
-
-def test_nothing_is_recorded_during_init_even_if_it_draws(getkey):
-    layer, x = Dropout(0.5, deterministic=False), jnp.ones((6, 4))
-    y, variables = layer.init_with_output({"dropout": getkey()}, x)
-    assert variables == {}
-    assert (y == 0).any()
-
-
-def test_no_mask_is_recorded_where_none_is_drawn(getkey):
-    for layer in (Dropout(0.5, deterministic=True), Dropout(0.0, deterministic=False)):
-        _, drawn = layer.apply({}, jnp.ones(4), rngs={"dropout": getkey()}, mutable=["masks"])
-        assert drawn == {}
-
-
-def test_recording_inside_jit(getkey):
-    model, x, key = Shared(Dropout), jnp.ones((6, 4)), getkey()
-    variables = model.init(rngs(getkey()), x)
-
-    @jax.jit
-    def record(key: jax.Array) -> Any:
-        return model.apply(variables, x, rngs={"dropout": key}, mutable=["masks"])
-
-    y, drawn = record(key)
-    np.testing.assert_allclose(model.apply(variables | drawn, x), y, rtol=1e-6)
-
-
-def test_the_mask_of_sharded_inputs_is_sharded_as_they_are(getkey):
-    """Not replicated, though the output would be the same; and whole where it is shared."""
-    mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Explicit,))
-    with jax.set_mesh(mesh):
-        sharding = NamedSharding(mesh, PartitionSpec("batch", None))
-        x = jax.device_put(jnp.ones((8, 6)), sharding)
-        for broadcast_dims, spec in (((), ("batch", None)), ((1,), ("batch", None)), ((0,), ())):
-            layer = Dropout(0.5, broadcast_dims, deterministic=False)
-            _, drawn = layer.apply({}, x, rngs={"dropout": getkey()}, mutable=["masks"])
-            (mask,) = drawn["masks"]["mask"]
-            assert mask.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec(*spec)), 2)
+@pytest.mark.parametrize("name", LIFTED)
+def test_masks_are_replayed_inside_a_transformation(name, getkey):
+    """The same in every iteration: dropping everything leaves what does not go through dropout."""
+    network, x = as_network(MODULES[name](Dropout)), jax.random.normal(getkey(), (6, 4))
+    variables = network.init(getkey(), x)
+    layers = {site.name for site in dropout_sites(network, variables, x)}
+    y = replay_masks(network, dict.fromkeys(layers, (jnp.array(False),)))(variables, x, None)
+    assert jnp.array_equal(y, x if name.startswith("scan") else jnp.zeros_like(x))
 
 
 # The adapter.
@@ -441,8 +383,7 @@ def test_members_are_initialised_and_sampled_under_vmap(getkey):
         assert len(np.unique(np.asarray(outputs).reshape(3, -1), axis=0)) == 3
 
 
-def test_the_layer_is_the_function_in_a_network_too(getkey):
-    """The mask that a site records is `keep_mask` of the key that Flax makes for it."""
+def test_the_layer_is_the_function_of_the_key_that_flax_makes(getkey):
     x = jnp.ones((3, 4))
 
     class Site(nn.Module):
@@ -452,6 +393,22 @@ def test_the_layer_is_the_function_in_a_network_too(getkey):
 
     key = getkey()
     data = Site().apply({}, rngs={"dropout": jax.random.clone(key)})
-    _, drawn = Dropout(0.3).apply({}, x, False, rngs={"dropout": key}, mutable=["masks"])
+    y = Dropout(0.3).apply({}, x, False, rngs={"dropout": key})
     expected = jdrop.keep_mask(jax.random.wrap_key_data(data), x.shape, 0.3)
-    assert jnp.array_equal(drawn["masks"]["mask"][0], expected)
+    assert jnp.array_equal(y != 0, expected)
+
+
+def test_a_collection_named_masks_is_state_like_any_other(getkey):
+    class Counting(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            calls = self.variable("masks", "calls", jnp.zeros, ())
+            if train:
+                calls.value += 1
+            return Dropout(0.5, deterministic=not train)(x)
+
+    network, x = as_network(Counting()), jnp.ones((3, 4))
+    variables = network.init(getkey(), x)
+    outputs, updated = network.apply_train(variables, x, getkey())
+    assert updated["masks"]["calls"] == 1
+    assert (outputs == 0).any()

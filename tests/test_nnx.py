@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +13,8 @@ from flax import nnx
 from flax_reference import flax_drawing_our_bits
 
 import jdrop
-from jdrop.nnx import Dropout, Mask, as_network, replay_masks
+from jdrop.network import Network, dropout_sites, record_masks, replay_masks
+from jdrop.nnx import Dropout, as_network
 
 # Programs that drop in every way that nnx knows. Each takes the class of its dropout layers: so
 # it is a project whose import can be changed.
@@ -84,7 +86,6 @@ class Remat(nnx.Module):
 
 
 MODULES = {"mlp": MLP, "shared": Shared, "listed": Listed, "stacked": Stacked, "remat": Remat}
-RECORDED = {name: module for name, module in MODULES.items() if name != "stacked"}
 
 
 def twice(model: Any, x: Any) -> Any:
@@ -146,7 +147,11 @@ PROGRAMS = [twice, by_jit, by_grad, by_split_and_merge, by_vmap, by_modes, by_re
 @pytest.mark.parametrize(
     ("name", "program"),
     # Stacked layers compile slowly, and streams that are split among them cannot be split again.
-    [*itertools.product(RECORDED, PROGRAMS), ("stacked", by_grad), ("stacked", by_reseed)],
+    [
+        *itertools.product(sorted(MODULES.keys() - {"stacked"}), PROGRAMS),
+        ("stacked", by_grad),
+        ("stacked", by_reseed),
+    ],
 )
 def test_equals_flax_with_the_same_bits(name, program, getkey):
     """Outputs and the state of the model: so checkpoints fit, and seeds lead to the same masks."""
@@ -172,127 +177,62 @@ def is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-@pytest.mark.parametrize("name", RECORDED)
+def make_module(name: str) -> Callable[..., nnx.Module]:
+    return partial(MODULES[name], Dropout)
+
+
+@pytest.mark.parametrize("name", ["mlp", "shared", "listed"])
 def test_recorded_masks_replay_the_pass(name, getkey):
-    """As often as wanted, by one view, eagerly and under each transformation."""
-    x = jax.random.normal(getkey(), (6, 4))
-    model, twin = (MODULES[name](Dropout, nnx.Rngs(0, noise=1)) for _ in range(2))
-    recorder = nnx.view(model, record_masks=True)
-    y = recorder(x)
-    # Recording changes nothing that another view does not.
-    assert jnp.array_equal(y, nnx.view(twin, deterministic=False)(x))
-    masks = nnx.state(recorder, Mask)
-    assert jax.tree.leaves(nnx.state(model, Mask)) == []
+    network, x = as_network(make_module(name)), jax.random.normal(getkey(), (6, 4))
+    variables, key = network.init(getkey(), x), getkey()
+    y, masks = record_masks(jax.random.clone(key), network, variables, x)
+    assert jnp.array_equal(y, network(variables, x, key))
+    assert len(jax.tree.leaves(masks)) > 1
 
-    view = replay_masks(model, masks)
-    for _ in range(2):
-        assert jnp.array_equal(view(x), y)
-    replayed = nnx.jit(lambda view, x: view(x))(view, x)
-    np.testing.assert_allclose(replayed, y, rtol=1e-6, atol=1e-6)
-    assert jnp.array_equal(view(x), y)
-    nnx.grad(lambda view, x: view(x).sum(), argnums=1)(view, x)
-    graphdef, state = nnx.split(view)
-    assert jnp.array_equal(nnx.merge(graphdef, state)(x), y)
-    assert jnp.array_equal(view(x), y)
-    flipped = jax.tree.map(jnp.logical_not, nnx.to_pure_dict(masks))
-    assert not jnp.array_equal(replay_masks(model, flipped)(x), y)
+    def run(network: Network) -> jax.Array:
+        return network(variables, x, None)
+
+    replayed = replay_masks(network, masks)
+    assert jnp.array_equal(run(replayed), y)
+    jitted = jax.jit(run, static_argnums=0)(replayed)
+    np.testing.assert_allclose(jitted, y, rtol=1e-6, atol=1e-6)
+    flipped = replay_masks(network, jax.tree.map(jnp.logical_not, masks))
+    assert not jnp.array_equal(run(flipped), y)
 
 
-def test_replay_leaves_the_model_and_its_streams_untouched(getkey):
-    x, model = jnp.ones((6, 4)), MLP(Dropout, nnx.Rngs(0))
-    # An Rngs that the model holds: `nnx.view` would draw a key from it.
-    model.rngs = nnx.Rngs(1)
-    recorder = nnx.view(model, record_masks=True)
-    recorder(x)
-    masks = nnx.state(recorder, Mask)
-    graphdef, before = nnx.split(nnx.clone(model))
-
-    view = replay_masks(model, masks)
-    view(x)
-    view(x)
-    after_graphdef, after = nnx.split(nnx.clone(model))
-    assert after_graphdef == graphdef
-    counts = [nnx.state(state, nnx.RngCount) for state in (before, after)]
-    assert jax.tree.all(jax.tree.map(jnp.array_equal, *counts))
-    # The masks themselves, too, are the caller's.
-    assert jax.tree.all(jax.tree.map(jnp.array_equal, masks, nnx.state(recorder, Mask)))
-    # Parameters are shared with the view, as with any view.
-    model.first.kernel[...] = jnp.zeros((4, 4))
-    assert view.first.kernel[...].sum() == 0
+def test_layers_of_a_list_are_named_by_their_index(getkey):
+    network, x = as_network(make_module("listed")), jnp.ones((6, 4))
+    sites = dropout_sites(network, network.init(getkey(), x), x)
+    assert [(site.name, site.index) for site in sites] == [
+        *((f"drops/{index}", 0) for index in range(3)),
+        *(("without", call) for call in range(3)),
+    ]
 
 
-@pytest.mark.parametrize("transform", [nnx.jit, nnx.remat])
-def test_recording_inside_a_transformation(transform):
-    x, model = jnp.ones((6, 4)), Shared(Dropout, nnx.Rngs(0))
-    recorder = nnx.view(model, record_masks=True)
-    y = transform(lambda recorder, x: recorder(x))(recorder, x)
-    masks = nnx.state(recorder, Mask)
-    assert [mask.shape for mask in jax.tree.leaves(masks)] == [(6, 4)] * 3
-    np.testing.assert_allclose(replay_masks(model, masks)(x), y, rtol=1e-6)
+@pytest.mark.parametrize("name", ["stacked", "remat"])
+def test_masks_inside_a_transformation_cannot_be_recorded(name, getkey):
+    network, x = as_network(make_module(name)), jax.random.normal(getkey(), (6, 4))
+    variables = network.init(getkey(), x)
+    with pytest.raises(ValueError, match="cannot be recorded, because the layer is inside a trans"):
+        record_masks(getkey(), network, variables, x)
 
 
-def test_masks_of_stacked_layers_have_a_leading_axis(getkey):
-    x, model = jax.random.normal(getkey(), (6, 4)), Stacked(Dropout, nnx.Rngs(0))
-    masks = jax.random.bernoulli(getkey(), 0.5, (2, 3, 6, 4))
-    view = replay_masks(
-        model,
-        {"layers": {"drop_first": {"mask": masks[0]}, "drop_second": {"mask": (masks[1],)}}},
+def test_the_iterations_of_a_loop_share_the_masks_that_are_replayed(getkey):
+    network, x = as_network(make_module("stacked")), jax.random.normal(getkey(), (6, 4))
+    variables = network.init(getkey(), x)
+    masks = jax.random.bernoulli(getkey(), 0.5, (2, 6, 4))
+    replayed = replay_masks(
+        network, {"layers/drop_first": (masks[0],), "layers/drop_second": (masks[1],)}
     )
     expected = x
-    for i in range(3):
-        params = jax.tree.map(lambda leaf: leaf[i], nnx.state(model.layers, nnx.Param))  # noqa: B023
-        h = expected
-        for linear, mask in ((params["first"], masks[0, i]), (params["second"], masks[1, i])):
-            h = jnp.tanh(h @ linear["kernel"][...] + linear["bias"][...][None])
-            h = jdrop.apply_mask(mask, h, 0.5)
-        expected = h + expected
-    for _ in range(2):
-        np.testing.assert_allclose(view(x), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_recording_starts_anew_with_each_view():
-    x, layer = jnp.ones((6, 4)), Dropout(0.5, rngs=nnx.Rngs(0))
-    recorder = nnx.view(layer, record_masks=True)
-    first = recorder(x) != 0
-    again = nnx.view(recorder, record_masks=True)
-    second = again(x) != 0
-    assert not jnp.array_equal(first, second)
-    for view, drawn in ((recorder, first), (again, second)):
-        (mask,) = jax.tree.leaves(nnx.state(view, Mask))
-        assert jnp.array_equal(mask, drawn)
-    # A second pass of one recorder goes on where the first ended.
-    third = recorder(x) != 0
-    assert jnp.array_equal(jnp.stack(jax.tree.leaves(nnx.state(recorder, Mask))[0:2]),
-                           jnp.stack([first, third]))  # fmt: skip
-    # Another view records no more, and draws.
-    assert jax.tree.leaves(nnx.state(nnx.view(recorder, record_masks=False), Mask)) == []
-
-
-def test_modes_go_before_masks():
-    x, layer = jnp.ones(4), Dropout(0.5)
-    view = replay_masks(layer, {"mask": jnp.array([True, False, True, False])})
-    assert jnp.array_equal(view(x), jnp.array([2.0, 0, 2, 0]))
-    assert view(x, deterministic=True) is x
-    assert nnx.view(view, deterministic=True)(x) is x
-    assert view(x, rate=0.0) is x
-    assert jnp.array_equal(view(x, rate=0.75), jnp.array([4.0, 0, 4, 0]))
-
-
-@pytest.mark.parametrize(
-    "masks",
-    [
-        {"third": {"mask": True}},
-        {"first": {"mask": True}},
-        {"drop_first": {"msk": True}},
-        {"drop_first": True},
-        {"drop_first": {"mask": {"mask": True}}},
-        {"mask": True},
-    ],
-)
-def test_masks_for_what_is_no_site_raise(masks):
-    masks = jax.tree.map(jnp.asarray, masks)
-    with pytest.raises(ValueError, match="but the model has no jdrop"):
-        replay_masks(MLP(Dropout, nnx.Rngs(0)), masks)
+    for step in range(3):
+        layers = jax.tree.map(lambda leaf: leaf[step], variables["params"]["layers"])  # noqa: B023
+        hidden = expected
+        for linear, mask in zip((layers["first"], layers["second"]), masks, strict=True):
+            hidden = jnp.tanh(hidden @ linear["kernel"] + linear["bias"][None])
+            hidden = jdrop.apply_mask(mask, hidden, 0.5)
+        expected = hidden + expected
+    np.testing.assert_allclose(replayed(variables, x, None), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_rngs_of_another_type_raise(getkey):
@@ -398,20 +338,6 @@ def test_a_module_without_dropout(getkey):
     x = jax.random.normal(getkey(), (5, 4))
     variables = network.init(getkey(), x)
     assert jnp.array_equal(network(variables, x, None), network(variables, x, getkey()))
-    with pytest.raises(ValueError, match="but the model has no jdrop"):
-        network(variables | {"masks": {"mask": jnp.ones(4, bool)}}, x, getkey())
-
-
-def test_masks_of_a_list_and_of_a_sequence_are_named_by_numbers(getkey):
-    network = as_network(
-        lambda rngs: nnx.Sequential(nnx.Linear(4, 4, rngs=rngs), Dropout(0.5, rngs=rngs))
-    )
-    x = jnp.ones((3, 4))
-    variables = network.init(getkey(), x)
-    masks = {"layers": {1: {"mask": jnp.array([True, False, True, False])}}}
-    y = network(variables | {"masks": masks}, x, getkey())
-    assert jnp.array_equal(y[:, ::2], 2 * network(variables, x, None)[:, ::2])
-    assert (y[:, 1::2] == 0).all()
 
 
 def test_attention_beside_dropout(getkey):

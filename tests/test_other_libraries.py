@@ -332,10 +332,6 @@ def test_a_view_of_a_model_that_holds_its_rngs():
     nnx.view(model, deterministic=True)
     assert model.rngs.default.count[...] == 1
 
-    model = Model(nnx.Rngs(0))
-    jdrop.nnx.replay_masks(model, {"dropout": {"mask": jnp.ones(3, bool)}})
-    assert model.rngs.default.count[...] == 0
-
 
 def attention_layers(rate: float) -> list[Callable[[jax.Array], jax.Array]]:
     """Flax's attention layers and ours, with dropout of the weights and no other option."""

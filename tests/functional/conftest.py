@@ -1,4 +1,4 @@
-"""Cases that several files of tests run over."""
+"""Fixtures over all dtypes, and over all functions that take a rate."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from dropouts import DTYPES, TAKES_A_RATE
 
 @pytest.fixture(params=DTYPES)
 def dtype(request: pytest.FixtureRequest):
-    """Each float and complex dtype, in a mode of JAX that has it."""
+    """Each float and complex dtype, with 64-bit types enabled if it needs them."""
     with jax.enable_x64(request.param in ("float64", "complex128")):
         yield np.dtype(request.param)
 

@@ -1,4 +1,4 @@
-"""What the tests of the functions share: rates, dtypes, and how arrays are compared."""
+"""Rates, dtypes, cases and comparisons that the tests of the functions share."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ import jdrop
 clone = jax.random.clone
 
 
-# Exact in 1, 2, 4 and 8 bits, and in none: a generator may spend fewer bits where fewer do.
+# The first five rates are exact in 1, 2, 2, 4 and 8 bits. The others need 16.
 RATES = [0.5, 0.25, 0.75, 0.0625, 0.30078125, 0.05, 0.1, 0.3, 0.7, 0.9, 0.95]
 
 DTYPES = [
@@ -26,7 +26,7 @@ DTYPES = [
 
 
 def kept_probability(rate: Any) -> np.ndarray:
-    """The probability that the bits realise, as the library itself declares it."""
+    """The probability that the bits realise, by which the library scales weights."""
     ones = np.ones(np.shape(rate), np.float32)
     return np.asarray(jdrop.scale_weights({"w": ones}, {"w": rate})["w"], np.float64)
 
@@ -39,7 +39,7 @@ def assert_same_bits(actual: Any, expected: Any) -> None:
 
 
 def wide(x: Any) -> np.ndarray:
-    """The same values in a dtype of NumPy's own, in which one NaN equals another in a test."""
+    """The same values in float64 or complex128, in which tests take all NaN as equal."""
     return np.asarray(x).astype(np.complex128 if np.iscomplexobj(x) else np.float64)
 
 
@@ -58,7 +58,7 @@ TAKES_A_RATE: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def values_of_all_kinds(dtype: Any) -> Array:
+def signed_infinite_and_nan_values(dtype: Any) -> Array:
     values = np.array([0.0, -0.0, 1.0, -1.5, math.inf, -math.inf, math.nan])
     if np.issubdtype(dtype, np.complexfloating):
         values = np.array([complex(a, b) for a, b in itertools.product(values, values)])
@@ -79,5 +79,5 @@ class Case:
         return jdrop.dropout(key, x, rate, **options)
 
     def multiplier(self, key: Array, dtype: Any = jnp.float32) -> Array:
-        """Mask times scale: what the linear map that dropout is for one key multiplies by."""
+        """Mask times scale: dropout with a fixed key multiplies its input by these factors."""
         return self(clone(key), jnp.ones((8, 6), dtype))

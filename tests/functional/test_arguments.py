@@ -68,7 +68,7 @@ def test_rates_may_not_vary_along_a_broadcast_dim(jit, getkey):
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (5, 1), (1, 1, 1)])
-def test_small_and_empty_shapes(shape, getkey):
+def test_small_and_empty_shapes_are_dropped_alike_with_and_without_jit(shape, getkey):
     x, given = jnp.full(shape, 2.0), (jnp.float32(0.3), jnp.full(shape, 0.3))
 
     @jax.jit
@@ -87,7 +87,7 @@ def test_small_and_empty_shapes(shape, getkey):
     assert_same_bits(masks[4], masks[2])
     shared = jdrop.dropout(clone(key), x, 0.3, broadcast_dims=range(len(shape)))
     assert shared.shape == shape
-    # And outside of `jit`.
+    # Outside of `jit`.
     assert_same_bits(jdrop.dropout(key, x, 0.3), ys[0])
 
 
@@ -104,7 +104,7 @@ def test_small_shapes_are_dropped_at_the_rate(shape, getkey):
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (1, 3), (4, 1), (4, 3)])
-def test_a_mask_is_broadcast_to_the_input(shape):
+def test_a_given_mask_is_broadcast_to_the_input(shape):
     x = jnp.arange(1.0, 13).reshape(4, 3)
     mask = np.arange(math.prod(shape)).reshape(shape) % 2 == 0
     expected = np.where(np.broadcast_to(mask, (4, 3)), 2 * x, 0)
@@ -113,7 +113,7 @@ def test_a_mask_is_broadcast_to_the_input(shape):
 
 
 @pytest.mark.parametrize("shape", [(4,), (2, 4, 3), (1, 4, 3), (0,)])
-def test_a_mask_that_does_not_fit_is_refused(shape):
+def test_a_given_mask_that_does_not_broadcast_to_the_input_raises(shape):
     with pytest.raises(ValueError, match=r"mask must be broadcastable to the shape \(4, 3\) of x"):
         jdrop.apply_mask(jnp.ones(shape, bool), jnp.ones((4, 3)), 0.5)
 
@@ -133,30 +133,30 @@ def test_a_mask_that_is_not_boolean_is_refused(mask):
     "key", [None, 0, 0.5, "key", jnp.float32(0), jnp.ones(2), np.ones(2, np.int32)], ids=repr
 )
 @pytest.mark.parametrize("rate", [0.5, jnp.float32(0.5)])
-def test_what_is_no_key_is_refused(key, rate):
-    for draw, of in ((jdrop.dropout, jnp.ones(3)), (jdrop.keep_mask, (3,))):
+def test_a_key_that_is_no_key_raises(key, rate):
+    for draw, argument in ((jdrop.dropout, jnp.ones(3)), (jdrop.keep_mask, (3,))):
         with pytest.raises(TypeError):
-            draw(key, of, rate)
-        # The same without the checks of types that only the tests have.
+            draw(key, argument, rate)
+        # Without the type checks of jaxtyping, which only the tests have.
         with pytest.raises(
             TypeError, match=r"key must be a JAX random key, got .*jax\.random\.key"
         ):
-            inspect.unwrap(draw)(key, of, rate)
+            inspect.unwrap(draw)(key, argument, rate)
 
 
 @pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
 @pytest.mark.parametrize("shape", [(1,), (4,), (2, 3)])
-def test_an_array_of_keys_is_refused(make, shape):
+def test_an_array_of_keys_raises(make, shape):
     keys = jax.random.split(make(0), shape)
-    for draw, of in ((jdrop.dropout, jnp.ones(3)), (jdrop.keep_mask, (3,))):
+    for draw, argument in ((jdrop.dropout, jnp.ones(3)), (jdrop.keep_mask, (3,))):
         with pytest.raises(TypeError, match=r"key must be a single key, got .*jax\.vmap"):
-            draw(clone(keys), of, 0.5)
+            draw(clone(keys), argument, 0.5)
 
 
 @pytest.mark.parametrize(
     "impl", ["threefry2x32", "rbg", "unsafe_rbg", "philox2x32", "philox4x32", "threefry4x32"]
 )
-def test_keys_of_each_implementation_and_their_legacy_form(impl, getkey):
+def test_typed_and_legacy_keys_of_each_implementation_draw_the_same_mask(impl, getkey):
     try:
         key = jax.random.key(7, impl=impl)
     except ValueError:
@@ -197,7 +197,7 @@ MODES = {
 @pytest.mark.parametrize(
     ("mode", "dtype"), [*((mode, "bfloat16") for mode in MODES), ("strict promotion", "complex64")]
 )
-def test_in_the_strict_modes(mode, dtype, getkey):
+def test_dropout_and_scale_weights_work_in_the_strict_modes_of_jax(mode, dtype, getkey):
     keys, x = jax.random.split(getkey(), 8), jnp.ones((8, 6), dtype)
     rates = (0.3, jnp.float32(0.3), jnp.bfloat16(0.5), channel_rates(6))
     with MODES[mode]():
@@ -210,9 +210,28 @@ def test_in_the_strict_modes(mode, dtype, getkey):
         assert gradient.dtype == dtype
 
 
-def test_one_axis_alone_is_not_a_sequence_of_axes(getkey):
-    # The type checks of the tests may refuse it before the function does.
+def test_an_integer_instead_of_a_sequence_of_axes_or_sizes_raises(getkey):
+    # In the tests jaxtyping may refuse the integer first.
     with pytest.raises(TypeError, match="broadcast_dims"):
         jdrop.dropout(getkey(), jnp.ones((2, 3)), 0.5, broadcast_dims=0)
     with pytest.raises(TypeError, match="shape"):
         jdrop.keep_mask(getkey(), 5, 0.5)
+
+
+@pytest.mark.parametrize("shape", [(-1,), (2, -3)])
+def test_a_shape_with_a_negative_size_raises(shape, getkey):
+    with pytest.raises(ValueError, match="shape must have no negative size, got"):
+        jdrop.keep_mask(getkey(), shape, 0.5)
+
+
+@pytest.mark.parametrize("shape", [None, "ab", (4.5,), (2, None), (True,)])
+def test_a_shape_that_is_no_sequence_of_integers_raises(shape, getkey):
+    # In the tests jaxtyping may refuse the shape first.
+    with pytest.raises(TypeError, match="shape"):
+        jdrop.keep_mask(getkey(), shape, 0.5)
+
+
+def test_a_shape_may_be_a_list(getkey):
+    key = getkey()
+    mask = jdrop.keep_mask(clone(key), (2, 3), 0.5)
+    assert jnp.array_equal(jdrop.keep_mask(clone(key), [2, 3], 0.5), mask)

@@ -1,4 +1,4 @@
-"""Dtypes and the scale: what becomes of the values that are kept."""
+"""Dtypes and the scale: the values of kept elements."""
 
 import itertools
 
@@ -11,7 +11,7 @@ from dropouts import (
     assert_same_bits,
     channel_rates,
     kept_probability,
-    values_of_all_kinds,
+    signed_infinite_and_nan_values,
     wide,
 )
 from jax import Array
@@ -22,7 +22,7 @@ clone = jax.random.clone
 
 
 @pytest.mark.parametrize("scale", [True, False])
-def test_the_dtype_is_kept_and_the_mask_is_the_same_in_each(dtype, scale, getkey):
+def test_outputs_keep_the_dtype_and_the_mask_does_not_depend_on_it(dtype, scale, getkey):
     rates = (0.3, jnp.float32(0.3), channel_rates(6))
 
     @jax.jit
@@ -43,7 +43,7 @@ def test_the_dtype_is_kept_and_the_mask_is_the_same_in_each(dtype, scale, getkey
 
 
 @pytest.mark.parametrize("x", [1.0, 1j, np.ones(3), np.ones((2, 2), np.float16), np.float64(2)])
-def test_python_and_numpy_values_are_taken(x, getkey):
+def test_python_and_numpy_inputs_equal_jax_inputs(x, getkey):
     key = getkey()
     expected = jdrop.dropout(clone(key), jnp.asarray(x), 0.3)
     assert_same_bits(jdrop.dropout(clone(key), x, 0.3), expected)
@@ -51,7 +51,7 @@ def test_python_and_numpy_values_are_taken(x, getkey):
 
 @pytest.mark.parametrize("x", [jnp.arange(3), jnp.ones(3, bool), 1, np.ones(2, np.uint8), True])
 @pytest.mark.parametrize("rate", [0.0, 0.5])
-def test_integers_and_booleans_are_refused(x, rate, getkey):
+def test_integer_and_boolean_inputs_raise(x, rate, getkey):
     message = "x must be a float or complex array, got u?(int|bool).*convert it first"
     with pytest.raises(TypeError, match=message):
         jdrop.dropout(getkey(), x, rate)
@@ -61,8 +61,8 @@ def test_integers_and_booleans_are_refused(x, rate, getkey):
         jdrop.scale_weights({"w": x}, {"w": rate})
 
 
-def test_infinities_and_nans_are_gone_where_dropped_and_kept_where_not(dtype, getkey):
-    x, key = jnp.asarray(np.tile(values_of_all_kinds(dtype), 8)), getkey()
+def test_dropped_infinities_and_nans_become_zero_and_kept_ones_stay(dtype, getkey):
+    x, key = jnp.asarray(np.tile(signed_infinite_and_nan_values(dtype), 8)), getkey()
     cases = list(itertools.product((0.5, jnp.float32(0.5)), (True, False)))
 
     @jax.jit
@@ -78,13 +78,13 @@ def test_infinities_and_nans_are_gone_where_dropped_and_kept_where_not(dtype, ge
     for (_, scale), (mask, y) in zip(cases, run(key, x), strict=True):
         mask, y = np.asarray(mask), np.asarray(y)
         assert (y[~mask] == 0).all()
-        for part in (np.real, np.imag):
-            expected = part(wide(x))[mask] * (2 if scale else 1)
-            np.testing.assert_array_equal(part(wide(y))[mask], expected)
+        for component in (np.real, np.imag):
+            expected = component(wide(x))[mask] * (2 if scale else 1)
+            np.testing.assert_array_equal(component(wide(y))[mask], expected)
 
 
-def test_the_gradient_is_finite_where_the_input_is_not(getkey):
-    key, x = getkey(), jnp.tile(values_of_all_kinds(np.float32), 8)
+def test_the_gradient_at_infinite_and_nan_inputs_is_finite(getkey):
+    key, x = getkey(), jnp.tile(signed_infinite_and_nan_values(np.float32), 8)
     gradient = jax.grad(lambda x: jdrop.dropout(clone(key), x, 0.75).sum())(x)
     assert_same_bits(gradient, 4.0 * jdrop.keep_mask(key, x.shape, 0.75))
 
@@ -114,13 +114,13 @@ def test_the_scale_is_one_over_the_realised_probability_rounded_once(dtype, trac
 
 
 @pytest.mark.parametrize("traced", [False, True])
-def test_the_realised_probability_is_within_half_a_level_of_the_wanted_one(traced):
+def test_the_realised_probability_is_within_half_a_level_of_one_minus_the_rate(traced):
     rates = np.linspace(0, 1, 257, endpoint=False).astype(np.float32) + np.float32(1e-5)
     if traced:
         realised = jax.jit(kept_probability_traced)(rates)
     else:
         realised = np.array([kept_probability(float(rate)) for rate in rates])
-    # Numbers of 16 bits, or fewer.
+    # Realised probabilities are multiples of 2**-16.
     assert_same_bits(np.asarray(realised * 2**16) % 1, np.zeros_like(np.asarray(realised)))
     np.testing.assert_allclose(realised, 1 - rates.astype(np.float64), rtol=0, atol=2**-17 + 1e-7)
 
@@ -131,7 +131,7 @@ def kept_probability_traced(rates: Array) -> Array:
 
 @pytest.mark.parametrize("scale", [True, False])
 @pytest.mark.parametrize("rate", [0.3, 0.5, np.array([0.0, 0.25, 0.3, 0.9])])
-def test_over_all_masks_the_moments_are_exact(rate, scale):
+def test_the_mean_and_second_moment_over_all_masks_are_exact(rate, scale):
     with jax.enable_x64(True):
         x = np.array([1.0, -2.0, 0.5, 3.0])
         masks = np.array(list(itertools.product([False, True], repeat=4)))

@@ -1,4 +1,4 @@
-"""The masks, as random variables."""
+"""The distribution of masks."""
 
 import itertools
 import math
@@ -14,14 +14,14 @@ from dropouts import RATES, kept_probability
 import jdrop
 
 
-# The coarsest dtype at all rates: the mask is the same in each, and so is the scale.
+# All rates in the coarsest dtype suffice, since mask and scale do not depend on the dtype.
 @pytest.mark.parametrize(
     ("rate", "dtype"),
     [*((rate, "bfloat16") for rate in (0.05, 0.1, 0.15, 0.25, 0.3, 0.5, 0.7, 0.9, 0.95)),
      *itertools.product((0.1, 0.3, 0.9), ("float16", "float32"))],
 )  # fmt: skip
-def test_the_mean_is_the_input_and_the_variance_as_it_should_be(rate, dtype, getkey):
-    # Spread over a binade, for the rounding of a single x would be a bias of its own.
+def test_the_output_has_the_mean_of_the_input_and_the_expected_variance(rate, dtype, getkey):
+    # Inputs spread over [1, 2], since a single value would be rounded with a bias of its own.
     x = jax.random.uniform(getkey(), (2**20,), minval=1, maxval=2).astype(dtype)
     y = np.asarray(jdrop.dropout(getkey(), x, rate), np.float64)
     x = np.asarray(x, np.float64)
@@ -34,7 +34,7 @@ def test_the_mean_is_the_input_and_the_variance_as_it_should_be(rate, dtype, get
     squares, expected = np.mean((y - x) ** 2), p / q * np.mean(x**2)
     # (y - x)^2 is x^2 (p/q)^2 with probability q and x^2 with probability p.
     spread = np.mean(x**4) * p * q * (1 - (p / q) ** 2) ** 2
-    # Rounding to 8 bits adds its own share; at rate 0.5 there is neither spread nor rounding.
+    # Rounding to 8 bits adds the second term. At rate 0.5 there is neither spread nor rounding.
     bound = mean_bound(spread, x.size) + 2**-8 * expected
     assert abs(squares - expected) <= bound, f"{squares}, expected {expected} +- {bound}"
 
@@ -47,7 +47,7 @@ def test_the_kept_fraction_is_the_realised_probability(rate, getkey):
     assert low <= kept <= high, f"kept {kept} of {n}, expected {low} to {high}"
 
 
-def correlation_bound_check(a: np.ndarray, b: np.ndarray, q: float, what: Any) -> None:
+def assert_uncorrelated(a: np.ndarray, b: np.ndarray, q: float, what: Any) -> None:
     actual = np.mean((a - q) * (b - q))
     bound = mean_bound((q * (1 - q)) ** 2, a.size)
     assert abs(actual) < bound, f"{what}: covariance {actual}, expected 0 +- {bound}"
@@ -56,23 +56,23 @@ def correlation_bound_check(a: np.ndarray, b: np.ndarray, q: float, what: Any) -
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("shape", [(512, 512), (511, 513), (2**18,), (2**12, 8, 8)])
 def test_elements_are_independent_of_their_neighbours_near_and_far(rate, shape, getkey):
-    """At all lags of powers of 2, along which a generator that splits words may repeat itself."""
+    """At lags that are powers of 2, a generator that splits words may repeat itself."""
     mask = np.asarray(jdrop.keep_mask(getkey(), shape, rate)).astype(float)
     q = float(kept_probability(rate))
     flat = mask.ravel()
     for lag in itertools.takewhile(lambda lag: lag <= flat.size // 2, (2**i for i in range(30))):
-        correlation_bound_check(flat[lag:], flat[:-lag], q, f"lag {lag}")
-    for part in (2, 3, 4, 8, 16):
-        lag = flat.size // part
-        correlation_bound_check(flat[lag:], flat[:-lag], q, f"lag 1/{part}")
+        assert_uncorrelated(flat[lag:], flat[:-lag], q, f"lag {lag}")
+    for divisor in (2, 3, 4, 8, 16):
+        lag = flat.size // divisor
+        assert_uncorrelated(flat[lag:], flat[:-lag], q, f"lag 1/{divisor}")
     for axis in range(mask.ndim):
         ahead, behind = np.split(mask, [1], axis)[1], np.split(mask, [-1], axis)[0]
-        correlation_bound_check(ahead, behind, q, f"axis {axis}")
+        assert_uncorrelated(ahead, behind, q, f"axis {axis}")
 
 
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("axis", [0, 1])
-def test_rows_and_columns_vary_as_they_should(rate, axis, getkey):
+def test_counts_of_rows_and_columns_have_the_binomial_variance(rate, axis, getkey):
     mask = np.asarray(jdrop.keep_mask(getkey(), (512, 512), rate))
     q = float(kept_probability(rate))
     counts = mask.sum(axis=axis)
@@ -83,7 +83,7 @@ def test_rows_and_columns_vary_as_they_should(rate, axis, getkey):
 
 @pytest.mark.parametrize("rate", RATES)
 def test_the_patterns_of_four_elements_have_their_frequencies(rate, getkey):
-    """Where four elements share a word, more may be wrong than pairs can show."""
+    """If four elements share a word, pairs alone may not show a fault."""
     mask = np.asarray(jdrop.keep_mask(getkey(), (2**18, 4), rate))
     q = float(kept_probability(rate))
     patterns = np.array(list(itertools.product([0, 1], repeat=4)))
@@ -100,14 +100,16 @@ def test_the_patterns_of_four_elements_have_their_frequencies(rate, getkey):
 
 @pytest.mark.parametrize("rate", [0.5, 0.3])
 @pytest.mark.parametrize("make_keys", ["split", "fold_in", "seeds"])
-def test_keys_are_independent_at_each_place_and_pair_of_places(rate, make_keys, getkey):
-    n, places = 2**14, 64
+def test_masks_of_different_keys_are_independent_at_each_element_and_pair(rate, make_keys, getkey):
+    n, num_elements = 2**14, 64
     keys = {
         "split": lambda: jax.random.split(getkey(), n),
         "fold_in": lambda: jax.vmap(jax.random.fold_in, (None, 0))(getkey(), jnp.arange(n)),
         "seeds": lambda: jax.vmap(jax.random.key)(jnp.arange(n)),
     }[make_keys]()
-    masks = np.asarray(jax.jit(jax.vmap(lambda key: jdrop.keep_mask(key, (places,), rate)))(keys))
+    masks = np.asarray(
+        jax.jit(jax.vmap(lambda key: jdrop.keep_mask(key, (num_elements,), rate)))(keys)
+    )
     q = float(kept_probability(rate))
     deviations = (masks - q) / math.sqrt(q * (1 - q))
     assert np.abs(deviations.mean(axis=0)).max() < mean_bound(1, n)

@@ -1,4 +1,4 @@
-"""Rates: which are taken, in which form, and what those at the ends of the range do."""
+"""Rates: their range, their types, and the rates 0 and 1."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from bounds import binomial_bounds
-from dropouts import assert_same_bits, channel_rates, kept_probability, values_of_all_kinds, wide
+from dropouts import (
+    assert_same_bits,
+    channel_rates,
+    kept_probability,
+    signed_infinite_and_nan_values,
+    wide,
+)
 from jax import Array
 
 import jdrop
@@ -17,10 +23,10 @@ import jdrop
 clone = jax.random.clone
 
 
-# Rates in each form in which they come: known while tracing, or data.
+# The types of a rate.
 
-FORMS: dict[str, Callable[[float], Any]] = {
-    "number": float,
+RATE_TYPES: dict[str, Callable[[float], Any]] = {
+    "Python float": float,
     "NumPy scalar": np.float32,
     "NumPy array": lambda rate: np.asarray(rate, np.float64),
     "JAX array": lambda rate: jnp.asarray(rate, jnp.float32),
@@ -32,33 +38,33 @@ FORMS: dict[str, Callable[[float], Any]] = {
     [(-0.1, "-0.1"), (1.5, "1.5"), (1, "1.0"), (2, "2.0"), (True, "1.0"), (math.nan, "nan"),
      (math.inf, "inf"), (-math.inf, "-inf"), (np.float32(-0.5), "-0.5"), (-1e-300, "-1e-300")],
 )  # fmt: skip
-def test_a_number_out_of_range_is_named(takes_a_rate, rate, shown):
+def test_a_scalar_rate_out_of_range_raises(takes_a_rate, rate, shown):
     with pytest.raises(ValueError, match=rf"rate must lie in \[0, 1\), got {shown}\."):
         takes_a_rate(rate)
 
 
 @pytest.mark.parametrize("wrong", [-0.25, 1.5, math.nan, math.inf])
 @pytest.mark.parametrize("xp", [np, jnp])
-@pytest.mark.parametrize("among", [False, True])
-def test_an_array_out_of_range_is_named(takes_a_rate, wrong, xp, among):
-    rate = xp.asarray([0.5, wrong, 0.0] if among else wrong)
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_an_array_with_a_rate_out_of_range_raises(takes_a_rate, wrong, xp, shape):
+    rate = xp.asarray([0.5, wrong, 0.0] if shape else wrong)
     with pytest.raises(ValueError, match=rf"rate must lie in \[0, 1\], got .* holds {wrong}\."):
         takes_a_rate(rate)
 
 
 @pytest.mark.parametrize("rate", [None, "0.5", [0.5], 0.5j, jnp.ones(3, bool), jnp.arange(2)])
-def test_what_is_no_float_is_no_rate(takes_a_rate, rate):
+def test_a_rate_that_is_no_float_raises(takes_a_rate, rate):
     with pytest.raises(TypeError, match="rate"):
         takes_a_rate(rate)
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 3), (1, 4, 3), (4, 3, 1), (0,)])
-def test_rates_that_do_not_fit_are_refused(takes_a_rate, shape):
+def test_rates_that_do_not_broadcast_to_the_input_raise(takes_a_rate, shape):
     with pytest.raises(ValueError, match=r"rate must be broadcastable to the shape \(4, 3\)"):
         takes_a_rate(jnp.full(shape, 0.5))
 
 
-def test_a_concrete_array_is_checked_while_other_things_are_traced():
+def test_a_concrete_rate_is_checked_inside_jit():
     @jax.jit
     def run(x: Array) -> Array:
         return jdrop.dropout(jax.random.key(0), x, np.asarray(1.5))
@@ -68,19 +74,21 @@ def test_a_concrete_array_is_checked_while_other_things_are_traced():
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.95])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rate_type", RATE_TYPES)
 @pytest.mark.parametrize("scale", [True, False])
-def test_a_rate_gives_the_same_in_each_form(rate, form, scale, getkey):
+def test_the_output_does_not_depend_on_the_type_of_the_rate(rate, rate_type, scale, getkey):
     key, x = getkey(), jax.random.normal(getkey(), (32, 33))
     expected = jdrop.dropout(clone(key), x, rate, scale=scale)
-    assert_same_bits(jdrop.dropout(clone(key), x, FORMS[form](rate), scale=scale), expected)
+    assert_same_bits(
+        jdrop.dropout(clone(key), x, RATE_TYPES[rate_type](rate), scale=scale), expected
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
-def test_a_traced_rate_gives_what_its_value_gives(dtype, getkey):
+def test_a_traced_rate_equals_the_same_python_float(dtype, getkey):
     with jax.enable_x64(dtype == "float64"):
         key, x = getkey(), jax.random.normal(getkey(), (32, 33), jnp.float32)
-        # Rates that need 16 bits in each dtype: a number that needs fewer is drawn with fewer.
+        # Rates that need 16 bits in each dtype, since a Python float that needs fewer draws fewer.
         for rate in (0.03, 0.1):
             traced = jnp.asarray(rate, dtype)
             actual = jax.jit(jdrop.dropout)(clone(key), x, traced)
@@ -89,7 +97,7 @@ def test_a_traced_rate_gives_what_its_value_gives(dtype, getkey):
             assert_same_bits(mask, jdrop.keep_mask(clone(key), x.shape, float(traced)))
 
 
-def test_a_traced_rate_is_compiled_once(getkey):
+def test_all_values_of_a_traced_rate_share_one_compilation(getkey):
     traces = []
 
     @jax.jit
@@ -104,7 +112,7 @@ def test_a_traced_rate_is_compiled_once(getkey):
 
 @pytest.mark.parametrize("rate", [0, 0.0, -0.0, False, np.float32(0)])
 @pytest.mark.parametrize("scale", [True, False])
-def test_at_rate_zero_the_input_itself_returns_and_nothing_is_drawn(rate, scale, getkey):
+def test_at_rate_zero_the_input_is_returned_and_no_bits_are_drawn(rate, scale, getkey):
     x = jnp.ones((4, 3))
     assert jdrop.dropout(getkey(), x, rate, scale=scale) is x
     traced = jax.make_jaxpr(lambda key, x: jdrop.dropout(key, x, rate, scale=scale))(getkey(), x)
@@ -114,7 +122,7 @@ def test_at_rate_zero_the_input_itself_returns_and_nothing_is_drawn(rate, scale,
 
 
 def test_at_a_traced_rate_zero_the_output_is_the_input(dtype, getkey):
-    x = values_of_all_kinds(dtype)
+    x = signed_infinite_and_nan_values(dtype)
 
     @jax.jit
     def run(key: Array, x: Array, rate: Array) -> list[Array]:
@@ -142,8 +150,8 @@ def test_at_rate_one_all_is_zero_and_the_gradient_finite(rate, scale, getkey):
     assert all(jnp.isfinite(gradient).all() for gradient in gradients)
 
 
-def test_at_rate_one_no_bits_whatever_keep_an_element(getkey):
-    # More elements than 16 bits have values, so a comparison off by one shows.
+def test_at_rate_one_no_value_of_the_random_bits_keeps_an_element(getkey):
+    # With more elements than 2**16, a comparison off by one keeps some.
     assert not jdrop.keep_mask(getkey(), (2**20,), jnp.float32(1)).any()
 
 
@@ -177,7 +185,7 @@ def test_a_traced_rate_out_of_range_poisons_the_output(scale, dtype, getkey):
         y = run(getkey(), jnp.ones((8, 8), dtype), jnp.float32(rate))
         assert y.dtype == dtype
         assert np.isnan(wide(y)).all()
-        # And no more than the places that it rules.
+        # In an array of rates, only the elements with that rate are NaN.
         rates = jnp.array([0.5, rate, 1.0])
         poisoned = np.isnan(wide(run(getkey(), jnp.ones((64, 3), dtype), rates)))
         np.testing.assert_array_equal(poisoned.all(axis=0), [False, True, False])
@@ -197,7 +205,7 @@ def test_a_float64_rate_is_not_judged_by_its_float32_rounding(rate, scale, getke
 
 
 @pytest.mark.parametrize("rate", [1 - 2**-24, 1 - 1e-12, math.nextafter(1, 0)])
-def test_just_below_one_something_is_kept_and_the_mean_held(rate, getkey):
+def test_a_rate_just_below_one_keeps_some_elements_and_the_mean(rate, getkey):
     keep_prob = kept_probability(rate)
     assert 0 < keep_prob <= 2**-16
     n = 2**22

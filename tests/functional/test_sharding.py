@@ -1,4 +1,4 @@
-"""The mask is the same however it is sharded, and nothing is sent for it."""
+"""The mask is the same for every sharding, and devices exchange nothing to draw it."""
 
 import contextlib
 import re
@@ -21,7 +21,7 @@ clone = jax.random.clone
 SPECS = [P("a", "b"), P(("b", "a"), None), P(None, "b")]
 
 
-def mesh_of(axis_type: AxisType) -> jax.sharding.Mesh:
+def make_mesh(axis_type: AxisType) -> jax.sharding.Mesh:
     return jax.make_mesh((4, 2), ("a", "b"), axis_types=(axis_type, axis_type))
 
 
@@ -39,59 +39,60 @@ SHARDED_CASES = [
 
 @pytest.mark.parametrize("case", SHARDED_CASES, ids=str)
 @pytest.mark.parametrize("jit", [False, True])
-def test_explicitly_sharded(case, jit, wide_x, getkey):
+def test_explicit_sharding_does_not_change_output_or_gradient(case, jit, wide_x, getkey):
     def output_and_gradient(key: Array, x: Array) -> tuple[Array, Array]:
         y, pull = jax.vjp(lambda x: case(key, x), x)
         return y, pull(x)[0]
 
-    def of_each(key: Array, xs: list[Array]) -> list[tuple[Array, Array]]:
+    def run_each(key: Array, xs: list[Array]) -> list[tuple[Array, Array]]:
         return [output_and_gradient(clone(key), x) for x in xs]
 
     key = getkey()
     expected = case(clone(key), wide_x)
-    with jax.set_mesh(mesh_of(AxisType.Explicit)):
-        # One sharding outside of `jit`, where what is compiled is the same; there each takes long.
+    with jax.set_mesh(make_mesh(AxisType.Explicit)):
+        # Without `jit` a single sharding suffices: it compiles the same programs, but slowly.
         xs = [jax.device_put(wide_x, spec) for spec in (SPECS if jit else SPECS[:1])]
-        results = (jax.jit(of_each) if jit else of_each)(clone(key), xs)
+        results = (jax.jit(run_each) if jit else run_each)(clone(key), xs)
     for x, (y, gradient) in zip(xs, results, strict=True):
         for result in (y, gradient):
             assert jax.typeof(result).sharding.spec == jax.typeof(x).sharding.spec
             assert result.sharding.is_equivalent_to(x.sharding, 2)
-            # The map is linear and symmetric, so what pulls x back is what pushes it on.
+            # Dropout with a fixed key is a diagonal map, so its transpose gives the same output.
             assert_same_bits(result, expected)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 @pytest.mark.parametrize("dims", [(), (0,), (1,), (0, 1)])
-def test_an_explicitly_sharded_mask_is_drawn_where_it_is_used(spec, dims, wide_x, getkey):
-    with jax.set_mesh(mesh_of(AxisType.Explicit)):
-        mask = functional.draw_mask_like(getkey(), jax.device_put(wide_x, spec), 0.3, dims)
+def test_a_mask_has_the_explicit_sharding_of_the_input(spec, dims, wide_x, getkey):
+    with jax.set_mesh(make_mesh(AxisType.Explicit)):
+        shape = functional.mask_shape(wide_x.shape, dims)
+        mask = functional.draw_mask(getkey(), shape, 0.3, like=jax.device_put(wide_x, spec))
         expected = P(*(None if axis in dims else name for axis, name in enumerate(spec)))
         assert jax.typeof(mask).sharding.spec == expected
 
 
 @pytest.mark.parametrize("case", SHARDED_CASES, ids=str)
-def test_automatically_sharded(case, wide_x, getkey):
+def test_automatic_sharding_does_not_change_the_output(case, wide_x, getkey):
     key = getkey()
     expected = case(clone(key), wide_x)
-    shardings = [NamedSharding(mesh_of(AxisType.Auto), spec) for spec in SPECS]
+    shardings = [NamedSharding(make_mesh(AxisType.Auto), spec) for spec in SPECS]
 
-    def of_each(key: Array, xs: list[Array]) -> list[Array]:
+    def run_each(key: Array, xs: list[Array]) -> list[Array]:
         return [case(clone(key), x) for x in xs]
 
     xs = [jax.device_put(wide_x, sharding) for sharding in shardings]
-    for y in jax.jit(of_each, out_shardings=shardings)(clone(key), xs):
+    for y in jax.jit(run_each, out_shardings=shardings)(clone(key), xs):
         assert_same_bits(y, expected)
 
 
-ANY_SHARDING = [
+SHARDINGS = [
     ((24, 100), P(("a", "b"))), ((8, 13), P(("a", "b"))), ((8, 1), P(("a", "b"))),
     ((40000,), P(("a", "b"))), ((64, 1000), P("a", "b")), ((8, 8, 257), P("a", "b")),
     ((16, 64, 256), P("a", "b")), ((16, 64, 256), P(None, "a", "b")), ((16, 3, 1024), P("a")),
     ((128, 1024), P("a", "b")), ((128, 1024), P(None, ("a", "b"))), ((128, 1024), P("b")),
     ((8, 24576), P(None, ("a", "b"))), ((512, 4096), P(("a", "b"))), ((512, 4096), P("b", "a")),
 ]  # fmt: skip
-"""Parts that are whole blocks of bits and parts that are not, along each axis."""
+"""Along each axis, shards that are whole blocks of bits and shards that are not."""
 
 
 def collectives(compiled: Any) -> set[str]:
@@ -105,10 +106,10 @@ def collectives(compiled: Any) -> set[str]:
     ("axis_type", "rate"),
     [(AxisType.Auto, 0.5), (AxisType.Auto, 0.1), (AxisType.Explicit, 0.1)],
 )
-@pytest.mark.parametrize(("shape", "spec"), ANY_SHARDING, ids=str)
-def test_a_sharded_dropout_sends_nothing(shape, spec, rate, axis_type, getkey):
+@pytest.mark.parametrize(("shape", "spec"), SHARDINGS, ids=str)
+def test_sharded_dropout_needs_no_collectives(shape, spec, rate, axis_type, getkey):
     key, x = getkey(), jnp.ones(shape)
-    mesh = mesh_of(axis_type)
+    mesh = make_mesh(axis_type)
     sharding = NamedSharding(mesh, spec)
 
     def output_and_gradient(key: Array, x: Array) -> tuple[Array, Array]:
@@ -126,8 +127,10 @@ def test_a_sharded_dropout_sends_nothing(shape, spec, rate, axis_type, getkey):
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("dims", [(), (0,), (1,), (2,), (0, 2)])
-def test_nor_does_one_with_broadcast_dims_or_rates_of_channels(dims, axis_type, getkey):
-    mesh, key = mesh_of(axis_type), getkey()
+def test_sharded_dropout_with_broadcast_dims_or_channel_rates_needs_no_collectives(
+    dims, axis_type, getkey
+):
+    mesh, key = make_mesh(axis_type), getkey()
     rates = jnp.linspace(0.0, 0.9, 24)
     with jax.set_mesh(mesh):
         x = jax.device_put(jnp.ones((8, 20, 24)), NamedSharding(mesh, P("a", "b")))
@@ -142,8 +145,8 @@ def test_nor_does_one_with_broadcast_dims_or_rates_of_channels(dims, axis_type, 
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-def test_nor_do_members_over_the_mesh(axis_type, getkey):
-    mesh, keys = mesh_of(axis_type), jax.random.split(getkey(), 8)
+def test_vmap_over_a_sharded_member_axis_needs_no_collectives(axis_type, getkey):
+    mesh, keys = make_mesh(axis_type), jax.random.split(getkey(), 8)
     with jax.set_mesh(mesh):
         keys = jax.device_put(keys, P("a"))
         xs = jax.device_put(jnp.ones((8, 50, 100)), P("a", "b"))
@@ -153,22 +156,22 @@ def test_nor_do_members_over_the_mesh(axis_type, getkey):
         assert not collectives(run.lower(keys, xs).compile())
 
 
-@pytest.mark.parametrize("rates", [P("b"), P("a"), P(None)], ids=str)
-def test_rates_that_are_sharded_themselves(rates, wide_x, getkey):
+@pytest.mark.parametrize("spec", [P("b"), P("a"), P(None)], ids=str)
+def test_sharded_rates_do_not_change_the_output(spec, wide_x, getkey):
     key = getkey()
     expected = jdrop.dropout(clone(key), wide_x, channel_rates(8))
-    with jax.set_mesh(mesh_of(AxisType.Explicit)):
-        x = jax.device_put(wide_x, P(None, *rates))
-        y = jdrop.dropout(clone(key), x, jax.device_put(channel_rates(8), rates))
+    with jax.set_mesh(make_mesh(AxisType.Explicit)):
+        x = jax.device_put(wide_x, P(None, *spec))
+        y = jdrop.dropout(clone(key), x, jax.device_put(channel_rates(8), spec))
     assert_same_bits(y, expected)
 
 
-def test_members_over_an_explicit_mesh_axis(wide_x, getkey):
+def test_vmap_over_an_explicitly_sharded_member_axis_equals_a_loop(wide_x, getkey):
     keys = jax.random.split(getkey(), 4)
     xs = jnp.stack([wide_x] * 4)
     expected = jnp.stack([jdrop.dropout(key, wide_x, 0.3) for key in clone(keys)])
     for spec in (P("a"), P("a", "b"), P(None, "a", "b"), P("b", "a")):
-        with jax.set_mesh(mesh_of(AxisType.Explicit)):
+        with jax.set_mesh(make_mesh(AxisType.Explicit)):
             sharded_keys = jax.device_put(clone(keys), P(*spec[:1]))
             sharded = jax.device_put(xs, spec)
             run = jax.jit(jax.vmap(lambda key, x: jdrop.dropout(key, x, 0.3)))
@@ -179,7 +182,9 @@ def test_members_over_an_explicit_mesh_axis(wide_x, getkey):
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("case", SHARDED_CASES[:3], ids=str)
-def test_inside_shard_map_each_shard_drops_by_its_own_key(axis_type, case, wide_x, getkey):
+def test_shard_map_with_a_key_for_each_shard_equals_a_loop_over_shards(
+    axis_type, case, wide_x, getkey
+):
     key = getkey()
 
     def local(key: Array, x: Array) -> Array:
@@ -189,17 +194,17 @@ def test_inside_shard_map_each_shard_drops_by_its_own_key(axis_type, case, wide_
     expected = jnp.concatenate(
         [case(jax.random.fold_in(clone(key), i), block) for i, block in enumerate(blocks)]
     )
-    with jax.set_mesh(mesh_of(axis_type)):
+    with jax.set_mesh(make_mesh(axis_type)):
         run = jax.shard_map(local, in_specs=(P(), P("a")), out_specs=P("a"))
         x = jax.device_put(wide_x, P("a"))
         assert_same_bits(jax.jit(run)(clone(key), x), expected)
 
 
-def test_inside_shard_map_a_shared_key_shares_the_mask(wide_x, getkey):
+def test_shard_map_with_a_shared_key_shares_the_mask(wide_x, getkey):
     key = getkey()
     blocks = jnp.split(wide_x, 4)
     expected = jnp.concatenate([jdrop.dropout(clone(key), block, 0.3) for block in blocks])
-    with jax.set_mesh(mesh_of(AxisType.Auto)):
+    with jax.set_mesh(make_mesh(AxisType.Auto)):
         run = jax.shard_map(
             lambda key, x: jdrop.dropout(key, x, 0.3), in_specs=(P(), P("a")), out_specs=P("a")
         )
@@ -207,11 +212,11 @@ def test_inside_shard_map_a_shared_key_shares_the_mask(wide_x, getkey):
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-def test_inside_shard_map_over_some_axes_only(axis_type, wide_x, getkey):
+def test_shard_map_over_some_axes_with_a_shared_key_shares_the_mask(axis_type, wide_x, getkey):
     key = getkey()
     blocks = jnp.split(wide_x, 4)
     expected = jnp.concatenate([jdrop.dropout(clone(key), block, 0.3) for block in blocks])
-    with jax.set_mesh(mesh_of(axis_type)):
+    with jax.set_mesh(make_mesh(axis_type)):
         run = jax.shard_map(
             lambda key, x: jdrop.dropout(key, x, 0.3),
             in_specs=(P(), P("a")),

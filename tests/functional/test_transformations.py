@@ -1,4 +1,4 @@
-"""The mask is the same however it is computed."""
+"""The mask is the same under all transformations of JAX."""
 
 import itertools
 import math
@@ -31,7 +31,7 @@ def x() -> Array:
     return jax.random.normal(jax.random.key(1202), (8, 6))
 
 
-def test_dropout_is_its_two_steps(case, x, getkey):
+def test_dropout_equals_keep_mask_and_apply_mask(case, x, getkey):
     key = getkey()
     shape = tuple(1 if axis - 2 in case.broadcast_dims or axis in case.broadcast_dims else size
                   for axis, size in enumerate(x.shape))  # fmt: skip
@@ -40,14 +40,14 @@ def test_dropout_is_its_two_steps(case, x, getkey):
     assert_same_bits(jdrop.apply_mask(mask, x, rate, scale=case.scale), case(key, x))
 
 
-def test_under_jit_remat_and_both(case, x, getkey):
+def test_jit_and_remat_do_not_change_the_output(case, x, getkey):
     key = getkey()
     expected = case(clone(key), x)
     for transform in (jax.jit, jax.checkpoint, lambda f: jax.jit(jax.checkpoint(f))):
         assert_same_bits(transform(case)(clone(key), x), expected)
 
 
-def test_under_vmap_over_keys(case, x, getkey):
+def test_vmap_over_keys_equals_a_loop(case, x, getkey):
     keys = jax.random.split(getkey(), 5)
     expected = jnp.stack([case(key, x) for key in clone(keys)])
     assert_same_bits(jax.vmap(case, (0, None))(clone(keys), x), expected)
@@ -56,34 +56,34 @@ def test_under_vmap_over_keys(case, x, getkey):
     assert_same_bits(with_batch, expected)
 
 
-def test_under_vmap_over_two_axes_of_keys(case, x, getkey):
+def test_vmap_over_two_axes_of_keys_equals_a_loop(case, x, getkey):
     keys = jax.random.split(getkey(), (2, 3))
     expected = jnp.stack([jnp.stack([case(key, x) for key in row]) for row in clone(keys)])
     twice = jax.vmap(jax.vmap(case, (0, None)), (0, None))
     assert_same_bits(twice(clone(keys), x), expected)
 
 
-def test_under_vmap_over_inputs(case, x, getkey):
+def test_vmap_over_inputs_equals_a_loop(case, x, getkey):
     key, xs = getkey(), jnp.stack([x, 2 * x, -x], axis=1)
     expected = jnp.stack([case(clone(key), x) for x in jnp.unstack(xs, axis=1)])
     assert_same_bits(jax.vmap(case, (None, 1))(clone(key), xs), expected)
 
 
-def test_under_vmap_over_rates(x, getkey):
+def test_vmap_over_rates_equals_a_loop(x, getkey):
     key, rates = getkey(), jnp.array([0.0, 0.1, 0.3, 0.9, 1.0])
     expected = jnp.stack([jdrop.dropout(clone(key), x, rate) for rate in rates])
     actual = jax.vmap(jdrop.dropout, (None, None, 0))(clone(key), x, rates)
     assert_same_bits(actual, expected)
 
 
-def test_members_with_their_own_keys_inputs_and_rates(x, getkey):
+def test_vmap_over_keys_inputs_and_rates_equals_a_loop(x, getkey):
     keys, xs = jax.random.split(getkey(), 3), jnp.stack([x, 2 * x, -x])
     rates = jnp.stack([channel_rates(6), jnp.full(6, 0.3), jnp.zeros(6)])
     expected = jnp.stack(list(map(jdrop.dropout, clone(keys), xs, rates)))
     assert_same_bits(jax.vmap(jdrop.dropout)(clone(keys), xs, rates), expected)
 
 
-def test_under_scan(case, x, getkey):
+def test_scan_equals_a_loop(case, x, getkey):
     keys = jax.random.split(getkey(), 4)
 
     def step(carry: Array, key: Array) -> tuple[Array, Array]:
@@ -94,7 +94,9 @@ def test_under_scan(case, x, getkey):
     assert_same_bits(jax.lax.scan(step, x, clone(keys))[1], jnp.stack(expected[1:]))
 
 
-def test_under_scan_with_remat_the_gradient_has_the_masks_of_the_output(case, x, getkey):
+def test_the_gradient_of_a_scan_uses_the_masks_of_the_output_with_and_without_remat(
+    case, x, getkey
+):
     keys = jax.random.split(getkey(), 4)
 
     def total(x: Array, remat: bool) -> Array:
@@ -109,7 +111,7 @@ def test_under_scan_with_remat_the_gradient_has_the_masks_of_the_output(case, x,
         np.testing.assert_allclose(gradient, product, rtol=1e-6)
 
 
-def test_inside_cond_and_while(case, x, getkey):
+def test_cond_and_fori_loop_do_not_change_the_output(case, x, getkey):
     key = getkey()
     expected = case(clone(key), x)
     run = jax.jit(lambda p, key, x: jax.lax.cond(p, case, lambda key, x: x, key, x))
@@ -136,7 +138,7 @@ def test_derivatives_are_mask_times_scale(case, x, getkey):
                                   direction * multiplier)  # fmt: skip
 
 
-def test_second_derivatives(case, x, getkey):
+def test_second_derivatives_are_the_square_of_mask_times_scale(case, x, getkey):
     key, x = getkey(), x.ravel()[:48]
     square = case.multiplier(key).ravel() ** 2
 
@@ -156,7 +158,7 @@ def test_second_derivatives(case, x, getkey):
         np.testing.assert_allclose(hessian, np.diag(square), rtol=1e-6)
 
 
-def test_the_derivative_of_a_complex_input(getkey):
+def test_the_derivative_for_a_complex_input_is_mask_times_scale(getkey):
     key, x = getkey(), jnp.ones((8, 6), jnp.complex64)
     mask = jdrop.keep_mask(clone(key), (8, 6), 0.5)
     gradient = jax.grad(lambda x: jdrop.dropout(clone(key), x, 0.5).real.sum())(x)

@@ -1,4 +1,4 @@
-"""The weights of the test."""
+"""Scaling the weights for prediction."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +33,7 @@ PYTREES: dict[str, tuple[Any, str]] = {
     "tuple": ((1, None, 1), "2"),
     "NamedTuple": (Layer(1, 1), "kernel"),
     "dataclass": (Block([Layer(1, 1), 1]), "inner/0/kernel"),
-    "one leaf": (1, ""),
+    "single leaf": (1, ""),
 }
 
 
@@ -44,14 +44,14 @@ def test_named_weights_are_scaled_and_the_others_are_the_same_objects(tree, getk
     scaled = jdrop.scale_weights(params, {path: 0.25})
     assert jax.tree.structure(scaled) == jax.tree.structure(params)
     leaves = jax.tree.leaves_with_path(params)
-    for (at, leaf), result in zip(leaves, jax.tree.leaves(scaled), strict=True):
-        if jax.tree_util.keystr(at, simple=True, separator="/") == path:
+    for (leaf_path, leaf), result in zip(leaves, jax.tree.leaves(scaled), strict=True):
+        if jax.tree_util.keystr(leaf_path, simple=True, separator="/") == path:
             assert_same_bits(result, 0.75 * leaf)
         else:
             assert result is leaf
 
 
-def test_weights_under_jit_with_rates_for_each_unit(getkey):
+def test_weights_are_scaled_under_jit_by_a_rate_for_each_unit(getkey):
     params = {"a": jax.random.normal(getkey(), (4, 3)), "b": jnp.arange(3)}
     rates = jnp.array([0.0, 0.25, 0.5, 1.0])[:, None]
     expected = params["a"] * (1 - rates)
@@ -62,17 +62,17 @@ def test_weights_under_jit_with_rates_for_each_unit(getkey):
 
 
 @pytest.mark.parametrize("path", ["kernel", "Dense_0", "Dense_0/kernel/", "", "Dense_0.kernel"])
-def test_a_path_that_is_not_there_is_named_and_so_are_those_that_are(path):
+def test_a_missing_path_raises_and_the_message_lists_all_paths(path):
     params = {"Dense_0": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}}
     with pytest.raises(ValueError, match=rf"{path!r}.*Dense_0/bias, Dense_0/kernel"):
         jdrop.scale_weights(params, {"Dense_0/kernel": 0.5, path: 0.5})
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.3])
-def test_both_forms_make_the_same_network(rate, getkey):
-    """Scaled while training, or at the test: the weights differ by q, the outputs do not.
+def test_scaling_in_training_or_at_prediction_trains_the_same_network(rate, getkey):
+    """The weights of both networks differ by the factor q, and their outputs are equal.
 
-    Weights larger by 1 / q see gradients smaller by q, so their learning rate is lr / q^2.
+    Weights larger by 1 / q have gradients smaller by q, so their learning rate is lr / q^2.
     """
     with jax.enable_x64(True):
         inputs, labels = jax.random.normal(getkey(), (8, 5)), jax.random.normal(getkey(), (8, 2))
@@ -104,16 +104,16 @@ def test_both_forms_make_the_same_network(rate, getkey):
             key = clone(key)
             scaled = train(scaled, clone(key), True, 0.1)
             unscaled = train(unscaled, clone(key), False, 0.1 / q**2)
-            at_test = jdrop.scale_weights(unscaled, {"out/kernel": rate})
+            for_prediction = jdrop.scale_weights(unscaled, {"out/kernel": rate})
             jax.tree.map(
                 lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12),
-                at_test,
+                for_prediction,
                 scaled,
             )
         assert not np.allclose(start["out"]["kernel"], scaled["out"]["kernel"], rtol=0.01)
 
 
-def test_rates_of_units_scale_the_weights_that_read_them():
+def test_a_rate_for_each_unit_scales_the_weights_that_read_the_unit():
     weights = {"kernel": jnp.ones((2, 2)), "conv": jnp.ones((3, 3, 2, 4)), "scale": jnp.ones(2)}
     rates = jnp.array([0.0, 0.5])
     scaled = jdrop.scale_weights(weights, dict.fromkeys(weights, rates))

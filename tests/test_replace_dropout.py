@@ -1,8 +1,11 @@
-"""What is called in place of dropout layers: `as_network(module, at_dropout=...)`."""
+"""Dropout layers replaced by a function: `network.replace_dropout(f)`."""
 
+import dataclasses
+import math
 from functools import partial
 from typing import Any
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,7 @@ from flax import nnx
 
 import jdrop.linen
 import jdrop.nnx
+from jdrop.network import StepRule, dropout_sites
 
 RATE = 0.5
 
@@ -62,12 +66,16 @@ class NnxNet(nnx.Module):
         return self.out(self.block(self.drop(nnx.relu(self.norm(self.dense(x))))))
 
 
-def linen_network(dropout, at_dropout, **options):
-    return jdrop.linen.as_network(LinenNet(dropout, **options), at_dropout=at_dropout)
+def replaced(network, f):
+    return network if f is None else network.replace_dropout(f)
 
 
-def nnx_network(dropout, at_dropout, **options):
-    return jdrop.nnx.as_network(partial(NnxNet, dropout, **options), at_dropout=at_dropout)
+def linen_network(dropout, f, **options):
+    return replaced(jdrop.linen.as_network(LinenNet(dropout, **options)), f)
+
+
+def nnx_network(dropout, f, **options):
+    return replaced(jdrop.nnx.as_network(partial(NnxNet, dropout, **options)), f)
 
 
 NETWORKS = {
@@ -83,7 +91,7 @@ each_framework = pytest.mark.parametrize(
 X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)), jnp.float32)
 
 
-def identity(name, x, rate):
+def identity(site, x):
     return x
 
 
@@ -114,8 +122,9 @@ def test_dropout_left_out_is_the_network_of_rate_0(make, getkey):
 def test_called_in_every_mode_with_name_and_rate(make, getkey):
     calls = []
 
-    def look(name, x, rate):
-        calls.append((name, x.shape, rate))
+    def look(site, x):
+        assert site.shape == x.shape
+        calls.append((site.name, site.index, site.shape, site.rate, site.deterministic))
         return x
 
     network = make(look)
@@ -124,13 +133,17 @@ def test_called_in_every_mode_with_name_and_rate(make, getkey):
     network(variables, X, None)
     network(variables, X, getkey())
     network.apply_train(variables, X, getkey())
-    assert calls == 3 * [("drop", (6, 5), RATE), ("block/drop", (6, 4), RATE)]
+    assert calls == [
+        (name, 0, shape, RATE, deterministic)
+        for deterministic in (True, False, False)
+        for name, shape in (("drop", (6, 5)), ("block/drop", (6, 4)))
+    ]
 
 
 @each_framework
 def test_parameters_do_not_depend_on_what_is_called(make, getkey):
     key = getkey()
-    variables = make(lambda name, x, rate: 0 * x).init(jax.random.clone(key), X)
+    variables = make(lambda site, x: 0 * x).init(jax.random.clone(key), X)
     assert_same(variables, make(None).init(key, X))
 
 
@@ -165,8 +178,8 @@ def by_hand(variables, x, kept_first=1.0, kept_second=1.0):
 def test_activations_are_those_computed_by_hand(make):
     found = {}
 
-    def look(name, x, rate):
-        found[name] = x
+    def look(site, x):
+        found[site.name] = x
         return x
 
     network = make(look)
@@ -182,8 +195,8 @@ def test_activations_are_those_computed_by_hand(make):
 
 @each_framework
 def test_a_deleted_unit_is_one_whose_outgoing_weights_are_0(make):
-    def delete(name, x, rate):
-        return x.at[:, 1].set(0) if name == "block/drop" else x
+    def delete(site, x):
+        return x.at[:, 1].set(0) if site.name == "block/drop" else x
 
     variables = drawn_variables(make(None))
     outputs = make(delete)(variables, X, None)
@@ -206,8 +219,8 @@ def test_masks_of_vmapped_members(make):
         def one(variables, first, second):
             masks = {"drop": first, "block/drop": second}
 
-            def apply(name, x, rate):
-                return jdrop.apply_mask(masks[name][None], x, rate)
+            def apply(site, x):
+                return jdrop.apply_mask(masks[site.name][None], x, site.rate)
 
             return make(apply)(variables, X, None)
 
@@ -218,6 +231,132 @@ def test_masks_of_vmapped_members(make):
         # The scale of what is kept is 1/(1 - rate) = 2.
         kept = 2 * np.asarray(first[member]), 2 * np.asarray(second[member])
         np.testing.assert_allclose(output, by_hand(members[member], X, *kept)[-1], rtol=1e-4)
+
+
+@each_layer
+def test_sites_are_listed_without_computing(make, getkey):
+    network = make(None)
+    variables = jax.eval_shape(network.init, jax.random.key(0), X)
+    shapes = jax.ShapeDtypeStruct(X.shape, X.dtype)
+    sites = dropout_sites(network, variables, shapes)
+    assert [(site.name, site.index, site.shape, site.rate) for site in sites] == [
+        ("drop", 0, (6, 5), RATE),
+        ("block/drop", 0, (6, 4), RATE),
+    ]
+    assert all(site.drops_units and not site.deterministic for site in sites)
+    with pytest.raises(RuntimeError, match="only during the pass"):
+        sites[0].make_key()
+
+
+@each_layer
+def test_none_leaves_the_layer_as_it_is(make, getkey):
+    calls = []
+    network = make(None)
+    looked_at = network.replace_dropout(lambda site, x: calls.append(site.name))
+    variables = drawn_variables(network)
+    key = getkey()
+    assert_same(looked_at(variables, X, jax.random.clone(key)), network(variables, X, key))
+    assert_same(looked_at(variables, X, None), network(variables, X, None))
+    assert calls == 2 * ["drop", "block/drop"]
+
+
+@each_framework
+def test_the_site_gives_the_key_of_the_layer(make, getkey):
+    def drop(site, x):
+        return jdrop.dropout(site.make_key(), x, site.rate)
+
+    network, key = make(None), getkey()
+    variables = drawn_variables(network)
+    replaced = network.replace_dropout(drop)
+    assert_same(replaced(variables, X, jax.random.clone(key)), network(variables, X, key))
+
+
+@each_framework
+def test_a_second_replacement_replaces_what_the_first_left(make):
+    calls = []
+
+    def only_first(site, x):
+        return 3 * x if site.name == "drop" else None
+
+    def double(site, x):
+        calls.append(site.name)
+        return 2 * x
+
+    network = make(None)
+    variables = drawn_variables(network)
+    outputs = network.replace_dropout(only_first).replace_dropout(double)(variables, X, None)
+    assert calls == ["block/drop"]
+    np.testing.assert_allclose(outputs, by_hand(variables, X, 3, 2)[-1], rtol=1e-4)
+
+
+FEWER_UNITS = {
+    "Dense": (nn.Dense(5), (2, 3), (3, 2)),
+    "DenseGeneral": (nn.DenseGeneral(5), (2, 3), (3, 2)),
+    "DenseGeneral of two axes": (nn.DenseGeneral((2, 5)), (2, 3), (3, 2, 4)),
+    "Conv": (nn.Conv(5, (1,)), (2, 4, 3), (1, 3, 2)),
+    "ConvTranspose": (nn.ConvTranspose(5, (1,)), (2, 4, 3), (1, 3, 2)),
+}
+
+
+@pytest.mark.parametrize(("layer", "shape", "kernel_shape"), FEWER_UNITS.values(), ids=FEWER_UNITS)
+def test_layers_of_a_replaced_network_accept_weights_of_fewer_units(layer, shape, kernel_shape):
+    network = jdrop.linen.as_network(nn.Sequential([layer]))
+    features = kernel_shape[-2:] if layer.features == (2, 5) else kernel_shape[-1:]
+    bias = jnp.arange(math.prod(features)).reshape(features).astype(float)
+    layer_params = {"kernel": jnp.ones(kernel_shape), "bias": bias}
+    variables = {"params": {"layers_0": layer_params}}
+    outputs = network.replace_dropout(identity)(variables, jnp.ones(shape), None)
+    np.testing.assert_array_equal(outputs, jnp.broadcast_to(3 + bias, (*shape[:-1], *bias.shape)))
+    with pytest.raises(flax.errors.ScopeParamShapeError):
+        network(variables, jnp.ones(shape), None)
+
+
+class LinenSubclass(jdrop.linen.Dropout):
+    def __call__(self, x, **options):
+        return super().__call__(x, **options)
+
+
+class NnxSubclass(jdrop.nnx.Dropout):
+    def __call__(self, x, **options):
+        return super().__call__(x, **options)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [linen_network(LinenSubclass, None), nnx_network(NnxSubclass, None)],
+    ids=["linen", "nnx"],
+)
+def test_a_subclass_that_calls_its_base_class_is_one_layer(network, getkey):
+    sites = dropout_sites(network, drawn_variables(network), X)
+    assert [(site.name, site.index) for site in sites] == [("drop", 0), ("block/drop", 0)]
+
+
+def test_a_replaced_network_has_no_step_rule():
+    network = dataclasses.replace(NETWORKS["linen, ours"](None), step_rule=StepRule)
+    assert network.replace_dropout(identity).step_rule is None
+
+
+@pytest.mark.parametrize(
+    ("broadcast_dims", "drops_units"),
+    [((), True), ((0,), True), ((-1,), False), ((1,), False), ((0, 1), False), ((-2,), True)],
+)
+def test_a_layer_that_shares_decisions_along_the_last_axis_drops_no_units(
+    broadcast_dims, drops_units
+):
+    layer = jdrop.linen.Dropout(0.5, broadcast_dims, deterministic=False)
+    (site,) = dropout_sites(jdrop.linen.as_network(nn.Sequential([layer])), {}, X)
+    assert site.broadcast_dims == broadcast_dims
+    assert site.drops_units == drops_units
+
+
+def test_a_rate_that_the_pass_computes_is_listed_as_nan():
+    class OneRatePerUnit(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return jdrop.linen.Dropout(0.5, deterministic=False)(x, rate=jax.nn.sigmoid(x[:1]))
+
+    (site,) = dropout_sites(jdrop.linen.as_network(OneRatePerUnit()), {}, X)
+    assert np.isnan(site.rate)
 
 
 # A layer called twice, a rate at the call, and streams of other names.
@@ -253,15 +392,15 @@ class NnxTwice(nnx.Module):
 def test_a_layer_called_twice_and_other_streams(as_network, name, getkey):
     calls = []
 
-    def look(name, x, rate):
-        calls.append((name, rate))
+    def look(site, x):
+        calls.append((site.name, site.index, site.rate))
         return x
 
-    network = as_network(at_dropout=look)
+    network = as_network().replace_dropout(look)
     variables = network.init(getkey(), X)
     del calls[:]
     one, other = (network(variables, X, getkey()) for _ in range(2))
-    assert calls == 2 * [(name, 0.1), (name, 0.3)]
+    assert calls == 2 * [(name, 0, 0.1), (name, 1, 0.3)]
     assert (one != X).all()
     assert (one != other).all()
 
@@ -358,7 +497,7 @@ def test_lifted_modules_call_it_anew_at_each_pass(as_network):
 
     def outputs(variables, scale):
         # A hook that closes over a tracer.
-        return as_network(at_dropout=lambda name, x, rate: scale * x)(variables, X, None)
+        return as_network().replace_dropout(lambda site, x: scale * x)(variables, X, None)
 
     def expected(scale):
         x = np.asarray(X)
@@ -372,7 +511,7 @@ def test_lifted_modules_call_it_anew_at_each_pass(as_network):
     np.testing.assert_allclose(jitted, expected(3.0), rtol=1e-4, atol=1e-5)
 
     scale = [1.0]
-    network = as_network(at_dropout=lambda name, x, rate: scale[0] * x)
+    network = as_network().replace_dropout(lambda site, x: scale[0] * x)
     network(variables, X, None)
     scale[0] = 2.0
     np.testing.assert_allclose(network(variables, X, None), expected(2.0), rtol=1e-4, atol=1e-5)
@@ -417,11 +556,15 @@ ATTENTION = {
 @pytest.mark.parametrize("as_network", ATTENTION.values(), ids=ATTENTION)
 def test_attention_drops_nothing(as_network, getkey):
     x = X[None]
-    dropping, without = as_network(), as_network(at_dropout=identity)
+    dropping, without = as_network(), as_network().replace_dropout(identity)
     variables = drawn_variables(dropping)
     expected = np.asarray(dropping(variables, x, None))
     in_training, _ = without.apply_train(variables, x, getkey())
     for outputs in (without(variables, x, None), without(variables, x, getkey()), in_training):
         np.testing.assert_allclose(outputs, expected, atol=1e-6)
-    # Without the hook the same layers still drop: nothing of it has stayed in them.
+    # The network itself still drops: the replacement changed nothing in its layers.
     assert not np.allclose(dropping(variables, x, getkey()), expected, atol=1e-3)
+    key = getkey()
+    still_dropping = as_network().replace_dropout(identity, attention_dropout=True)
+    with_key = still_dropping(variables, x, jax.random.clone(key))
+    np.testing.assert_array_equal(with_key, dropping(variables, x, key))
