@@ -1,6 +1,6 @@
-"""The training of ONE network: its state, one step, and a whole fit as a pure function of a key.
+"""Training of one network: its state, one step, and a whole fit as a pure function of a key.
 
-Nothing here knows of ensembles: `jdrop.ensemble` maps these functions over keys.
+`jdrop.ensemble` maps these functions over keys to train many networks.
 """
 
 import inspect
@@ -17,7 +17,8 @@ from jax.typing import ArrayLike
 
 from jdrop.annotations import Float, Shaped
 from jdrop.network import ApplyFn, Network, Variables, check_network
-from jdrop.thinned import freeze_deleted
+
+__all__ = ["Batch", "LossFn", "TrainState", "cross_entropy", "fit", "train_step"]
 
 LossFn = Callable[[Array, Array], Array]
 """`loss_fn(outputs, labels)` -> one loss for each example, `[batch]`."""
@@ -31,10 +32,18 @@ def cross_entropy(
 ) -> Float[Array, " batch"]:
     r"""The negative log-likelihood of integer labels: $-\log \mathrm{softmax}(z)_y$, in nats.
 
-    NaN for a label that is no class.
+    The loss and its gradient are NaN if a label is not a class index.
+
+    Args:
+        logits: float, `[batch, classes]`.
+        labels: integer class indices, `[batch]`.
 
     Raises:
         ValueError: labels that are not one integer for each example.
+
+    Example:
+        >>> cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))
+        Array([1.3862944], dtype=float32)
     """
     if labels.shape != logits.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
@@ -42,10 +51,10 @@ def cross_entropy(
             f"{labels.shape}; turn one-hot labels into integers with `labels.argmax(-1)`."
         )
     losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-    # Not in the dtype of the labels, in which the number of classes may be another number.
+    # In a narrow dtype, such as int8, the number of classes could overflow.
     wide = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
     is_class = (wide >= 0) & (wide < logits.shape[-1])
-    # As a factor it makes the gradient NaN too.
+    # Multiply, so that the gradient is NaN too.
     return losses * jnp.where(is_class, 1, jnp.nan).astype(losses.dtype)
 
 
@@ -55,10 +64,10 @@ class TrainState:
     """One network in training. In an ensemble every array has a leading member axis.
 
     Attributes:
-        variables: collections of arrays; `params` is what the optimizer changes.
+        variables: collections of arrays; the optimizer updates `params`.
         opt_state: the optimizer's state.
-        step: how many steps have been made.
-        network: what is trained.
+        step: the count of steps so far.
+        network: the network in training.
         optimizer: any optax optimizer.
         loss_fn: one loss for each example, from outputs and labels.
     """
@@ -84,10 +93,10 @@ class TrainState:
             network: a `Network` or any `apply_fn(variables, inputs, key)`.
             variables: collections of arrays, `params` among them.
             optimizer: any optax optimizer.
-            loss_fn: `loss_fn(outputs, labels)` -> `[batch]`; its mean is made small.
+            loss_fn: `loss_fn(outputs, labels)` -> `[batch]`; training minimises its mean.
 
         Raises:
-            TypeError: a module instead of a network made of it.
+            TypeError: a Flax module instead of a network.
             ValueError: variables without `params`.
         """
         check_network(network)
@@ -107,11 +116,9 @@ class TrainState:
 
 
 def train_step(key: Array, state: TrainState, batch: Batch) -> tuple[TrainState, Float[Array, ""]]:
-    """One step of dropout training: thin the network, run it forward and backward, restore it.
+    """One step of dropout training: draw masks, take the gradient of the loss, update params.
 
-    A network of `jdrop.thinned.thin` is thinned in earnest: the kept units are taken out, trained
-    as a network of its own, and put back, while the deleted ones stay as they were. Any other
-    draws masks, and what they drop is multiplied by 0.
+    A network with a `step_rule` takes the step of that rule instead.
 
     Args:
         key: the key of this step's masks; it is consumed.
@@ -123,7 +130,6 @@ def train_step(key: Array, state: TrainState, batch: Batch) -> tuple[TrainState,
 
     Raises:
         TypeError: no key, which would train without dropout.
-        ValueError: a batch that cannot be divided into the groups of a thinned network.
 
     Example:
         >>> import jdrop
@@ -141,94 +147,37 @@ def train_step(key: Array, state: TrainState, batch: Batch) -> tuple[TrainState,
     """
     if key is None:
         raise TypeError("train_step needs a key: without one it would train without dropout.")
-    thinning = state.network.thinning
-    if thinning is None:
-        return _update(key, state, batch)
-    if thinning.num_groups > 1:
-        return _update_of_groups(key, state, batch)
-    draw_key, mask_key = jax.random.split(key)
-    kept = thinning.draw(draw_key)
-    places = _places(state)
-    whole = state.variables, state.opt_state
-    variables, opt_state = thinning.take(places, whole, kept)
-    thinned = replace(
-        state, variables=variables, opt_state=opt_state, network=thinning.network(kept)
-    )
-    thinned, loss = _update(mask_key, thinned, batch)
-    part = thinned.variables, thinned.opt_state
-    variables, opt_state = thinning.put(places, whole, part, kept)
-    return replace(state, variables=variables, opt_state=opt_state, step=thinned.step), loss
-
-
-def _places(state: TrainState) -> tuple[Any, Any]:
-    """Where the units of thinned layers are, in the variables and in the optimizer's state."""
-    thinning, params = state.network.thinning, state.variables["params"]
-    return thinning.places, thinning.places_in_state(state.optimizer, state.opt_state, params)
-
-
-def _update(key: Array, state: TrainState, batch: Batch) -> tuple[TrainState, Array]:
-    """The step of a network as it is."""
+    if state.network.step_rule is not None:
+        return state.network.step_rule.step(key, state, batch)
     inputs, labels = batch
+    params = state.variables["params"]
 
     def mean_loss(params: Any, key: Array) -> tuple[Array, Variables]:
         variables = {**state.variables, "params": params}
         outputs, variables = state.network.apply_train(variables, inputs, key)
         return jnp.mean(state.loss_fn(outputs, labels)), variables
 
-    return _minimize(key, state, mean_loss)
-
-
-def _update_of_groups(key: Array, state: TrainState, batch: Batch) -> tuple[TrainState, Array]:
-    """The step of a network that is thinned for each group of the batch in its own way."""
-    thinning = state.network.thinning
-    size, num_groups = len(batch[1]), thinning.num_groups
-    if size % num_groups:
-        raise ValueError(
-            f"a batch of {size} examples cannot be divided into {num_groups} groups of equal size; "
-            "choose batch_size as a multiple of num_groups."
-        )
-    groups = jax.tree.map(lambda array: array.reshape(num_groups, -1, *array.shape[1:]), batch)
-    draw_key, mask_key = jax.random.split(key)
-    kept = jax.vmap(thinning.draw)(jax.random.split(draw_key, num_groups))
-
-    def mean_loss(params: Any, key: Array) -> tuple[Array, Variables]:
-        def of_group(kept: Any, key: Array, inputs: Array, labels: Array) -> Array:
-            variables = {**state.variables, "params": params}
-            variables = thinning.take(thinning.places, variables, kept)
-            outputs, _ = thinning.network(kept).apply_train(variables, inputs, key)
-            return jnp.mean(state.loss_fn(outputs, labels))
-
-        losses = jax.vmap(of_group)(kept, jax.random.split(key, num_groups), *groups)
-        return jnp.mean(losses), state.variables
-
-    of_groups = jax.vmap(thinning.entries)(kept)
-    in_any = jax.tree.map(lambda entries: jnp.any(entries, 0), of_groups)
-    frozen = replace(state, optimizer=freeze_deleted(state.optimizer))
-    stepped, loss = _minimize(mask_key, frozen, mean_loss, kept=in_any)
-    return replace(stepped, optimizer=state.optimizer), loss
-
-
-def _minimize(
-    key: Array,
-    state: TrainState,
-    mean_loss: Callable[[Any, Array], tuple[Array, Variables]],
-    **offered: Any,
-) -> tuple[TrainState, Array]:
-    """One update by the gradient of `mean_loss(params, key)`, which also gives the variables."""
-    params = state.variables["params"]
     (loss, variables), grads = jax.value_and_grad(mean_loss, has_aux=True)(params, key)
-    offered |= {
-        "value": loss,
-        "grad": grads,
-        # The masks are those of the gradient: a line search needs one function.
-        "value_fn": lambda params: mean_loss(params, jax.random.clone(key))[0],
-    }
-    asked = inspect.signature(state.optimizer.update).parameters.values()
-    if all(parameter.kind != inspect.Parameter.VAR_KEYWORD for parameter in asked):
-        offered = {p.name: offered[p.name] for p in asked if p.name in offered}
-    updates, opt_state = state.optimizer.update(grads, state.opt_state, params, **offered)
+
+    def loss_with_same_masks(params: Any) -> Array:
+        return mean_loss(params, jax.random.clone(key))[0]
+
+    extra_args = _accepted_args(
+        state.optimizer, {"value": loss, "grad": grads, "value_fn": loss_with_same_masks}
+    )
+    updates, opt_state = state.optimizer.update(grads, state.opt_state, params, **extra_args)
     variables = {**variables, "params": optax.apply_updates(params, updates)}
     return replace(state, variables=variables, opt_state=opt_state, step=state.step + 1), loss
+
+
+def _accepted_args(
+    optimizer: optax.GradientTransformation, extra_args: dict[str, Any]
+) -> dict[str, Any]:
+    """The extra arguments that the optimizer's update accepts, for instance for a line search."""
+    parameters = inspect.signature(optimizer.update).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return extra_args
+    return {name: value for name, value in extra_args.items() if name in parameters}
 
 
 @partial(jax.jit, static_argnames=("num_epochs", "batch_size"))
@@ -243,20 +192,18 @@ def fit(
 ) -> tuple[TrainState, Float[Array, " epoch"]]:
     """Trains one network for some epochs: a scan of `train_step` over shuffled batches.
 
-    Each epoch goes through the examples in a new order; the examples left over when `batch_size`
-    does not divide their number sit that epoch out. Where units are deleted in blocks, each epoch
-    begins by putting them in a new order, which changes no output. The orders of an epoch and the
-    masks of a step depend on the key and on the number of the epoch or step, counted from the
-    first step of `state`. So a fit in parts, each with a clone of the same key, equals the fit in
-    one.
+    Each epoch shuffles the examples. If `batch_size` does not divide their number, each epoch
+    leaves out the examples that remain. The order of an epoch and the masks of a step depend on
+    the key and on the index of the epoch or step, counted from the first step of `state`. So a fit
+    in parts, each with a clone of the same key, equals the fit in one.
 
     Args:
         key: consumed.
-        state: the network to go on with.
+        state: the network to train further.
         inputs: all training inputs, `[example, ...]`.
         labels: all training labels, `[example, ...]`.
         num_epochs: how many passes over the examples.
-        batch_size: how many examples a step sees.
+        batch_size: how many examples each step takes.
 
     Returns:
         The trained network, and the mean training loss of each epoch.
@@ -297,27 +244,17 @@ def fit(
     order_key, mask_key, shuffle_key = jax.random.split(key, 3)
 
     def step(state: TrainState, rows: Array) -> tuple[TrainState, Array]:
-        return train_step(
-            jax.random.fold_in(mask_key, state.step), state, (inputs[rows], labels[rows])
-        )
+        step_key = jax.random.fold_in(mask_key, state.step)
+        return train_step(step_key, state, (inputs[rows], labels[rows]))
 
     def epoch(state: TrainState, _: None) -> tuple[TrainState, Array]:
-        number = state.step // steps_per_epoch
-        state = _shuffled(jax.random.fold_in(shuffle_key, number), state)
-        order = jax.random.permutation(jax.random.fold_in(order_key, number), num_examples)
+        index = state.step // steps_per_epoch
+        if state.network.step_rule is not None:
+            epoch_key = jax.random.fold_in(shuffle_key, index)
+            state = state.network.step_rule.start_epoch(epoch_key, state)
+        order = jax.random.permutation(jax.random.fold_in(order_key, index), num_examples)
         rows = order[: steps_per_epoch * batch_size].reshape(steps_per_epoch, batch_size)
         state, losses = jax.lax.scan(step, state, rows)
         return state, jnp.mean(losses)
 
     return jax.lax.scan(epoch, state, length=num_epochs)
-
-
-def _shuffled(key: Array, state: TrainState) -> TrainState:
-    """The same network with the units of thinned layers in another order."""
-    thinning = state.network.thinning
-    if thinning is None or not thinning.shuffles:
-        return state
-    variables, opt_state = thinning.shuffled(
-        key, _places(state), (state.variables, state.opt_state)
-    )
-    return replace(state, variables=variables, opt_state=opt_state)

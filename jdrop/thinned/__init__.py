@@ -1,12 +1,12 @@
-"""Thinned training: in each step some units are deleted and the smaller network is trained.
+"""Thinned training: each step deletes some units and trains the smaller network.
 
-`thin` makes of a network one that is trained so: `structure` finds what belongs to the units of a
-layer, `thinning` takes it out and puts it back, in `blocks` of arrays. `freeze_deleted` gives
-training at full size the same rule.
+`thin` makes a network that is trained in this way. `freeze_deleted` does the same for steps at full
+size: it leaves the weights of deleted units unchanged.
 """
 
-from jdrop.thinned.optimizer import freeze_deleted as freeze_deleted
-from jdrop.thinned.structure import ThinningError as ThinningError
-from jdrop.thinned.thinning import Thinning as Thinning
-from jdrop.thinned.thinning import Units as Units
-from jdrop.thinned.thinning import thin as thin
+from jdrop.thinned.optimizer import freeze_deleted
+from jdrop.thinned.step import ThinnedStep
+from jdrop.thinned.thinning import thin
+from jdrop.thinned.units import ThinningError, UnitGroup
+
+__all__ = ["ThinnedStep", "ThinningError", "UnitGroup", "freeze_deleted", "thin"]

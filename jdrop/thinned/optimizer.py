@@ -1,4 +1,4 @@
-"""The rule that deleted units stay as they were, for steps at full size."""
+"""An optimizer that leaves deleted units unchanged, for steps at full size."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,30 +7,30 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jdrop.thinned.structure import ThinningError
+from jdrop.thinned.units import ThinningError
 
 
 def freeze_deleted(
     optimizer: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""An optimizer that leaves deleted units as they were: weights, and its own state for them.
+    r"""An optimizer that leaves deleted units as they were: their weights, and its state for them.
 
-    Where `kept` is True, the update and the state are those of `optimizer`; elsewhere the update
-    is 0 and the state, moments for instance, is what it was. A zero gradient alone does not do
-    that: momentum goes on, moments and weights decay. What the state holds for no parameter in
-    particular, such as a count of steps, always goes on.
+    Where `kept` is True, the update and the state are those of `optimizer`. Elsewhere the update
+    is 0, and the state, for instance the moments, does not change. A zero gradient alone does not
+    achieve this: momentum continues, and moments and weights decay. State that belongs to no
+    parameter, such as a count of steps, always advances.
 
-    The state is that of `optimizer`. `update` needs one argument more: `kept`, a tree like the
-    parameters of Boolean arrays that broadcast to them, as `Thinning.entries` gives it.
+    The state is that of `optimizer`. `update` needs one more argument, `kept`: a tree like the
+    parameters, of Boolean arrays that broadcast to them, True where entries belong to kept units.
 
     Args:
-        optimizer: any optax optimizer whose updates of one entry do not depend on other entries;
-            others, such as `optax.lamb`, see those of deleted units.
+        optimizer: any optax optimizer whose update of an entry does not depend on other entries.
+            Others, such as `optax.lamb`, also see the entries of deleted units.
 
     Raises:
         TypeError: an update without `kept`.
-        ThinningError: an optimizer that gathers the gradients of several steps, or whose state is
-            not made of arrays like the parameters.
+        ThinningError: an optimizer that accumulates the gradients of several steps, or whose state
+            does not consist of arrays like the parameters.
 
     Example:
         >>> import jdrop
@@ -48,7 +48,7 @@ def freeze_deleted(
         True
 
     Reference:
-        Hinton et al. 2012, arXiv:1207.0580: deleted units are restored as they were.
+        Hinton et al. 2012, arXiv:1207.0580, which restores deleted units after each step.
     """
     inner = optax.with_extra_args_support(optimizer)
 
@@ -58,17 +58,17 @@ def freeze_deleted(
         if kept is None:
             raise TypeError(
                 "update needs kept, a tree like the parameters that is True where entries belong "
-                "to kept units. `fit` and `train_step` do not give it: there a network of `thin` "
-                "and the optimizer itself do the same."
+                "to kept units. `fit` and `train_step` do not give it; train a network of `thin` "
+                "with the optimizer itself instead, which leaves deleted units unchanged too."
             )
         new_updates, new_state = inner.update(updates, state, params, **extra)
 
-        def at_kept(new: Any, kept: Any) -> Any:
-            return new if _is_left_out(new) else jnp.where(kept, new, jnp.zeros_like(new))
+        def zero_if_deleted(update: Any, kept: Any) -> Any:
+            return update if _is_masked(update) else jnp.where(kept, update, jnp.zeros_like(update))
 
-        new_updates = jax.tree.map(at_kept, new_updates, kept, is_leaf=_is_left_out)
-        in_state = map_state(inner, lambda leaf, kept: kept, state, updates, kept, jnp.array(True))
-        return new_updates, jax.tree.map(jnp.where, in_state, new_state, state)
+        new_updates = jax.tree.map(zero_if_deleted, new_updates, kept, is_leaf=_is_masked)
+        kept_state = map_state(inner, lambda _, kept: kept, state, updates, kept, jnp.array(True))
+        return new_updates, jax.tree.map(jnp.where, kept_state, new_state, state)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
@@ -78,63 +78,65 @@ def map_state(
     function: Callable[[Any, Any], Any],
     state: Any,
     params: Any,
-    of_params: Any,
+    values: Any,
     otherwise: Any,
 ) -> Any:
-    """A tree like an optimizer's state: of its arrays for parameters, and for the rest `otherwise`.
+    """Maps `function` over the state arrays that belong to parameters.
+
+    All other leaves become `otherwise`.
 
     Args:
-        optimizer: what the state is of.
-        function: of an array of the state and what `of_params` holds for its parameter.
-        state: of the optimizer.
-        params: the parameters, or what has their shapes.
-        of_params: a tree like the parameters.
-        otherwise: stands for arrays that are for no parameter in particular.
+        optimizer: the optimizer of the state.
+        function: `function(array, value)`, with the value of the parameter that the array is for.
+        state: the state of the optimizer.
+        params: the parameters, or arrays of their shapes.
+        values: a tree like the parameters.
+        otherwise: the leaf in place of arrays that belong to no parameter.
 
     Raises:
-        ThinningError: see `freeze_deleted`.
+        ThinningError: an optimizer that accumulates the gradients of several steps, or whose state
+            does not consist of arrays like the parameters.
     """
 
-    def gathers(part: Any) -> bool:
-        return isinstance(part, optax.MultiStepsState)
+    def accumulates(node: Any) -> bool:
+        return isinstance(node, optax.MultiStepsState)
 
-    if any(map(gathers, jax.tree.leaves(state, is_leaf=gathers))):
+    if any(map(accumulates, jax.tree.leaves(state, is_leaf=accumulates))):
         raise ThinningError(
-            "optax.MultiSteps gathers the gradients of several steps, in each of which other units "
-            "are deleted, so that none stays as it was; take larger batches, and `num_groups` of "
-            "`thin` for more than one mask in each."
+            "optax.MultiSteps accumulates the gradients of several steps. Each step deletes other "
+            "units, so no unit would stay as it was; use larger batches instead."
         )
 
-    def at(leaf: Any, param: Any, of_param: Any) -> Any:
-        # In the place of a parameter that this part of the optimizer does not see.
-        if _is_left_out(leaf):
-            return leaf
-        if leaf.shape != param.shape:
+    def map_array(array: Any, param: Any, value: Any) -> Any:
+        # optax.masked leaves a MaskedNode in place of a parameter that it does not update.
+        if _is_masked(array):
+            return array
+        if array.shape != param.shape:
             raise ThinningError(
-                f"the optimizer keeps an array of shape {leaf.shape} for parameters of shape "
-                f"{param.shape}, so that no part of it can be taken out; take an optimizer "
-                "whose state is of the shape of the parameters, such as optax.adam."
+                f"the optimizer keeps an array of shape {array.shape} for parameters of shape "
+                f"{param.shape}, so the state of deleted units cannot be taken out; use an "
+                "optimizer whose state has the shape of the parameters, such as optax.adam."
             )
-        return function(leaf, of_param)
+        return function(array, value)
 
     try:
         return optax.tree.map_params(
             optimizer,
-            at,
+            map_array,
             state,
             params,
-            of_params,
+            values,
             transform_non_params=lambda leaf: otherwise,
-            is_leaf=_is_left_out,
+            is_leaf=_is_masked,
         )
     except ThinningError:
         raise
     except (IndexError, TypeError, ValueError) as error:
         raise ThinningError(
-            "optax cannot tell which arrays of the optimizer's state are for which parameter; take "
-            "another optimizer, such as optax.adam."
+            "optax cannot tell which arrays of the optimizer's state belong to which parameter; "
+            "use another optimizer, such as optax.adam."
         ) from error
 
 
-def _is_left_out(leaf: Any) -> bool:
+def _is_masked(leaf: Any) -> bool:
     return isinstance(leaf, optax.MaskedNode)

@@ -1,222 +1,31 @@
-"""Takes the kept units of a network out, with all that belongs to them, and puts them back."""
+"""Makes a network thinned in training: chooses layers, follows their units, checks the result."""
 
 import contextlib
 import itertools
-import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 from jax.typing import ArrayLike
 
 from jdrop import functional
-from jdrop.network import Network, Variables
-from jdrop.thinned import blocks
-from jdrop.thinned.blocks import Kept
-from jdrop.thinned.optimizer import map_state
-from jdrop.thinned.structure import Place, Structure, ThinningError, mark
-
-MAX_DEVIATION = 1 / 64
-"""By how much blocks may change the share of the units that are kept."""
-
-
-@dataclass(frozen=True)
-class Units:
-    """The units of one layer, and how many of them are kept.
-
-    Attributes:
-        name: of the dropout layer, or of the layer of weights.
-        size: how many there are.
-        rate: the probability to drop, as asked for.
-        block_size: so many neighbours are kept or dropped together.
-        is_input: whether they are the inputs of the network.
-        is_site: whether a dropout layer stands at them.
-    """
-
-    name: str
-    size: int
-    rate: float
-    block_size: int
-    is_input: bool
-    is_site: bool
-
-    @property
-    def num_blocks(self) -> int:
-        """Of which some are kept."""
-        return self.size // self.block_size
-
-    @property
-    def kept_blocks(self) -> int:
-        """How many are kept of them, in every draw."""
-        return max(1, round((1 - self.rate) * self.num_blocks))
-
-    @property
-    def scale(self) -> float:
-        """What makes up for the dropped units: one over the share of those kept."""
-        return self.num_blocks / self.kept_blocks
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where units of thinned layers are in an array of that shape, by axis; a leaf of a tree."""
-
-    of: tuple[Place, ...] = ()
-    shape: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Thinning:
-    """How a network is thinned; `thin` makes it.
-
-    Attributes:
-        units: the layers whose units are dropped.
-        places: `Places` for every array of the variables.
-        num_groups: into how many groups a batch is divided, each with a draw of its own.
-        shuffles: whether the order of units changes at the beginning of each epoch.
-        scales: whether what is kept is scaled in training.
-        own: the network that is thinned.
-    """
-
-    units: tuple[Units, ...]
-    places: Variables
-    num_groups: int
-    shuffles: bool
-    scales: bool
-    own: Network
-    _without: frozenset[str]
-
-    def draw(self, key: Array) -> Kept:
-        """Draws which blocks of units are kept: every choice of so many has equal probability."""
-        kept = {}
-        for index, units in enumerate(self.units):
-            order = jax.random.permutation(jax.random.fold_in(key, index), units.num_blocks)
-            kept[units.name] = jnp.sort(order[: units.kept_blocks])
-        return kept
-
-    def take(self, places: Any, tree: Any, kept: Kept) -> Any:
-        """The arrays of a tree without what belongs to dropped units."""
-
-        def of_array(places: Places, array: Array) -> Array:
-            if places.of and array.shape != places.shape:
-                raise ThinningError(
-                    f"an array has shape {array.shape} where `thin` found {places.shape}; give "
-                    "`thin` inputs of the shape of those in training."
-                )
-            return blocks.take(array, self._cuts(places), kept)
-
-        return jax.tree.map(of_array, places, tree)
-
-    def put(self, places: Any, tree: Any, part: Any, kept: Kept) -> Any:
-        """The arrays of a tree with what belongs to kept units from `part`."""
-
-        def of_array(places: Places, array: Array, part: Array) -> Array:
-            return blocks.put(array, part, self._cuts(places), kept)
-
-        return jax.tree.map(of_array, places, tree, part)
-
-    def entries(self, kept: Kept) -> Any:
-        """For each parameter, True where entries belong to kept units; broadcastable to it."""
-
-        def of_array(places: Places) -> Array:
-            of_all = jnp.ones((1,) * len(places.shape), bool)
-            for cut in self._cuts(places):
-                of_axis = blocks.is_kept(cut, kept).repeat(cut.width)
-                of_axis = jnp.tile(of_axis, places.shape[cut.axis] // of_axis.size)
-                others = [axis for axis in range(len(places.shape)) if axis != cut.axis]
-                of_all &= jnp.expand_dims(of_axis, others)
-            return of_all
-
-        return jax.tree.map(of_array, self.places["params"])
-
-    def places_in_state(
-        self, optimizer: optax.GradientTransformation, opt_state: Any, params: Any
-    ) -> Any:
-        """`Places` for every array of an optimizer's state: those of the parameter it is for.
-
-        Raises:
-            ThinningError: a state of which no part can be taken out.
-        """
-        places = self.places["params"]
-        return map_state(optimizer, lambda leaf, of: of, opt_state, params, places, Places())
-
-    def network(self, kept: Kept) -> Network:
-        """The thinned network, of the variables that `take` gives."""
-        by_name = {units.name: units for units in self.units if units.is_site}
-
-        def at_dropout(name: str, x: Array, rate: ArrayLike) -> Array | None:
-            if name not in by_name:
-                return x if name in self._without else None
-            units = by_name[name]
-            if units.is_input:
-                x = x[..., kept[name]]
-            return _scaled(x, units.scale) if self.scales else x
-
-        def scale_of(places: Places) -> float:
-            read = (self.units[place.units] for place in places.of if place.reads)
-            scales = (units.scale for units in read if self.scales and not units.is_site)
-            return math.prod(scales, start=1.0)
-
-        def scaled(places: Places, array: Array) -> Array:
-            scale = scale_of(places)
-            return array if scale == 1 else _scaled(array, scale)
-
-        def restored(places: Places, before: Array, after: Array) -> Array:
-            return after if scale_of(places) == 1 else before
-
-        def train(variables: Variables, inputs: Array, key: Array) -> tuple[Array, Variables]:
-            read = jax.tree.map(scaled, self.places, variables)
-            outputs, after = thinned.apply_train(read, inputs, key)
-            return outputs, jax.tree.map(restored, self.places, variables, after)
-
-        thinned = _own_dropout_replaced(self.own, at_dropout)
-        return Network(thinned.apply_fn, train_fn=train)
-
-    def shuffled(self, key: Array, places: Any, tree: Any) -> Any:
-        """The arrays of a tree with the hidden units of each layer in another order.
-
-        The function of the network is the same, and neighbours, which are dropped together, are
-        others.
-        """
-        order = {
-            units.name: jax.random.permutation(jax.random.fold_in(key, index), units.size)
-            for index, units in enumerate(self.units)
-            if units.block_size > 1
-        }
-
-        def of_array(places: Places, array: Array) -> Array:
-            cuts = [
-                blocks.Cut(units.name, place.axis, units.size, place.inner)
-                for place in places.of
-                if (units := self.units[place.units]).name in order
-            ]
-            return blocks.take(array, cuts, order)
-
-        return jax.tree.map(of_array, places, tree)
-
-    def _cuts(self, places: Places) -> list[blocks.Cut]:
-        return [
-            blocks.Cut(units.name, place.axis, units.num_blocks, units.block_size * place.inner)
-            for place in places.of
-            for units in [self.units[place.units]]
-        ]
-
-
-def _scaled(x: Array, scale: float) -> Array:
-    """`x * scale`, rounded once."""
-    return (x.astype(jnp.promote_types(x.dtype, jnp.float32)) * scale).astype(x.dtype)
-
-
-def _own_dropout_replaced(network: Network, at_dropout: Any) -> Network:
-    """The network with dropout layers replaced; one that says nothing of its layers, without."""
-    if network.thin is not None:
-        return network.thin(at_dropout)
-    return Network(lambda variables, inputs, key: network.apply_fn(variables, inputs, None))
+from jdrop.network import DropoutSite, Network, Variables
+from jdrop.thinned.follow import check_scales, check_zeros, follow_units
+from jdrop.thinned.jaxpr import Program, read_program, tag_dropout
+from jdrop.thinned.step import ThinnedStep, replace_unit_dropout
+from jdrop.thinned.units import (
+    ThinningError,
+    UnitAxes,
+    UnitAxesTree,
+    UnitAxis,
+    UnitGroup,
+    largest_block_size,
+)
 
 
 def thin(
@@ -225,51 +34,49 @@ def thin(
     rates: Mapping[str, ArrayLike] | None = None,
     *,
     block_size: int = 16,
-    num_groups: int = 1,
     shuffle: bool = True,
     scale: bool = True,
 ) -> Network:
     r"""A network whose training steps train thinned networks at their real size.
 
-    In each step some units of each layer are deleted, the smaller network is trained, and the
-    deleted units are put back as they were, weights, statistics and moments of the optimizer
-    included. Of `n` blocks of units exactly `round((1 - rate) n)` are kept, of single units
-    (`block_size=1`) as many; what they give to the next layer is divided by the share that is
-    kept.
+    Each step deletes some units of each layer, trains the smaller network, and puts the deleted
+    units back as they were, with their weights, statistics and optimizer moments. Of `n` blocks of
+    units exactly `round((1 - rate) n)` are kept, and at least one. The outputs of the kept units
+    are divided by the fraction kept.
 
-    It is thinned by what trains a network: `jdrop.train.train_step` and `fit`,
-    `jdrop.ensemble.fit_ensemble`, `jdrop.compare`. To call it, without a key or with one, is to
-    call the network that it was. Optimizers that look at many entries at once, by their norm or
-    as a matrix (LAMB, Muon, clipping by the global norm), see those of the thinned network.
+    Only jdrop's training functions apply the thinning: `jdrop.train.train_step` and `fit`,
+    `jdrop.ensemble.fit_ensemble`, `jdrop.compare`. Called directly, the network behaves like the
+    original. Optimizers that combine many entries, by their norm or as a matrix (LAMB, Muon,
+    clipping by the global norm), see those of the thinned network.
 
     Args:
-        network: what `jdrop.linen.as_network` or `jdrop.nnx.as_network` made, or a `Network` of a
-            function and an `init_fn`, which is then trained with the function's own dropout off.
+        network: a network made by `jdrop.linen.as_network` or `jdrop.nnx.as_network`. Or a
+            `Network` of a function and an `init_fn`; in training the function's own dropout is
+            then off.
         inputs: example inputs, `[batch, ...]`; their shape and dtype matter.
-        rates: by name, the probability to drop, in [0, 1). A name is that of a dropout layer, or
-            the path of a layer whose weights make the units, as in "Dense_0". Without it, all
-            dropout layers of the module at their own rates. Dropout layers not named go on
-            drawing masks as ever; attention layers too, and layers that decide for all units at
-            once (`broadcast_dims`). Layers that are off in training stay off. Of units that a
-            dropout layer drops, name that one.
-        block_size: at most so many neighbouring units are kept or deleted together, which is
-            faster: the largest divisor of the number of units with which the share kept stays
-            within 1/64. `network.thinning.units` says what it is, and how many are kept, one at
-            least. Inputs, which are dropped where a dropout layer stands at them, are taken one by
-            one.
-        num_groups: into how many groups a batch is divided, each with a draw of its own. With more
-            than one, the optimizer goes through all weights.
-        shuffle: whether `fit` changes the order of the units in blocks at the beginning of each
-            epoch, so that other units become neighbours.
-        scale: whether what is kept is scaled in training. Without it, `jdrop.scale_weights` makes
+        rates: for each layer by name, the probability to drop, in [0, 1). A name is that of a
+            dropout layer, or the path of a layer whose weights make the units, as in "Dense_0". If
+            a dropout layer drops the units, name the dropout layer. None: all dropout layers that
+            drop units and are on in training, at their own rates. Other dropout layers, and
+            attention layers, draw masks as before.
+        block_size: the largest number of neighbouring units that are kept or deleted together;
+            larger blocks are faster. Each layer takes the largest divisor of its number of units
+            that changes the fraction kept by at most 1/64. `network.step_rule.units` shows the
+            block sizes. Inputs of the network are always kept or deleted one by one.
+        shuffle: whether `fit` puts the units that are kept in blocks in a new order at the
+            beginning of each epoch.
+        scale: whether the kept units are scaled in training. If not, `jdrop.scale_weights` makes
             the weights for the test.
 
+    Returns:
+        The network, with a `ThinnedStep` as its `step_rule`.
+
     Raises:
-        TypeError: a network that is not a `Network`; rates that are no dictionary.
-        ThinningError: a network of which no part can be trained alone, as when units go through
-            layer normalisation or a residual connection, or the network computes with their
-            number; a rate that drops no unit.
-        ValueError: a rate out of range; a name that is no layer; sizes below 1.
+        TypeError: a network that is not a `Network`; rates that are not a dictionary.
+        ThinningError: a network that cannot be thinned, for instance because the units go through
+            layer normalisation or a residual connection, or because the network computes with the
+            number of its units; a rate that drops no unit.
+        ValueError: a rate out of range; a name that is not a layer; a block size below 1.
 
     Example:
         >>> import flax.linen as nn, jdrop, jdrop.linen, optax
@@ -282,6 +89,8 @@ def thin(
         ...         return nn.Dense(2)(x)
         >>> x, y = jnp.ones((6, 3)), jnp.zeros(6, int)
         >>> network = thinned.thin(jdrop.linen.as_network(MLP()), x[:1])
+        >>> [(group.name, group.size, group.block_size) for group in network.step_rule.units]
+        [('Dropout_0', 64, 16)]
         >>> init_key, fit_key = jax.random.split(jax.random.key(0))
         >>> state = ensemble.init_ensemble(init_key, network, optax.adam(0.1), x, ensemble_size=2)
         >>> state, losses = ensemble.fit_ensemble(fit_key, state, x, y, num_epochs=3, batch_size=2)
@@ -291,178 +100,61 @@ def thin(
     Reference:
         Hinton et al. 2012, arXiv:1207.0580; Graham et al. 2015, arXiv:1502.02478.
     """
+    requested_rates = _check_arguments(network, rates, block_size)
+    inputs = jnp.asarray(inputs)
+    variables = jax.eval_shape(network.init, jax.random.key(0), inputs)
+    layers = _read_layers(network, variables, inputs, requested_rates)
+    chosen_rates = _choose_rates(layers, requested_rates)
+    groups, unit_axes = _follow_layers(
+        layers, chosen_rates, block_size, check_scale=scale, suggest_others=not requested_rates
+    )
+    step_rule = ThinnedStep(
+        units=groups,
+        axes=_axes_tree(variables, layers.program, unit_axes),
+        shuffles=shuffle,
+        scales=scale,
+        network=network,
+        switched_off=frozenset(requested_rates or {}).difference(chosen_rates),
+    )
+    _check_thinned(step_rule, layers.program, variables, inputs)
+    return replace(network, step_rule=step_rule)
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """The layers of a network in training.
+
+    Attributes:
+        program: its operations.
+        site_rates: the rate of each dropout layer that drops units and is on; None if traced.
+        weight_indices: the index of each parameter among the leaves of the variables, by its path.
+    """
+
+    program: Program
+    site_rates: dict[str, ArrayLike | None]
+    weight_indices: dict[str, int]
+
+
+def _check_arguments(network: Any, rates: Any, block_size: Any) -> dict[str, float] | None:
+    """Checks what can be checked without a pass, and returns the rates as Python numbers."""
     if not isinstance(network, Network):
         raise TypeError(
             f"network must be a jdrop.network.Network, got {type(network).__name__}; make one "
             "with `jdrop.linen.as_network` or `jdrop.nnx.as_network`, or of a function with "
             "`Network(apply_fn, init_fn)`."
         )
-    for name, value in (("block_size", block_size), ("num_groups", num_groups)):
-        if not isinstance(value, numbers.Integral) or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
-    asked = None
-    if rates is not None:
-        if not isinstance(rates, Mapping):
-            raise TypeError(
-                f"rates must be a dictionary of rates by the names of layers, got {rates!r}."
-            )
-        asked = {name: _checked(name, rate) for name, rate in rates.items()}
-    inputs = jnp.asarray(inputs)
-    variables = jax.eval_shape(network.init, jax.random.key(0), inputs)
-    structure, own_rates = _read(network, variables, inputs, asked or {})
-    if num_groups > 1 and structure.changes_state:
-        raise ThinningError(
-            f"num_groups must be 1, got {num_groups}: the network changes its state in training, "
-            "as batch normalisation does, and the groups would each change it in their own way."
-        )
-    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(variables), strict=True)
-    leaf_of = {
-        jax.tree_util.keystr(path[1:], simple=True, separator="/"): number
-        for number, path in enumerate(paths)
-        if path[0].key == "params"
-    }
-    chosen = _chosen(asked, own_rates, leaf_of)
-    places: list[list[Place]] = [[] for _ in leaves]
-    all_units = []
-    for number, (name, rate) in enumerate(chosen.items()):
-        is_site = name in own_rates
-        if is_site:
-            try:
-                found = structure.units_of_site(number, name)
-            except ThinningError as error:
-                others = {} if asked else _thinnable(structure, chosen)
-                way_out = (
-                    f" Others can be thinned: rates={others}; those not named go on drawing masks."
-                )
-                raise ThinningError(f"{error}{way_out * bool(others)}") from None
-        else:
-            leaf = leaf_of.get(f"{name}/kernel", leaf_of.get(name))
-            assert leaf is not None
-            found = structure.units_of_leaf(number, name, leaf, scaled=scale)
-        for leaf, at_leaf in found.places.items():
-            places[leaf] += at_leaf
-        size = _block_size(name, found.size, rate, 1 if found.is_input else block_size)
-        all_units.append(Units(name, found.size, rate, size, found.is_input, is_site))
-    of_leaves = []
-    for leaf, at_leaf in zip(leaves, places, strict=True):
-        if len({place.axis for place in at_leaf}) < len(
-            {(p.units, p.axis, p.inner) for p in at_leaf}
-        ):
-            names = dict.fromkeys(all_units[place.units].name for place in at_leaf)
-            raise ThinningError(
-                f"{' and '.join(names)} name the same units; give one of them."
-                if len(names) > 1
-                else f"{names.popitem()[0]}: an array holds its units in two orders."
-            )
-        by_axis = {place.axis: place for place in at_leaf}
-        of_leaves.append(Places(tuple(by_axis[axis] for axis in sorted(by_axis)), leaf.shape))
-    tree = jax.tree.unflatten(jax.tree.structure(variables), of_leaves)
-    without = frozenset(asked or {}).difference(chosen)
-    thinning = Thinning(tuple(all_units), tree, num_groups, shuffle, scale, network, without)
-    _check_sizes(thinning, structure, variables, inputs)
-    return replace(network, thinning=thinning)
-
-
-def _thinnable(structure: Structure, chosen: Mapping[str, float]) -> dict[str, float]:
-    """Those of the dropout layers that can be thinned."""
-    found = {}
-    for name, rate in chosen.items():
-        with contextlib.suppress(ThinningError):
-            structure.units_of_site(0, name)
-            found[name] = rate
-    return found
-
-
-def _check_sizes(
-    thinning: Thinning, structure: Structure, variables: Variables, inputs: Array
-) -> None:
-    """Raises where the network does not run with fewer units, or computes with their number."""
-    kept = {units.name: jnp.arange(units.kept_blocks) for units in thinning.units}
-
-    def take(variables: Variables) -> Variables:
-        return thinning.take(thinning.places, variables, kept)
-
-    def train(variables: Variables, inputs: Array) -> tuple[Array, Variables]:
-        return thinning.network(kept).apply_train(variables, inputs, jax.random.key(0))
-
-    part = jax.eval_shape(take, variables)
-    try:
-        jax.eval_shape(train, part, inputs)
-    except Exception as error:
-        raise ThinningError(
-            "the network does not run with fewer units; what it computes may take their number "
-            f"only from the arrays that it is given: {error}"
-        ) from error
-
-    of_inputs = {units.name: units.kept_blocks for units in thinning.units if units.is_input}
-
-    def at_dropout(name: str, x: Array, rate: ArrayLike) -> Array:
-        return x[..., : of_inputs.get(name)]
-
-    found = _structure(_own_dropout_replaced(thinning.own, at_dropout), part, inputs)
-    for full, thinned in itertools.zip_longest(structure.numbers, found.numbers):
-        if full != thinned:
-            raise ThinningError(
-                f"the network computes with the number of its units: where it takes {full}, with "
-                f"fewer of them it takes {thinned}. Write such a factor as a fixed number."
-            )
-
-
-def _read(
-    network: Network, variables: Variables, inputs: Array, rates: Mapping[str, ArrayLike]
-) -> tuple[Structure, dict[str, ArrayLike | None]]:
-    """The structure of a network in training, and its dropout layers with their rates."""
-    own_rates: dict[str, ArrayLike | None] = {}
-
-    def at_dropout(name: str, x: Array, rate: ArrayLike) -> Array:
-        own_rates[name] = None if isinstance(rate, jax.core.Tracer) else rate
-        asked = functional.check_rate(rates.get(name, rate), allow_one=True)
-        return x if functional.is_static(asked, 0) else mark(name, x)
-
-    return _structure(_own_dropout_replaced(network, at_dropout), variables, inputs), own_rates
-
-
-def _structure(network: Network, variables: Variables, inputs: Array) -> Structure:
-    """Of the network in training."""
-    leaves, tree = jax.tree.flatten(variables)
-
-    def train(leaves: list[Array], inputs: Array) -> tuple[Array, list[Array]]:
-        before = jax.tree.unflatten(tree, leaves)
-        outputs, after = network.apply_train(before, inputs, jax.random.key(0))
-        return outputs, jax.tree.leaves(after)
-
-    return Structure(jax.make_jaxpr(train)(leaves, inputs), len(leaves))
-
-
-def _chosen(
-    asked: Mapping[str, float] | None,
-    own_rates: Mapping[str, ArrayLike | None],
-    leaf_of: Mapping[str, int],
-) -> dict[str, float]:
-    """The layers to thin and their rates: those asked for, or the dropout layers' own."""
-    rates = asked
+    if not isinstance(block_size, numbers.Integral) or block_size < 1:
+        raise ValueError(f"block_size must be an integer of at least 1, got {block_size!r}.")
     if rates is None:
-        rates = {name: _checked(name, rate) for name, rate in own_rates.items()}
-    for name in rates:
-        if not {name, f"{name}/kernel"} & {*own_rates, *leaf_of}:
-            layers = (leaf.removesuffix("/kernel") for leaf in leaf_of if leaf.endswith("/kernel"))
-            raise ValueError(
-                f"rates names {name!r}, which is no layer of the network; its dropout layers are "
-                f"{sorted(own_rates)}, its layers of weights {sorted(layers)}."
-            )
-    chosen = {name: rate for name, rate in rates.items() if rate > 0}
-    if not chosen:
-        raise ThinningError(
-            "no layer is to be thinned: rates gives none a rate above 0."
-            if asked is not None
-            else "no layer is to be thinned: the network has no dropout layer that is on in "
-            "training, drops units and has a rate above 0; name layers and rates, as in "
-            "rates={'Dense_0': 0.5}."
+        return None
+    if not isinstance(rates, Mapping):
+        raise TypeError(
+            f"rates must be a dictionary of rates by the names of layers, got {rates!r}."
         )
-    return chosen
+    return {name: _check_rate(name, rate) for name, rate in rates.items()}
 
 
-def _checked(name: str, rate: Any) -> float:
+def _check_rate(name: str, rate: Any) -> float:
     """The rate of a layer, as a Python number."""
     if isinstance(rate, jax.Array | np.ndarray | None):
         raise ValueError(
@@ -475,14 +167,213 @@ def _checked(name: str, rate: Any) -> float:
         raise type(error)(f"{name!r}: {error}") from None
 
 
-def _block_size(name: str, size: int, rate: float, at_most: int) -> int:
-    """The largest size of blocks that keeps the share of kept units; see `thin`."""
-    share = max(1, round((1 - rate) * size)) / size
-    if share == 1:
-        raise ThinningError(f"{name}: a rate of {rate} drops none of its {size} units.")
-    for block_size in range(min(at_most, size), 1, -1):
-        if size % block_size == 0:
-            units = Units(name, size, rate, block_size, is_input=False, is_site=False)
-            if abs(1 / units.scale - share) <= MAX_DEVIATION and units.scale > 1:
-                return block_size
-    return 1
+def _read_layers(
+    network: Network,
+    variables: Variables,
+    inputs: Array,
+    requested_rates: Mapping[str, float] | None,
+) -> _Layers:
+    """Reads the operations of a training pass, in which layers of a rate above 0 are tagged."""
+    site_rates: dict[str, ArrayLike | None] = {}
+
+    def tag(site: DropoutSite, inputs: Array) -> Array:
+        site_rates[site.name] = None if isinstance(site.rate, jax.core.Tracer) else site.rate
+        requested_rate = (requested_rates or {}).get(site.name, site.rate)
+        rate = functional.check_rate(requested_rate, allow_one=True)
+        return inputs if functional.is_number(rate, 0) else tag_dropout(site.name, inputs)
+
+    program = read_program(replace_unit_dropout(network, tag), variables, inputs)
+    weight_indices = {
+        jax.tree_util.keystr(path[1:], simple=True, separator="/"): index
+        for index, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(variables))
+        if path[0].key == "params"
+    }
+    return _Layers(program, site_rates, weight_indices)
+
+
+def _choose_rates(layers: _Layers, requested_rates: Mapping[str, float] | None) -> dict[str, float]:
+    """The layers to thin, with their rates: those requested, or the rates of dropout layers."""
+    site_rates, weights = layers.site_rates, layers.weight_indices
+    rates = requested_rates
+    if rates is None:
+        rates = {name: _check_rate(name, rate) for name, rate in site_rates.items()}
+    for name in rates:
+        if not {name, f"{name}/kernel"} & {*site_rates, *weights}:
+            kernels = (path for path in weights if path.endswith("/kernel"))
+            raise ValueError(
+                f"rates names {name!r}, which is no layer of the network; its dropout layers are "
+                f"{sorted(site_rates)}, its layers of weights "
+                f"{sorted(path.removesuffix('/kernel') for path in kernels)}."
+            )
+    chosen = {name: rate for name, rate in rates.items() if rate > 0}
+    if not chosen:
+        raise ThinningError(
+            "no layer is to be thinned: rates gives none a rate above 0."
+            if requested_rates is not None
+            else "no layer is to be thinned: the network has no dropout layer that is on in "
+            "training, drops units and has a rate above 0; name layers and rates, as in "
+            "rates={'Dense_0': 0.5}."
+        )
+    return chosen
+
+
+def _follow_layers(
+    layers: _Layers,
+    rates: Mapping[str, float],
+    block_size: int,
+    *,
+    check_scale: bool,
+    suggest_others: bool,
+) -> tuple[tuple[UnitGroup, ...], list[UnitAxis]]:
+    """The units of every layer, and the axes of the network's arrays along which they lie."""
+    groups, unit_axes = [], []
+    for name, rate in rates.items():
+        if name in layers.site_rates:
+            try:
+                group, axes = _follow_dropout(layers.program, name, rate, block_size)
+            except ThinningError as error:
+                others = _find_thinnable(layers.program, rates) if suggest_others else {}
+                if not others:
+                    raise
+                raise ThinningError(
+                    f"{error} Others can be thinned: rates={others}; those not named go on "
+                    "drawing masks."
+                ) from None
+        else:
+            group, axes = _follow_weights(layers, name, rate, block_size, check_scale=check_scale)
+        if group.kept_blocks == group.num_blocks:
+            raise ThinningError(f"{name}: a rate of {rate} drops none of its {group.size} units.")
+        groups.append(group)
+        unit_axes += axes
+    return tuple(groups), unit_axes
+
+
+def _find_thinnable(program: Program, rates: Mapping[str, float]) -> dict[str, float]:
+    """The dropout layers that can be thinned, with their rates."""
+    thinnable = {}
+    for name, rate in rates.items():
+        with contextlib.suppress(ThinningError):
+            _follow_dropout(program, name, rate, block_size=1)
+            thinnable[name] = rate
+    return thinnable
+
+
+def _follow_dropout(
+    program: Program, name: str, rate: float, block_size: int
+) -> tuple[UnitGroup, list[UnitAxis]]:
+    """The units that a dropout layer drops, along its last axis, and the axes they lie along."""
+    calls = program.dropout_calls.get(name, [])
+    if not calls:
+        raise ThinningError(
+            f"{name}: it is called within a loop or a branch, in which no unit can be deleted; "
+            "name a layer outside it in `rates`."
+        )
+    if len(calls) > 1:
+        raise ThinningError(
+            f"the dropout layer {name!r} is called more than once in a pass; give each call a "
+            "layer of its own."
+        )
+    (inputs,), (outputs,) = calls[0].inputs, calls[0].outputs
+    shape = program.shapes[outputs]
+    if len(shape) < 2:
+        raise ThinningError(
+            f"{name}: its inputs have shape {shape}, without axes for examples and units."
+        )
+    size, is_input = shape[-1], not program.depends_on_variables(inputs)
+    block_size = 1 if is_input else largest_block_size(size, rate, block_size)
+    group = UnitGroup(name, size, rate, block_size, is_input, has_dropout=True)
+    dropped = UnitAxis(outputs, len(shape) - 1, 1, reads=False, group=group)
+    starts = [dropped] if is_input else [dropped, replace(dropped, array=inputs)]
+    links = follow_units(program, starts)
+    check_zeros(program, dropped, links)
+    return group, [dropped, *(link.there for link in links)]
+
+
+def _follow_weights(
+    layers: _Layers, name: str, rate: float, block_size: int, *, check_scale: bool
+) -> tuple[UnitGroup, list[UnitAxis]]:
+    """The units that weights make, along their last axis, and the axes they lie along."""
+    program, weights = layers.program, layers.weight_indices
+    index = weights[f"{name}/kernel"] if f"{name}/kernel" in weights else weights[name]
+    array = program.leaves[index]
+    shape = program.shapes[array]
+    if not shape:
+        raise ThinningError(f"{name}: it is a single number, which makes no units.")
+    block_size = largest_block_size(shape[-1], rate, block_size)
+    group = UnitGroup(name, shape[-1], rate, block_size, is_input=False, has_dropout=False)
+    made = UnitAxis(array, len(shape) - 1, 1, reads=False, group=group)
+    links = follow_units(program, [made])
+    if check_scale:
+        check_scales(links)
+    return group, [made, *(link.there for link in links)]
+
+
+def _axes_tree(
+    variables: Variables, program: Program, unit_axes: Sequence[UnitAxis]
+) -> UnitAxesTree:
+    """A tree like the variables, of the axes along which units lie in each array."""
+    leaves, tree = jax.tree.flatten(variables)
+    axes_of: dict[int, list[UnitAxis]] = {}
+    for unit_axis in unit_axes:
+        axes_of.setdefault(unit_axis.array, []).append(unit_axis)
+    return jax.tree.unflatten(
+        tree,
+        [
+            UnitAxes(_one_per_axis(axes_of.get(array, [])), leaf.shape)
+            for array, leaf in zip(program.leaves, leaves, strict=True)
+        ],
+    )
+
+
+def _one_per_axis(unit_axes: Sequence[UnitAxis]) -> tuple[UnitAxis, ...]:
+    """The axes of one array in order; raises if units lie along one axis in two ways."""
+    by_axis: dict[int, UnitAxis] = {}
+    # Weights that read the units go last, so that they prevail over weights that make them.
+    for unit_axis in sorted(unit_axes, key=lambda unit_axis: unit_axis.reads):
+        other = by_axis.setdefault(unit_axis.axis, unit_axis)
+        if other.group != unit_axis.group:
+            raise ThinningError(
+                f"{other.group.name} and {unit_axis.group.name} name the same units; give one of "
+                "them."
+            )
+        if other.inner != unit_axis.inner:
+            raise ThinningError(f"{other.group.name}: an array holds its units in two orders.")
+        by_axis[unit_axis.axis] = unit_axis
+    return tuple(by_axis[axis] for axis in sorted(by_axis))
+
+
+def _check_thinned(
+    step_rule: ThinnedStep, program: Program, variables: Variables, inputs: Array
+) -> None:
+    """Raises if the network does not run with fewer units, or computes with their number."""
+    kept = {group.name: jnp.arange(group.kept_blocks) for group in step_rule.units}
+    thinned_network = step_rule.thinned_network(kept)
+
+    def take(variables: Variables) -> Variables:
+        return step_rule.take(step_rule.axes, variables, kept)
+
+    def train(variables: Variables, inputs: Array) -> tuple[Array, Variables]:
+        return thinned_network.apply_train(variables, inputs, jax.random.key(0))
+
+    thinned_variables = jax.eval_shape(take, variables)
+    try:
+        jax.eval_shape(train, thinned_variables, inputs)
+    except Exception as error:
+        raise ThinningError(
+            "the network does not run with fewer units; what it computes may take their number "
+            f"only from the arrays that it is given: {error}"
+        ) from error
+
+    kept_inputs = {group.name: group.kept_blocks for group in step_rule.units if group.is_input}
+
+    def slice_inputs(site: DropoutSite, inputs: Array) -> Array:
+        return inputs[..., : kept_inputs.get(site.name)]
+
+    without_dropout = replace_unit_dropout(step_rule.network, slice_inputs)
+    thinned_program = read_program(without_dropout, thinned_variables, inputs)
+    for full, thinned in itertools.zip_longest(program.scalars, thinned_program.scalars):
+        if full != thinned:
+            raise ThinningError(
+                f"the network computes with the number of its units: where it takes {full}, with "
+                f"fewer of them it takes {thinned}. Write such a factor as a fixed number."
+            )

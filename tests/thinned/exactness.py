@@ -1,11 +1,13 @@
-"""The thinned network against the network of full size in which the same units are masked."""
+"""Compares a thinned network with the network at full size that masks the same units."""
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import jdrop.linen
 from jdrop.thinned import thin
 from jdrop.train import cross_entropy
 
@@ -14,6 +16,22 @@ ROUNDING = {"rtol": 1e-3, "atol": 1e-4}
 
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 """Options for functions that run once."""
+
+
+class MLP(nn.Module):
+    """Dropout on the inputs and on each hidden layer."""
+
+    sizes: tuple[int, ...] = (32, 8)
+    rate: float = 0.5
+    input_rate: float = 0.25
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = jdrop.linen.Dropout(self.input_rate, deterministic=not train)(x)
+        for units in self.sizes:
+            x = nn.tanh(nn.Dense(units)(x))
+            x = jdrop.linen.Dropout(self.rate, deterministic=not train)(x)
+        return nn.Dense(3)(x)
 
 
 def drawn_variables(network, inputs, seed=0):
@@ -32,37 +50,44 @@ def drawn_inputs(*shape):
     return jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.float32)
 
 
-def drawn_units(thinning):
-    """As `thinning.draw` does, without the compilation of it."""
+def drawn_blocks(rule):
+    """As `rule.draw` does, without the compilation of it."""
     rng = np.random.default_rng(2)
     return {
-        units.name: np.sort(rng.permutation(units.num_blocks)[: units.kept_blocks])
-        for units in thinning.units
+        group.name: np.sort(rng.permutation(group.num_blocks)[: group.kept_blocks])
+        for group in rule.units
     }
 
 
-def masks_of(thinning, kept):
-    """For each layer, what its units are multiplied by."""
+def scaled_masks(rule, kept):
+    """For each layer, the factors of its units."""
     masks = {}
-    for units in thinning.units:
-        value = units.num_blocks / len(kept[units.name]) if thinning.scales else 1.0
-        blocks = jnp.zeros(units.num_blocks).at[kept[units.name]].set(value)
-        masks[units.name] = jnp.repeat(blocks, units.block_size)
+    for group in rule.units:
+        value = group.num_blocks / len(kept[group.name]) if rule.scales else 1.0
+        blocks = jnp.zeros(group.num_blocks).at[kept[group.name]].set(value)
+        masks[group.name] = jnp.repeat(blocks, group.block_size)
     return masks
 
 
-def masked(as_network, thinning, kept, site=None):
-    """The network with the units multiplied by their masks, all of `site` where it is given."""
-    masks = masks_of(thinning, kept)
+def masked(network, rule, kept, site_name=None):
+    """The network that multiplies the units by their masks; only at `site_name` if it is given."""
+    masks = scaled_masks(rule, kept)
+    if site_name is not None:
+        (mask,) = masks.values()
+        masks = {site_name: mask}
 
-    def at_dropout(name, x, rate):
-        if site is not None:
-            (mask,) = masks.values() if name == site else (None,)
-        else:
-            mask = masks.get(name)
+    def apply_mask(site, x):
+        mask = masks.get(site.name)
         return x if mask is None else x * jnp.expand_dims(mask, range(x.ndim - 1)).astype(x.dtype)
 
-    return as_network(at_dropout=at_dropout)
+    return network.replace_dropout(apply_mask)
+
+
+def kept_entries(rule, axes, tree, kept):
+    """True where an entry of the arrays of a tree belongs to kept units."""
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), tree)
+    everything = jax.tree.map(jnp.ones_like, rule.take(axes, nothing, kept))
+    return rule.put(axes, nothing, everything, kept)
 
 
 def gradient(network, variables, inputs, key):
@@ -84,50 +109,48 @@ def assert_close(one, other, **rounding):
     )
 
 
-def assert_exact(as_network, inputs, rates=None, *, reference=None, site=None, **options):
-    """Outputs, state and every entry of the gradient are those of the masked network.
+def assert_exact(network, inputs, rates=None, *, reference=None, site_name=None, **options):
+    """Asserts that outputs, state and every entry of the gradient are those of the masked network.
 
     Args:
-        as_network: makes the network, and with `at_dropout` the one in which it is called.
+        network: the network to thin.
         inputs: a batch.
         rates: see `thin`.
-        reference: the masked network is made by it where the thinned one has no dropout layer.
-        site: the dropout layer of the reference.
+        reference: the network to mask, if the thinned one has no dropout layer.
+        site_name: the dropout layer of the reference.
         options: see `thin`.
     """
-    network = thin(as_network(), inputs[:1], rates, **options)
-    thinning = network.thinning
+    network = thin(network, inputs[:1], rates, **options)
+    rule = network.step_rule
+    reference = network if reference is None else reference
     variables = drawn_variables(network, inputs)
 
     @partial(jax.jit, compiler_options=QUICK)
     def compare(key, variables, kept):
-        taken = thinning.take(thinning.places, variables, kept)
-        part, (outputs, state) = gradient(thinning.network(kept), taken, inputs, key)
-        places = thinning.places["params"]
-        grads = thinning.put(places, zeros_like(variables["params"]), part, kept)
-        full = masked(reference or as_network, thinning, kept, site)
+        taken = rule.take(rule.axes, variables, kept)
+        thinned = rule.thinned_network(kept)
+        thinned_grads, (outputs, state) = gradient(thinned, taken, inputs, key)
+        params, axes = variables["params"], rule.axes["params"]
+        grads = rule.put(axes, zeros_like(params), thinned_grads, kept)
+        full = masked(reference, rule, kept, site_name)
         key = jax.random.clone(key)
         expected, (full_outputs, full_state) = gradient(full, variables, inputs, key)
-        of_state = {name: thinning.places[name] for name in full_state}
-        full_state = thinning.take(of_state, full_state, kept)
-        entries = jax.tree.map(jnp.broadcast_to, thinning.entries(kept), shapes(grads))
-        return (grads, outputs, state), (expected, full_outputs, full_state), entries
+        state_axes = {name: rule.axes[name] for name in full_state}
+        full_state = rule.take(state_axes, full_state, kept)
+        is_kept = kept_entries(rule, axes, params, kept)
+        return (grads, outputs, state), (expected, full_outputs, full_state), is_kept
 
-    kept = drawn_units(thinning)
-    got, expected, entries = jax.device_get(compare(jax.random.key(3), variables, kept))
+    kept = drawn_blocks(rule)
+    got, expected, is_kept = jax.device_get(compare(jax.random.key(3), variables, kept))
     assert_close(got, expected)
     # Deleted entries are those of gradient 0. Not because all are: but a bias before a batch
     # normalisation, say, has none.
-    deleted = jax.tree.map(lambda grad, kept: grad[~kept], expected[0], entries)
+    deleted = jax.tree.map(lambda grad, is_kept: grad[~is_kept], expected[0], is_kept)
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(deleted))
     assert sum(leaf.size for leaf in jax.tree.leaves(deleted)) > 0
     changed = [(np.abs(leaf) > 1e-3).any() for leaf in jax.tree.leaves(expected[0])]
     assert 2 * sum(changed) > len(changed)
-    return thinning
-
-
-def shapes(tree):
-    return jax.tree.map(jnp.shape, tree)
+    return rule
 
 
 def gradient_of_loss(network, params, inputs, labels):

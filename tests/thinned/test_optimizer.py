@@ -1,4 +1,4 @@
-"""The rule that deleted entries, and their state, stay: `freeze_deleted`."""
+"""`freeze_deleted`, and thinned steps with optimizers of several parts."""
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ def arrays_like_params(tree):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_kept_entries_go_as_ever_and_deleted_ones_stay(name):
+def test_kept_entries_are_updated_and_deleted_entries_stay(name):
     """In the first step all is kept, in the second a part, as if the rest were not there."""
     optimizer = OPTIMIZERS[name]()
     frozen = freeze_deleted(optimizer)
@@ -103,7 +103,7 @@ def test_kept_entries_go_as_ever_and_deleted_ones_stay(name):
 
 
 @pytest.mark.parametrize("name", ["adamw", "chain", "multi_transform", "inject_hyperparams"])
-def test_counts_go_on(name):
+def test_counts_advance_when_everything_is_deleted(name):
     optimizer = freeze_deleted(OPTIMIZERS[name]())
     state = optimizer.init(PARAMS)
     nothing = jax.tree.map(jnp.zeros_like, KEPT)
@@ -114,7 +114,7 @@ def test_counts_go_on(name):
     assert all(count == 1 for count in counts)
 
 
-def test_all_kept_is_the_optimizer_itself():
+def test_freeze_deleted_equals_the_optimizer_when_everything_is_kept():
     optimizer, everything = optax.adamw(0.1), jax.tree.map(jnp.ones_like, KEPT)
     state = optimizer.init(PARAMS)
     got = freeze_deleted(optimizer).update(grads_of_step(0), state, PARAMS, kept=everything)
@@ -122,7 +122,7 @@ def test_all_kept_is_the_optimizer_itself():
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
-def test_within_a_chain():
+def test_freeze_deleted_receives_kept_through_a_chain():
     """Here `kept` goes through the chain, as every extra argument does."""
     optimizer = optax.chain(optax.clip(0.1), freeze_deleted(optax.adam(0.1)), optax.scale(2.0))
     updates, _ = optimizer.update(grads_of_step(0), optimizer.init(PARAMS), PARAMS, kept=KEPT)
@@ -130,7 +130,7 @@ def test_within_a_chain():
         np.testing.assert_array_equal(update != 0, kept)
 
 
-def test_an_update_that_does_not_say_what_is_kept_is_an_error(getkey):
+def test_an_update_without_kept_is_an_error(getkey):
     optimizer = freeze_deleted(optax.sgd(0.1))
     state = optimizer.init(PARAMS)
     with pytest.raises(TypeError, match="update needs kept"):
@@ -147,7 +147,7 @@ def test_an_update_that_does_not_say_what_is_kept_is_an_error(getkey):
     [
         (
             optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(),
-            "gathers the gradients of several steps",
+            "accumulates the gradients of several steps",
         ),
         (optax.lbfgs(), "cannot tell which arrays"),
         (optax.sm3(0.1), "cannot tell which arrays"),
@@ -155,7 +155,9 @@ def test_an_update_that_does_not_say_what_is_kept_is_an_error(getkey):
     ],
     ids=["multi_steps", "lbfgs", "sm3", "adafactor"],
 )
-def test_an_optimizer_of_which_no_part_can_be_taken_out_is_an_error(getkey, optimizer, message):
+def test_a_thinned_step_raises_for_an_optimizer_whose_state_cannot_be_taken_apart(
+    getkey, optimizer, message
+):
     network = thin(NETWORKS["linen"], jnp.ones((1, 4)))
     variables = drawn_variables(network, jnp.ones((1, 4)))
     state = TrainState.create(network, variables, optimizer)
@@ -163,7 +165,7 @@ def test_an_optimizer_of_which_no_part_can_be_taken_out_is_an_error(getkey, opti
         jax.eval_shape(train_step, getkey(), state, (jnp.ones((2, 4)), jnp.zeros(2, int)))
 
 
-def test_a_frozen_state_of_another_shape_is_an_error():
+def test_freeze_deleted_raises_for_state_of_another_shape():
     """It would become one of the shape of what is kept."""
     optimizer = optax.adafactor(0.1, factored=False)
     with pytest.raises(ThinningError, match=r"of shape \(1,\) for parameters of shape"):
@@ -172,8 +174,8 @@ def test_a_frozen_state_of_another_shape_is_an_error():
         )
 
 
-def test_of_some_parameters():
-    """As a part of an optimizer that sees them only."""
+def test_freeze_deleted_in_an_optimizer_of_some_parameters():
+    """The rest of the parameters is updated as usual."""
     optimizer = optax.masked(freeze_deleted(optax.adam(0.1)), of_kernels)
     grads = grads_of_step(0)
     updates, _ = optimizer.update(grads, optimizer.init(PARAMS), PARAMS, kept=KEPT)
@@ -182,16 +184,16 @@ def test_of_some_parameters():
     np.testing.assert_array_equal(updates["dense"]["bias"], grads["dense"]["bias"])
 
 
-def test_frozen_steps_that_are_gathered_are_an_error():
+def test_freeze_deleted_raises_for_accumulated_gradients():
     optimizer = optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation()
-    with pytest.raises(ThinningError, match="gathers the gradients of several steps"):
+    with pytest.raises(ThinningError, match="accumulates the gradients of several steps"):
         freeze_deleted(optimizer).update(
             grads_of_step(0), optimizer.init(PARAMS), PARAMS, kept=KEPT
         )
 
 
 @pytest.mark.parametrize("name", ["masked", "multi_transform", "inject_hyperparams"])
-def test_thinned_steps_with_optimizers_of_parts(name, getkey):
+def test_a_thinned_step_with_an_optimizer_whose_state_covers_some_parameters(name, getkey):
     """Their states hold arrays for some parameters only."""
 
     def apply_fn(variables, inputs, key):
@@ -212,13 +214,9 @@ def test_thinned_steps_with_optimizers_of_parts(name, getkey):
     variables = drawn_variables(network, inputs)
     state = TrainState.create(network, variables, OPTIMIZERS[name]())
     key = getkey()
-    kept = network.thinning.draw(jax.random.split(jax.random.clone(key))[0])["dense"]
+    kept = network.step_rule.draw(jax.random.split(jax.random.clone(key))[0])["dense"]
     step = jax.jit(train_step, compiler_options=QUICK)
     after, _ = step(key, state, (inputs, jnp.zeros(4, int)))
     kernels = [tree["params"]["dense"]["kernel"] for tree in (variables, after.variables)]
     changed = (kernels[0] != kernels[1]).any(0)
     assert sorted(np.flatnonzero(changed)) == kept.tolist()
-    with_groups = thin(network, inputs, {"dense": 0.5}, num_groups=2)
-    state = TrainState.create(with_groups, variables, OPTIMIZERS[name]())
-    after, _ = jax.eval_shape(train_step, getkey(), state, (inputs, jnp.zeros(4, int)))
-    assert jax.tree.structure(after) == jax.tree.structure(state)

@@ -1,5 +1,6 @@
-"""Which parts of a network belong to units, and which networks have no such parts."""
+"""Which arrays of a network belong to units, and which networks cannot be thinned."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,18 +14,21 @@ from flax import nnx
 import jdrop
 import jdrop.linen
 import jdrop.nnx
-from jdrop.network import Network
-from jdrop.thinned import ThinningError, thin
+from jdrop.network import DropoutSite, Network
+from jdrop.thinned import ThinningError, UnitGroup, thin
+from jdrop.thinned.follow import check_scales, check_zeros, follow_units
+from jdrop.thinned.jaxpr import flatten_jaxpr, tag_dropout
+from jdrop.thinned.units import UnitAxis
 
 ROWS, IMAGES, TOKENS = drawn_inputs(6, 5), drawn_inputs(2, 6, 6, 3), drawn_inputs(2, 3, 5)
 
 
 def linen(module, **kwargs):
-    return partial(jdrop.linen.as_network, module(**kwargs))
+    return jdrop.linen.as_network(module(**kwargs))
 
 
 def nnx_of(module, **kwargs):
-    return partial(jdrop.nnx.as_network, partial(module, **kwargs))
+    return jdrop.nnx.as_network(partial(module, **kwargs))
 
 
 # Whole networks.
@@ -169,23 +173,32 @@ class NnxLifted(nnx.Module):
         return self.lift(lambda step, x: step(x))(self.step, x)
 
 
-def by_hand(at_dropout=None):
-    """A network of functions; the masks of the reference go by way of `at_dropout`."""
+def by_hand(f=None, transform=lambda kernel: kernel):
+    """A network of functions; with `f`, a network that calls it at a dropout site named "site"."""
 
     def apply_fn(variables, inputs, key):
         params = variables["params"]
         hidden = jnp.tanh(jnp.einsum("bi,io->bo", inputs, params["w"]) + params["b"][None])
-        if at_dropout is not None:
-            hidden = at_dropout("site", hidden, 0.5)
+        if f is not None:
+            hidden = f(DropoutSite("site", 0, hidden.shape, 0.5, (), False, lambda: key), hidden)
         elif key is not None:
             hidden = jdrop.dropout(key, hidden, 0.9)
-        return hidden @ params["v"]
+        return hidden @ transform(params["v"])
 
     def init_fn(key, inputs):
         shapes = {"w": (inputs.shape[1], 8), "b": (8,), "v": (8, 3)}
         return {"params": {name: jnp.zeros(shape) for name, shape in shapes.items()}}
 
     return Network(apply_fn, init_fn)
+
+
+def by_hand_with_site(transform=lambda kernel: kernel):
+    """The same network, whose dropout can be replaced."""
+
+    def replace_fn(f, attention_dropout):
+        return by_hand(f, transform)
+
+    return replace(by_hand(transform=transform), replace_fn=replace_fn)
 
 
 NETWORKS: dict[str, Any] = {
@@ -209,9 +222,9 @@ NETWORKS: dict[str, Any] = {
         nnx_of(NnxReaders, drops=True),
         "site",
     ),
-    "by hand": (by_hand, ROWS, {"w": 0.5}, by_hand, "site"),
-    "nn.remat": (partial(jdrop.linen.as_network, nn.remat(LinenStep)()), ROWS),
-    "nn.jit": (partial(jdrop.linen.as_network, nn.jit(LinenStep)()), ROWS),
+    "by hand": (by_hand(), ROWS, {"w": 0.5}, by_hand_with_site(), "site"),
+    "nn.remat": (jdrop.linen.as_network(nn.remat(LinenStep)()), ROWS),
+    "nn.jit": (jdrop.linen.as_network(nn.jit(LinenStep)()), ROWS),
     "nn.jit of the call, nn.remat of a layer": (linen(LinenDecorated), ROWS),
     "nn.vmap": (linen(LinenMapped), TOKENS),
     "nnx.jit": (nnx_of(NnxLifted, lift=nnx.jit), ROWS),
@@ -219,22 +232,22 @@ NETWORKS: dict[str, Any] = {
 }
 
 
-def case_of(network, inputs, rates=None, reference=None, site=None):
-    return network, inputs, {"rates": rates, "reference": reference, "site": site}
+def case_of(network, inputs, rates=None, reference=None, site_name=None):
+    return network, inputs, {"rates": rates, "reference": reference, "site_name": site_name}
 
 
 @pytest.mark.parametrize("case", NETWORKS.values(), ids=NETWORKS)
-def test_gradient_is_that_of_the_masked_network(case):
-    as_network, inputs, options = case_of(*case)
-    thinning = assert_exact(as_network, inputs, **options)
-    assert all(units.block_size > 1 for units in thinning.units if not units.is_input)
+def test_gradient_equals_that_of_the_masked_network(case):
+    network, inputs, options = case_of(*case)
+    rule = assert_exact(network, inputs, **options)
+    assert all(units.block_size > 1 for units in rule.units if not units.is_input)
 
 
-@pytest.mark.parametrize("kind", ["linen MLP", "linen convolutions", "by hand"])
-def test_gradient_with_any_units(kind):
-    as_network, inputs, options = case_of(*NETWORKS[kind])
-    thinning = assert_exact(as_network, inputs, block_size=1, **options)
-    assert all(units.block_size == 1 for units in thinning.units)
+@pytest.mark.parametrize("name", ["linen MLP", "linen convolutions", "by hand"])
+def test_gradient_equals_that_of_the_masked_network_without_blocks(name):
+    network, inputs, options = case_of(*NETWORKS[name])
+    rule = assert_exact(network, inputs, block_size=1, **options)
+    assert all(units.block_size == 1 for units in rule.units)
 
 
 # Structures around the units of one layer; `drop` is a dropout layer.
@@ -249,6 +262,10 @@ class Of(nn.Module):
             return jdrop.linen.Dropout(rate, deterministic=not train, name=name)(x)
 
         return self.body(x, drop)
+
+
+def of(body):
+    return jdrop.linen.as_network(Of(body))
 
 
 def attention(x):
@@ -316,6 +333,7 @@ WORKING: dict[str, Any] = {
         ),
         ROWS,
     ),
+    "an integer power": (lambda x, drop: out(drop(nn.tanh(dense(x))) ** 3), ROWS),
     "products of units": (
         lambda x, drop: general((y := drop(nn.tanh(dense(x))))[:, None] * y[..., None]),
         ROWS,
@@ -334,9 +352,9 @@ PLACES = ((0, 0), (1, 0), (0, 2), (0, 0))
 
 
 @pytest.mark.parametrize("case", WORKING.values(), ids=WORKING)
-def test_structures_that_can_be_thinned(case):
+def test_gradient_is_exact_through_each_operation(case):
     body, inputs = case
-    assert_exact(partial(jdrop.linen.as_network, Of(body)), inputs)
+    assert_exact(of(body), inputs)
 
 
 # Networks that cannot be thinned, and why.
@@ -372,10 +390,6 @@ def scanned(x):
 
 
 NUMBERS = jnp.arange(8.0)[None]
-
-
-def of(body):
-    return jdrop.linen.as_network(Of(body))
 
 
 def residual(x, drop):
@@ -454,7 +468,7 @@ IMPOSSIBLE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("case", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
-def test_structures_that_cannot_be_thinned(case):
+def test_thin_raises_for_networks_that_cannot_be_thinned(case):
     network, message = case
     with pytest.raises(ThinningError, match=message):
         thin(network, ROWS)
@@ -470,7 +484,7 @@ OF_FUNCTIONS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("case", OF_FUNCTIONS.values(), ids=OF_FUNCTIONS)
-def test_functions_that_cannot_be_thinned(case):
+def test_thin_raises_for_functions_that_cannot_be_thinned(case):
     hidden, message = case
     with pytest.raises(ThinningError, match=message):
         thin(of_functions(hidden), ROWS, {"w": 0.5})
@@ -484,15 +498,15 @@ READERS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
-def test_readers_that_cannot_be_scaled(reader):
+def test_weights_that_read_units_through_a_nonlinear_function_cannot_be_scaled(reader):
     """Without a dropout layer, the arrays that read the units are scaled."""
     with pytest.raises(ThinningError, match="cannot be scaled in their place"):
         thin(of_functions(jnp.tanh, reader), ROWS, {"w": 0.5})
     thin(of_functions(jnp.tanh, reader), ROWS, {"w": 0.5}, scale=False)
 
 
-def test_readers_that_are_made_by_units_cannot_be_scaled():
-    """Tied weights: of one array, columns make the units and rows read them."""
+def test_tied_weights_cannot_be_scaled():
+    """The columns of one array make the units, and its rows read them."""
 
     def apply_fn(variables, inputs, key):
         w = variables["params"]["w"]
@@ -503,27 +517,22 @@ def test_readers_that_are_made_by_units_cannot_be_scaled():
         thin(network, ROWS, {"w": 0.5})
 
 
-def test_a_reader_that_is_scaled_after_it_is_read():
-    """Through what passes a factor on, as a cast or a constant."""
+def test_weights_that_read_units_through_operations_that_keep_the_scale_are_scaled():
+    """Through operations that keep the scale, such as a transpose or a product with a constant."""
 
-    def by_hand_with_constant(at_dropout=None):
-        def apply_fn(variables, inputs, key):
-            params = variables["params"]
-            hidden = jnp.tanh(inputs @ params["w"])
-            if at_dropout is not None:
-                hidden = at_dropout("site", hidden, 0.5)
-            return hidden @ (0.5 * -params["v"].T).T
+    def transform(kernel):
+        return (0.5 * -kernel.T).T
 
-        def init_fn(key, inputs):
-            return {"params": {"w": jnp.zeros((inputs.shape[1], 8)), "v": jnp.zeros((8, 3))}}
-
-        return Network(apply_fn, init_fn)
-
-    case = by_hand_with_constant, ROWS, {"w": 0.5}
-    assert_exact(*case, reference=by_hand_with_constant, site="site")
+    assert_exact(
+        by_hand(transform=transform),
+        ROWS,
+        {"w": 0.5},
+        reference=by_hand_with_site(transform),
+        site_name="site",
+    )
 
 
-def test_a_single_number_makes_no_units():
+def test_a_scalar_parameter_makes_no_units():
     def apply_fn(variables, inputs, key):
         return inputs * variables["params"]["factor"]
 
@@ -532,7 +541,7 @@ def test_a_single_number_makes_no_units():
         thin(network, ROWS, {"factor": 0.5})
 
 
-def test_two_names_of_the_same_units_are_an_error():
+def test_thin_raises_for_two_names_of_the_same_units():
     with pytest.raises(ThinningError, match="w and b name the same units"):
         thin(by_hand(), ROWS, {"w": 0.5, "b": 0.5})
 
@@ -543,3 +552,40 @@ def test_depthwise_convolutions_cannot_be_thinned():
 
     with pytest.raises(ThinningError, match="`conv_general_dilated`"):
         thin(of(depthwise), IMAGES)
+
+
+def test_units_of_the_example_in_the_module_lie_where_it_says():
+    """Dense, rectifier, dropout, dense: the operations, and the axis of the units in each array."""
+
+    def train(leaves, x):
+        w, v = leaves
+        return tag_dropout("drop", jax.nn.relu(x @ w)) @ v, leaves
+
+    w, v, x = jnp.ones((3, 8)), jnp.ones((8, 2)), jnp.ones((4, 3))
+    program = flatten_jaxpr(jax.make_jaxpr(train)([w, v], x), num_leaves=2)
+    operations = program.operations
+    assert [operation.primitive for operation in operations] == [
+        "dot_general",
+        "max",
+        "name",
+        "dot_general",
+    ]
+    product, rectifier, site, _ = operations
+    (d,), (e,), (f,) = product.outputs, rectifier.outputs, site.outputs
+    group = UnitGroup("drop", 8, 0.5, 1, is_input=False, has_dropout=True)
+    starts = [UnitAxis(array, 1, 1, reads=False, group=group) for array in (e, f)]
+    links = follow_units(program, starts)
+    axes = {*starts, *(link.there for link in links)}
+    weights, readers = program.leaves
+    assert {(axis.array, axis.axis, axis.reads) for axis in axes} == {
+        (weights, 1, False),
+        (d, 1, False),
+        (e, 1, False),
+        (f, 1, False),
+        (readers, 0, True),
+    }
+    assert [
+        (link.here.array, link.there.array) for link in links if link.here.reads < link.there.reads
+    ] == [(f, readers)]
+    check_zeros(program, starts[1], links)
+    check_scales(links)
