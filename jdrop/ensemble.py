@@ -1,6 +1,6 @@
-"""The training of MANY networks: `jdrop.train` mapped over keys, and their predictions.
+"""Training of MANY networks: `jdrop.train` mapped over keys. Their predictions.
 
-Member `i` depends on the key and on `i` alone, never on how many members there are.
+Member `i` depends only on the key and `i`, not on the number of members.
 """
 
 from functools import partial
@@ -14,12 +14,18 @@ from jax.typing import ArrayLike
 
 from jdrop import train
 from jdrop.annotations import Float
-from jdrop.network import ApplyFn, Network, Variables, network_log_probs
+from jdrop.network import ApplyFn, Network, Variables
+from jdrop.network import predict as predict_member
 from jdrop.train import LossFn, TrainState, cross_entropy
+
+__all__ = ["fit_ensemble", "init_ensemble", "member_keys", "predict"]
 
 
 def member_keys(key: Array, ensemble_size: int) -> Array:
-    """The keys of the members: `fold_in(key, i)`, so that the first ones never change.
+    """Returns the keys of the members, `fold_in(key, i)`: a larger ensemble keeps the first keys.
+
+    Raises:
+        ValueError: fewer than 1 member.
 
     Example:
         >>> few, many = member_keys(jax.random.key(0), 2), member_keys(jax.random.key(0), 5)
@@ -41,18 +47,18 @@ def init_ensemble(
     ensemble_size: int,
     loss_fn: LossFn = cross_entropy,
 ) -> TrainState:
-    """Networks before their first step, each with its own initial weights.
+    """Makes networks before their first step, each with its own initial weights.
 
     Args:
         key: consumed.
         network: a network with an `init_fn`.
         optimizer: any optax optimizer.
         inputs: example inputs, `[batch, ...]`; their shape and dtype matter.
-        ensemble_size: how many members.
+        ensemble_size: the number of members.
         loss_fn: see `TrainState.create`.
 
     Returns:
-        A `TrainState` whose every array has a leading member axis.
+        A `TrainState` in which every array has a leading member axis.
 
     Raises:
         TypeError: a network that is not a `Network`.
@@ -83,22 +89,23 @@ def fit_ensemble(
 ) -> tuple[TrainState, Float[Array, "member epoch"]]:
     """Trains all members at once: `jdrop.train.fit`, vmapped across their keys.
 
-    Every member sees all examples, in its own order and with its own masks; the data is held once.
-    A member equals the same member trained alone up to the rounding of batched products.
+    Every member sees all examples, in its own order and with its own masks. All members share one
+    copy of the data. A member equals the same member trained alone, up to the rounding of batched
+    products.
 
     Args:
         key: consumed.
-        state: what `init_ensemble` gave, or an earlier call of this function.
+        state: from `init_ensemble`, or from an earlier call of this function.
         inputs: all training inputs, `[example, ...]`.
         labels: all training labels, `[example, ...]`.
-        num_epochs: how many passes over the examples.
-        batch_size: how many examples a step of a member sees.
+        num_epochs: the number of passes over the examples.
+        batch_size: the number of examples in a step of a member.
 
     Returns:
         The trained members, and the mean training loss of each member and epoch.
 
     Raises:
-        ValueError: a state without a member axis; and see `jdrop.train.fit`.
+        ValueError: a state without a member axis; the errors of `jdrop.train.fit`.
 
     Example:
         >>> def init_fn(key, inputs):
@@ -110,7 +117,7 @@ def fit_ensemble(
         >>> state, losses = fit_ensemble(
         ...     fit_key, state, inputs, labels, num_epochs=2, batch_size=2
         ... )
-        >>> predict(network, state.variables, inputs).shape
+        >>> predict(None, network, state.variables, inputs).shape
         (3, 4, 2)
     """
     if state.step.ndim != 1:
@@ -123,29 +130,45 @@ def fit_ensemble(
     return jax.vmap(fit, in_axes=(0, 0, None, None))(keys, state, inputs, labels)
 
 
-@partial(jax.jit, static_argnames="network")
+@partial(jax.jit, static_argnames=("network", "regression"))
 def predict(
-    network: ApplyFn, variables: Variables, inputs: ArrayLike
-) -> Float[Array, "member batch classes"]:
-    """Log-probabilities of each member, read without dropout.
+    key: Array | None,
+    network: ApplyFn,
+    variables: Variables,
+    inputs: ArrayLike,
+    *,
+    regression: bool = False,
+) -> Float[Array, "member batch ..."]:
+    """Predicts with each member: log-probabilities of the classes, or outputs of a regression.
 
     Args:
-        network: an `apply_fn` that gives logits.
+        key: consumed; member `i` draws masks from `fold_in(key, i)`. None: all members are read
+            without dropout.
+        network: an `apply_fn`; it returns logits `[batch, class]`, or with `regression` anything.
         variables: of all members, with a leading member axis: `state.variables`.
         inputs: `[batch, ...]`.
+        regression: whether to return the outputs as they are.
 
     Returns:
-        `[member, batch, class]`, at least float32; average them with `jdrop.inference.pool`.
+        `[member, batch, class]` log-probabilities, at least float32; average them with
+        `jdrop.inference.pool`. With `regression` the outputs, `[member, batch, ...]`.
 
     Raises:
-        ValueError: arrays whose first axes differ, or have none: variables of one network.
+        ValueError: arrays whose first axes differ, or that have none: variables of one network;
+            outputs without a class axis, unless `regression`.
     """
     inputs = jnp.asarray(inputs)
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(variables)}
-    if len(sizes) > 1 or sizes == {()}:
+    if len(sizes) != 1 or sizes == {()}:
         raise ValueError(
             "variables must have a leading member axis, the same for every array, as in the state "
-            "of an ensemble; read a single network with `jdrop.inference.weight_scaling`."
+            "of an ensemble; read a single network with `jdrop.network.predict`."
         )
+    ((num_members,),) = sizes
+
+    def predict_one(index: Array, member: Variables) -> Array:
+        member_key = None if key is None else jax.random.fold_in(key, index)
+        return predict_member(member_key, network, member, inputs, regression=regression)
+
     # One member after another: the activations of a whole ensemble would fill the memory.
-    return jax.lax.map(lambda member: network_log_probs(None, network, member, inputs), variables)
+    return jax.lax.map(lambda member: predict_one(*member), (jnp.arange(num_members), variables))

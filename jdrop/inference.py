@@ -1,13 +1,13 @@
-"""The ways to read one dropout network, and the pools that average predictions.
+"""Predictions with one dropout network, and pools that average predictions.
 
-Log-probabilities throughout: an average of probabilities is formed as a `logsumexp`, so that a
-confident prediction neither underflows nor needs clipping.
+All functions work with log-probabilities. They form an average of probabilities as a logarithm of
+a sum of exponentials, so confident predictions neither underflow nor need clipping.
 """
 
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,122 +17,97 @@ from jax.typing import ArrayLike
 from jdrop import bits
 from jdrop.annotations import Float
 from jdrop.functional import check_rate
-from jdrop.network import ApplyFn, Variables, network_log_probs
+from jdrop.network import ApplyFn, Variables, predict
+
+__all__ = ["Enumerated", "enumerate_masks", "monte_carlo", "pool", "weight_scaling"]
 
 
-class _Pool(NamedTuple):
-    """An average as a running one, so that its parts need not be held at once.
+class RunningAverage(NamedTuple):
+    """The arithmetic average of predictions that arrive one by one, of which none is stored.
 
-    Running means, not sums: a sum of thousands of predictions loses the last digits of each.
+    Carries a mean, not a sum: a sum over thousands of predictions loses the last digits of each.
 
     Attributes:
-        start: what is carried before the first prediction, from an array of its shape.
-        add: what is carried after one more prediction, from its weight and the sum of the weights
-            so far, its own included.
-        finish: the average, from what is carried and the sum of the weights.
+        largest: the largest log-probability so far.
+        mean: the mean of `exp(log_probs - largest)`.
+        num_added: how many predictions were added.
     """
 
-    start: Callable[[Array], Any]
-    add: Callable[[Any, Array, Array, Array], Any]
-    finish: Callable[[Any, Array], Array]
+    largest: Array
+    mean: Array
+    num_added: Array
+
+    @classmethod
+    def start(cls, log_probs: Array | jax.ShapeDtypeStruct) -> "RunningAverage":
+        """The average of no predictions yet, for predictions of this shape and dtype."""
+        shape, dtype = log_probs.shape, log_probs.dtype
+        return cls(jnp.full(shape, -jnp.inf, dtype), jnp.zeros(shape, dtype), jnp.zeros((), dtype))
+
+    def add(self, log_probs: Array) -> "RunningAverage":
+        """The average with one more prediction."""
+        num_added = self.num_added + 1
+        largest = jnp.maximum(self.largest, log_probs)
+        shift = jnp.where(largest == -jnp.inf, 0, largest)
+        mean = self.mean * jnp.exp(self.largest - shift)
+        mean = mean + 1 / num_added * (jnp.exp(log_probs - shift) - mean)
+        return RunningAverage(largest, mean, num_added)
+
+    def log_probs(self) -> Array:
+        """The log-probabilities of the average."""
+        return self.largest + jnp.log(self.mean)
 
 
-def _arithmetic_start(like: Array) -> tuple[Array, Array]:
-    return jnp.full_like(like, -jnp.inf), jnp.zeros_like(like)
+def _arithmetic(log_probs: Array) -> Array:
+    start = RunningAverage.start(log_probs[0])
+    average, _ = jax.lax.scan(lambda average, member: (average.add(member), None), start, log_probs)
+    return average.log_probs()
 
 
-def _share(weight: Array, total: Array) -> Array:
-    return jnp.where(weight > 0, weight / total, 0)
+def _geometric(log_probs: Array) -> Array:
+    def add(mean: Array, member: tuple[Array, Array]) -> tuple[Array, None]:
+        count, member_log_probs = member
+        # A class that one member rules out stays at -inf, from which no difference is defined.
+        step = jnp.where(mean == -jnp.inf, 0, member_log_probs - mean)
+        return mean + 1 / count * step, None
+
+    counts = jnp.arange(1, len(log_probs) + 1, dtype=log_probs.dtype)
+    mean, _ = jax.lax.scan(add, jnp.zeros_like(log_probs[0]), (counts, log_probs))
+    return jax.nn.log_softmax(mean)
 
 
-def _arithmetic_add(
-    carry: tuple[Array, Array], log_probs: Array, weight: Array, total: Array
-) -> tuple[Array, Array]:
-    """Carries the largest log-probability that counts, and the mean of `exp(. - largest)`."""
-    largest, mean = carry
-    log_probs = jnp.where(weight > 0, log_probs, -jnp.inf)
-    new = jnp.maximum(largest, log_probs)
-    shift = jnp.where(new == -jnp.inf, 0, new)
-    mean *= jnp.exp(largest - shift)
-    return new, mean + _share(weight, total) * (jnp.exp(log_probs - shift) - mean)
+def _vote(log_probs: Array) -> Array:
+    num_members, num_classes = log_probs.shape[0], log_probs.shape[-1]
+    votes = jax.nn.one_hot(jnp.argmax(log_probs, -1), num_classes, dtype=log_probs.dtype).sum(0)
+    return jnp.log(votes + jnp.exp(_arithmetic(log_probs))) - jnp.log(num_members + 1)
 
 
-def _arithmetic_finish(carry: tuple[Array, Array], total: Array) -> Array:
-    largest, mean = carry
-    return largest + jnp.log(mean)
+POOLS = {"arithmetic": _arithmetic, "geometric": _geometric, "vote": _vote}
 
 
-def _geometric_add(mean: Array, log_probs: Array, weight: Array, total: Array) -> Array:
-    # A class that one member rules out stays out: -inf, of which no difference may be taken.
-    step = jnp.where(mean == -jnp.inf, 0, log_probs - mean)
-    return mean + jnp.where(weight > 0, _share(weight, total) * step, 0)
-
-
-def _vote_start(like: Array) -> tuple[Array, tuple[Array, Array]]:
-    return jnp.zeros_like(like), _arithmetic_start(like)
-
-
-def _vote_add(
-    carry: tuple[Array, tuple[Array, Array]], log_probs: Array, weight: Array, total: Array
-) -> tuple[Array, tuple[Array, Array]]:
-    votes, arithmetic = carry
-    vote = jax.nn.one_hot(jnp.argmax(log_probs, -1), log_probs.shape[-1], dtype=log_probs.dtype)
-    # A sum: of whole numbers it is exact.
-    return votes + weight * vote, _arithmetic_add(arithmetic, log_probs, weight, total)
-
-
-def _vote_finish(carry: tuple[Array, tuple[Array, Array]], total: Array) -> Array:
-    votes, arithmetic = carry
-    return jnp.log(votes + jnp.exp(_arithmetic_finish(arithmetic, total))) - jnp.log(total + 1)
-
-
-POOLS = {
-    "arithmetic": _Pool(_arithmetic_start, _arithmetic_add, _arithmetic_finish),
-    "geometric": _Pool(
-        start=jnp.zeros_like,
-        add=_geometric_add,
-        finish=lambda mean, total: jax.nn.log_softmax(mean),
-    ),
-    "vote": _Pool(_vote_start, _vote_add, _vote_finish),
-}
-
-
-def _named_pool(kind: str) -> _Pool:
-    if kind not in POOLS:
-        raise ValueError(f"kind must be one of {', '.join(POOLS)}, got {kind!r}.")
-    return POOLS[kind]
-
-
-@partial(jax.jit, static_argnames="kind")
+@partial(jax.jit, static_argnames="method")
 def pool(
-    log_probs: Float[ArrayLike, "member *batch classes"],
-    kind: str = "arithmetic",
-    *,
-    weights: Float[ArrayLike, " weights"] | None = None,
+    log_probs: Float[ArrayLike, "member *batch classes"], method: str = "arithmetic"
 ) -> Float[Array, "*batch classes"]:
     r"""Averages the predictions of several networks, or of several masks of one network.
 
-    | kind | probabilities of the pool, up to normalisation |
+    | method | probabilities of the pool, up to normalisation |
     |---|---|
-    | arithmetic | $\bar p = \frac{1}{W} \sum_m w_m p_m$, $W = \sum_m w_m$ |
-    | geometric | $\exp \frac{1}{W} \sum_m w_m \log p_m$, the average of the logits |
-    | vote | $(v_c + \bar p_c) / (W + 1)$, where $v_c$ members have their largest $p$ at $c$ |
+    | arithmetic | $\bar p = \frac{1}{M} \sum_m p_m$ |
+    | geometric | $\exp \frac{1}{M} \sum_m \log p_m$, the average of the logits |
+    | vote | $(v_c + \bar p_c) / (M + 1)$, where $v_c$ members have their largest $p$ at $c$ |
 
-    In a vote the arithmetic average has one vote more, which it divides among the classes: enough
-    to break ties between classes and to keep every logarithm finite, too little to overrule a
-    majority of whole votes.
+    In a vote the arithmetic average adds one vote and divides it among the classes. This breaks
+    ties between classes and keeps every logarithm finite, but cannot overrule a majority.
 
     Args:
         log_probs: normalised log-probabilities, the axis to average over first.
-        kind: "arithmetic", "geometric" or "vote".
-        weights: how often each member counts, at least 0 and not all 0, or the result is NaN; once
-            if not given. In a vote they are numbers of votes, whole ones.
+        method: "arithmetic", "geometric" or "vote".
 
     Returns:
-        Normalised log-probabilities, without the first axis; float32, or float64 if they were.
+        Normalised log-probabilities, without the first axis; float32, or float64 for float64.
 
     Raises:
-        ValueError: an unknown kind; no members; weights of another number than that of members.
+        ValueError: an unknown method; no members.
 
     Example:
         >>> log_probs = jnp.log(jnp.array([[0.5, 0.5], [0.9, 0.1]]))
@@ -141,52 +116,39 @@ def pool(
         >>> [f"{p:.2f}" for p in jnp.exp(pool(log_probs, "geometric"))]
         ['0.75', '0.25']
     """
-    chosen = _named_pool(kind)
+    if method not in POOLS:
+        raise ValueError(f"method must be one of {', '.join(POOLS)}, got {method!r}.")
     log_probs = jnp.asarray(log_probs)
-    log_probs = log_probs.astype(jnp.promote_types(log_probs.dtype, jnp.float32))
-    num_members = log_probs.shape[0]
-    if num_members == 0:
+    if log_probs.shape[0] == 0:
         raise ValueError(f"log_probs must hold a member at least, got the shape {log_probs.shape}.")
-    if weights is None:
-        weights = jnp.ones(num_members)
-    weights = jnp.asarray(weights).astype(log_probs.dtype)
-    if weights.shape != log_probs.shape[:1]:
-        raise ValueError(
-            f"weights must hold one number for each of the {num_members} members, "
-            f"got the shape {weights.shape}."
-        )
-    totals = jnp.cumsum(weights)
-    carry, _ = jax.lax.scan(
-        lambda carry, member: (chosen.add(carry, *member), None),
-        chosen.start(log_probs[0]),
-        (log_probs, weights, totals),
-    )
-    usable = (weights >= 0).all() & (totals[-1] > 0)
-    return jnp.where(usable, chosen.finish(carry, totals[-1]), jnp.nan)
+    return POOLS[method](log_probs.astype(jnp.promote_types(log_probs.dtype, jnp.float32)))
 
 
 @partial(jax.jit, static_argnames="network")
 def weight_scaling(
     network: ApplyFn, variables: Variables, inputs: ArrayLike
 ) -> Float[Array, "batch classes"]:
-    """Log-probabilities of the deterministic network: all units present, none random.
+    """Predicts with the deterministic network: all units present, one forward pass.
 
-    With dropout that is scaled in training the weights serve as they are; those of unscaled
-    dropout go through `jdrop.scale_weights` first. One forward pass. For one linear layer with a
-    softmax this is exactly the geometric pool over all masks, otherwise an approximation of it.
+    Dropout that is scaled in training needs no change of the weights. After unscaled dropout,
+    apply `jdrop.scale_weights` to the weights first. For one linear layer with a softmax, weight
+    scaling equals the geometric pool over all masks; otherwise it approximates this pool.
 
     Args:
-        network: an `apply_fn` that gives logits.
+        network: an `apply_fn` that returns logits.
         variables: of one network.
         inputs: `[batch, ...]`.
+
+    Returns:
+        Log-probabilities, at least float32.
 
     Reference:
         Hinton et al. 2012, arXiv:1207.0580 ("mean network").
     """
-    return network_log_probs(None, network, variables, jnp.asarray(inputs))
+    return predict(None, network, variables, jnp.asarray(inputs))
 
 
-@partial(jax.jit, static_argnames=("network", "num_samples", "kind"))
+@partial(jax.jit, static_argnames=("network", "num_samples"))
 def monte_carlo(
     key: Array,
     network: ApplyFn,
@@ -194,23 +156,24 @@ def monte_carlo(
     inputs: ArrayLike,
     *,
     num_samples: int,
-    kind: str = "arithmetic",
 ) -> Float[Array, "batch classes"]:
-    """Log-probabilities of the average over sampled masks: Monte-Carlo dropout.
+    """Predicts with the arithmetic average over sampled masks: Monte-Carlo dropout.
 
-    `num_samples` forward passes, each with a mask of its own for every example. The average is a
-    running one: memory does not grow with `num_samples`.
+    Each of the `num_samples` forward passes draws its own mask for every example. Memory does not
+    grow with `num_samples`.
 
     Args:
         key: consumed; sample `t` depends on the key and on `t` alone.
-        network: an `apply_fn` that gives logits and draws masks when it has a key.
+        network: an `apply_fn` that returns logits and draws masks when it has a key.
         variables: of one network.
         inputs: `[batch, ...]`.
         num_samples: how many masks, at least 1.
-        kind: how to average, see `pool`.
+
+    Returns:
+        Log-probabilities, at least float32.
 
     Raises:
-        ValueError: fewer than 1 sample; an unknown kind.
+        ValueError: fewer than 1 sample.
 
     Example:
         >>> import jdrop
@@ -225,38 +188,34 @@ def monte_carlo(
     Reference:
         Gal and Ghahramani 2016, arXiv:1506.02142.
     """
-    chosen = _named_pool(kind)
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
     inputs = jnp.asarray(inputs)
 
     def log_probs(sample: ArrayLike) -> Array:
-        return network_log_probs(jax.random.fold_in(key, sample), network, variables, inputs)
+        return predict(jax.random.fold_in(key, sample), network, variables, inputs)
 
-    like = jax.eval_shape(log_probs, 0)
-    once = jnp.ones((), like.dtype)
-    carry = jax.lax.fori_loop(
+    return jax.lax.fori_loop(
         0,
         num_samples,
-        lambda sample, carry: chosen.add(carry, log_probs(sample), once, once + sample),
-        chosen.start(jnp.zeros(like.shape, like.dtype)),
-    )
-    return chosen.finish(carry, num_samples * once)
+        lambda sample, average: average.add(log_probs(sample)),
+        RunningAverage.start(jax.eval_shape(log_probs, 0)),
+    ).log_probs()
 
 
 class Enumerated(NamedTuple):
-    """The averages over all masks of a network, each mask weighted by its probability.
+    """The averages over all masks of a network, weighted by the probabilities of the masks.
 
     Attributes:
-        arithmetic: log-probabilities of the mean of the probabilities, `[batch, class]`.
-        geometric: those of the normalised geometric mean, `[batch, class]`.
+        arithmetic: log-probabilities of the arithmetic mean, `[batch, class]`.
+        geometric: log-probabilities of the normalised geometric mean, `[batch, class]`.
     """
 
     arithmetic: Array
     geometric: Array
 
 
-MAX_ENUMERATED_UNITS = 24
+MAX_ENUMERATED_UNITS = 20
 
 
 def enumerate_masks(
@@ -265,7 +224,7 @@ def enumerate_masks(
     *,
     chunk_size: int = 256,
 ) -> Enumerated:
-    r"""Averages the predictions of all $2^n$ thinned networks: what Monte-Carlo samples.
+    r"""Averages the predictions of all $2^n$ thinned networks, which Monte-Carlo dropout samples.
 
     $$\bar p = \sum_r \pi(r) \, p_r, \quad \tilde p \propto \exp \sum_r \pi(r) \log p_r, \quad
     \pi(r) = \prod_j q_j^{r_j} (1 - q_j)^{1 - r_j}, \quad q_j = 1 - \mathrm{rate}_j$$
@@ -273,27 +232,27 @@ def enumerate_masks(
     for the arithmetic and the geometric average, where $r_j$ is 1 if unit $j$ is kept. Each $q$ is
     the probability that the random bits realise, as in `jdrop.dropout`.
 
-    Two gaps tell why weight scaling is not the average that it stands for. From weight scaling to
-    the geometric average: what weight scaling loses as the network is not linear. It is 0 for
-    linear layers with a softmax, however many, each unit dropped independently. From the geometric
-    to the arithmetic average: what the kind of average changes, for a linear network too.
+    Two gaps explain the error of weight scaling. The gap from weight scaling to the geometric
+    average comes from nonlinearities; it is 0 for linear layers with a softmax if each unit is
+    dropped independently. The gap from the geometric to the arithmetic average comes from the
+    pool, and is there for a linear network too.
 
     Args:
-        log_probs_fn: normalised log-probabilities `[batch, class]` of the network thinned by masks,
-            one Boolean array `[unit]` for each name in `rates`, True where a unit is kept; with
-            what is kept divided by `q`, if it is so in training.
-        rates: by name of a dropout layer, the rate of each of its units, `[unit]`, in [0, 1]. Units
-            of rate 0 or 1 have one state and double no work, unless the rates are traced; traced
-            rates out of range give NaN.
-        chunk_size: how many thinned networks run at once; it changes memory and speed only.
+        log_probs_fn: maps masks to normalised log-probabilities `[batch, class]` of the thinned
+            network. Masks are one Boolean array `[unit]` for each name in `rates`, True where a
+            unit is kept. The function divides what is kept by `q` if training does so.
+        rates: for each dropout layer, by its name, the rates of its units, `[unit]`, in [0, 1].
+            Units with the known rate 0 or 1 add no masks. A traced rate out of range gives NaN.
+        chunk_size: how many thinned networks run at once; it changes only memory and speed. The
+            averages of all chunks are in memory together.
 
     Returns:
-        Both averages; float32, or float64 if the log-probabilities were.
+        Both averages; float32, or float64 if the log-probabilities are float64.
 
     Raises:
-        ValueError: more than 24 units in all that may be kept or dropped; no unit; rates that are
-            not one for each unit, or out of range; a chunk size below 1.
-        TypeError: rates that are no floats.
+        ValueError: more than 20 units that may be kept or dropped; no unit; rates of another shape
+            or out of range; a chunk size below 1.
+        TypeError: rates that are not floats.
 
     Example:
         >>> import jdrop
@@ -312,103 +271,89 @@ def enumerate_masks(
     """
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
-    for name, of_units in rates.items():
-        if jnp.ndim(of_units) != 1:
-            raise ValueError(
-                f"rates must hold one rate for each unit, [unit], got the shape "
-                f"{jnp.shape(of_units)} for {name!r}; give `jnp.full(units, rate)`."
-            )
-    if sum(jnp.size(of_units) for of_units in rates.values()) == 0:
-        raise ValueError(f"rates must name a unit at least, got {dict(rates)}.")
-    random = [unit for of_units in rates.values() for unit in _random_units(of_units)]
-    num_random = sum(random)
-    if num_random > MAX_ENUMERATED_UNITS:
-        raise ValueError(
-            f"rates must leave at most {MAX_ENUMERATED_UNITS} units to chance, as n units have 2^n "
-            f"masks and each is a forward pass, got {num_random}; sample masks with `monte_carlo`."
-        )
-    num_masks = 2**num_random
+    random_units = _check_units(rates)
+    num_masks = 2 ** sum(random_units)
     chunk_size = min(chunk_size, num_masks)
     num_chunks = -(-num_masks // chunk_size)
-    # Averages of averages, as a mean of very many parts would lose the digits of the last ones.
-    chunks_in_row = 2 ** ((num_chunks - 1).bit_length() // 2)
-    num_rows = -(-num_chunks // chunks_in_row)
 
-    rate = jnp.concatenate([jnp.asarray(check_rate(of_units)) for of_units in rates.values()])
-    ends = list(accumulate(jnp.size(of_units) for of_units in rates.values()))[:-1]
+    rate = jnp.concatenate([jnp.asarray(check_rate(of_layer)) for of_layer in rates.values()])
+    layer_ends = list(accumulate(jnp.size(of_layer) for of_layer in rates.values()))[:-1]
     keep_prob = (bits.threshold(rate) / bits.LEVELS)[None]
-    # A unit's place among the random ones is the binary digit that says whether it is kept.
-    places = jnp.array([sum(random[:unit]) for unit in range(len(random))])[None]
-    is_random = jnp.array(random)[None]
+    is_random = jnp.array(random_units)[None]
+    # Which binary digit of a mask's index says whether a random unit is kept.
+    digit = jnp.array([sum(random_units[:unit]) for unit in range(len(random_units))])[None]
 
-    def average_chunk(chunk: ArrayLike) -> _Average:
-        number = chunk * chunk_size + jnp.arange(chunk_size)
-        digits = (number[:, None] >> places) % 2 == 1
-        kept = jnp.where(is_random, digits, keep_prob > 0)
-        masks = dict(zip(rates, jnp.split(kept, ends, axis=1), strict=True))
+    def average_chunk(chunk: Array) -> tuple[Array, Array, Array]:
+        """The log of the mean and the mean of the logs over a chunk, and its probability."""
+        index = chunk * chunk_size + jnp.arange(chunk_size)
+        is_kept = (index[:, None] >> digit) % 2 == 1
+        kept = jnp.where(is_random, is_kept, keep_prob > 0)
+        masks = dict(zip(rates, jnp.split(kept, layer_ends, axis=1), strict=True))
         log_probs = jax.vmap(log_probs_fn)(masks)
         log_probs = log_probs.astype(jnp.promote_types(log_probs.dtype, jnp.float32))
-        weights = jnp.prod(jnp.where(kept, keep_prob, 1 - keep_prob).astype(log_probs.dtype), 1)
-        # The last chunks may reach beyond the last mask.
-        weights = jnp.where(number < num_masks, weights, 0)
-        weight = weights.sum()
-        shares = weights / jnp.where(weight > 0, weight, 1)
-        counts = jnp.expand_dims(shares > 0, range(1, log_probs.ndim))
-        # Products of matrices: XLA for CPUs sums over the first axis several times as slowly.
-        mean = partial(jnp.tensordot, shares, axes=1, precision="highest")
-        counted = jnp.where(counts, log_probs, -jnp.inf)
-        largest = _maximum(counted)
-        shift = jnp.where(largest == -jnp.inf, 0, largest)
-        log_mean = jnp.log(mean(jnp.exp(counted - shift[None]))) + shift
-        mean_log = mean(jnp.where(counts, log_probs, 0))
-        return log_mean, mean_log, weight
+        mask_probs = jnp.prod(jnp.where(kept, keep_prob, 1 - keep_prob).astype(log_probs.dtype), 1)
+        # The last chunk may reach beyond the last mask.
+        mask_probs = jnp.where(index < num_masks, mask_probs, 0)
+        log_mean, mean_log = _log_mean(log_probs, mask_probs), _mean(log_probs, mask_probs)
+        return log_mean, mean_log, _reduce(jnp.add, mask_probs)
 
-    def average_row(row: ArrayLike) -> _Average:
-        first = row * chunks_in_row
-        return _average_parts(lambda column: average_chunk(first + column), chunks_in_row, like)
-
-    like = jax.eval_shape(average_chunk, 0)
-    log_mean, mean_log, _ = _average_parts(average_row, num_rows, like)
+    log_means, mean_logs, chunk_probs = jax.lax.map(average_chunk, jnp.arange(num_chunks))
+    arithmetic = _log_mean(log_means, chunk_probs)
+    geometric = jax.nn.log_softmax(_mean(mean_logs, chunk_probs))
     in_range = ((rate >= 0) & (rate <= 1)).all()
-    averages = log_mean, jax.nn.log_softmax(mean_log)
-    return Enumerated(*(jnp.where(in_range, average, jnp.nan) for average in averages))
+    return Enumerated(
+        *(jnp.where(in_range, log_probs, jnp.nan) for log_probs in (arithmetic, geometric))
+    )
+
+
+def _check_units(rates: Mapping[str, ArrayLike]) -> list[bool]:
+    """For each unit, whether it may be kept and may be dropped. Raises if that are too many."""
+    for name, of_layer in rates.items():
+        if jnp.ndim(of_layer) != 1:
+            raise ValueError(
+                f"rates must hold one rate for each unit, [unit], got the shape "
+                f"{jnp.shape(of_layer)} for {name!r}; give `jnp.full(units, rate)`."
+            )
+    is_random = [unit for of_layer in rates.values() for unit in _random_units(of_layer)]
+    if not is_random:
+        raise ValueError(f"rates must name a unit at least, got {dict(rates)}.")
+    if sum(is_random) > MAX_ENUMERATED_UNITS:
+        raise ValueError(
+            f"rates must leave at most {MAX_ENUMERATED_UNITS} units to chance, as n units have 2^n "
+            f"masks and each is a forward pass, got {sum(is_random)}; sample masks with "
+            "`monte_carlo`."
+        )
+    return is_random
 
 
 def _random_units(rates: ArrayLike) -> list[bool]:
-    """Which units may be kept and may be dropped; all of those whose rates are not known yet."""
+    """Which units of a layer may be kept and may be dropped; with traced rates, all of them."""
     if isinstance(rates, jax.core.Tracer):
         return [True] * jnp.size(rates)
     thresholds = map(bits.threshold, jax.device_get(rates).tolist())
     return [bool(0 < threshold < bits.LEVELS) for threshold in thresholds]
 
 
-def _maximum(x: Array) -> Array:
-    """`x.max(0)`, by halves that may overlap, which XLA for CPUs does several times as fast."""
+def _mean(values: Array, weights: Array) -> Array:
+    """The weighted mean along the first axis. Values of weight 0 do not count, not even NaN."""
+    total = _reduce(jnp.add, weights)
+    shares = weights / jnp.where(total > 0, total, 1)
+    shares = jnp.expand_dims(shares, range(1, values.ndim))
+    return _reduce(jnp.add, jnp.where(shares > 0, shares * values, 0))
+
+
+def _log_mean(log_values: Array, weights: Array) -> Array:
+    """The log of the weighted mean of `exp(log_values)` along the first axis."""
+    counts = jnp.expand_dims(weights > 0, range(1, log_values.ndim))
+    log_values = jnp.where(counts, log_values, -jnp.inf)
+    largest = _reduce(jnp.maximum, log_values)
+    shift = jnp.where(largest == -jnp.inf, 0, largest)
+    return jnp.log(_mean(jnp.exp(log_values - shift[None]), weights)) + shift
+
+
+def _reduce(operator: Callable[[Array, Array], Array], x: Array) -> Array:
+    """Reduces the first axis by halves: sums keep their digits, and XLA for CPUs is faster."""
     while len(x) > 1:
-        half = (len(x) + 1) // 2
-        x = jnp.maximum(x[:half], x[-half:])
+        half = len(x) // 2
+        x = jnp.concatenate([operator(x[:half], x[half : 2 * half]), x[2 * half :]])
     return x[0]
-
-
-_Average = tuple[Array, Array, Array]
-"""The log of the mean of the probabilities, the mean of their logs, the sum of the weights."""
-
-
-def _average_parts(part: Callable[[Array], _Average], count: int, like: Any) -> _Average:
-    """The average of `part(0)` to `part(count - 1)`, each of which has the shapes of `like`."""
-    arithmetic, geometric = POOLS["arithmetic"], POOLS["geometric"]
-
-    def add(carry: Any, index: Array) -> tuple[Any, None]:
-        of_arithmetic, of_geometric, total = carry
-        log_mean, mean_log, weight = part(index)
-        total = total + weight
-        return (
-            arithmetic.add(of_arithmetic, log_mean, weight, total),
-            geometric.add(of_geometric, mean_log, weight, total),
-            total,
-        ), None
-
-    log_mean, mean_log, weight = (jnp.zeros(of.shape, of.dtype) for of in like)
-    start = arithmetic.start(log_mean), geometric.start(mean_log), weight
-    (of_arithmetic, mean_log, total), _ = jax.lax.scan(add, start, jnp.arange(count))
-    return arithmetic.finish(of_arithmetic, total), mean_log, total

@@ -11,6 +11,7 @@ import jdrop.linen
 import jdrop.nnx
 from jdrop import ensemble
 from jdrop.inference import weight_scaling
+from jdrop.network import predict
 from jdrop.train import TrainState, fit
 
 # Not Adam, which makes full steps of gradients that are nothing but rounding, such as those of a
@@ -105,7 +106,7 @@ def test_predictions_are_those_of_each_member(getkey, kind):
     network = NETWORKS[kind]
     inputs, labels = make_data(getkey())
     state, _ = train_members(getkey(), network, inputs, labels, 3)
-    log_probs = ensemble.predict(network, state.variables, inputs)
+    log_probs = ensemble.predict(None, network, state.variables, inputs)
     assert log_probs.shape == (3, 16, 3)
     np.testing.assert_allclose(jnp.exp(log_probs).sum(-1), 1, rtol=1e-5)
     for member in range(3):
@@ -148,4 +149,31 @@ def test_a_class_is_no_module_and_a_module_no_class(as_network, wrong):
 def test_predicting_with_one_network_s_variables_is_an_error():
     variables = {"params": {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}}
     with pytest.raises(ValueError, match="leading member axis"):
-        ensemble.predict(lambda variables, x, key: x, variables, jnp.ones((4, 3)))
+        ensemble.predict(None, lambda variables, x, key: x, variables, jnp.ones((4, 3)))
+
+
+def test_member_i_draws_its_masks_from_the_key_folded_with_i(getkey):
+    network, (inputs, _), key = NETWORKS["linen"], make_data(getkey()), getkey()
+    state = ensemble.init_ensemble(getkey(), network, OPTIMIZER, inputs, ensemble_size=3)
+    log_probs = ensemble.predict(jax.random.clone(key), network, state.variables, inputs)
+    for member, member_key in enumerate(ensemble.member_keys(key, 3)):
+        variables = jax.tree.map(lambda leaf, member=member: leaf[member], state.variables)
+        expected = predict(member_key, network, variables, inputs)
+        np.testing.assert_allclose(log_probs[member], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_outputs_of_a_regression_are_left_as_they_are():
+    variables = {"params": jnp.arange(1.0, 4.0)}
+
+    def network(variables, inputs, key):
+        return variables["params"] * inputs
+
+    with pytest.raises(ValueError, match="regression=True"):
+        ensemble.predict(None, network, variables, jnp.ones(2))
+    outputs = ensemble.predict(None, network, variables, jnp.ones(2), regression=True)
+    assert jnp.array_equal(outputs, jnp.array([[1.0, 1], [2, 2], [3, 3]]))
+
+
+def test_predicting_without_any_variables_is_an_error():
+    with pytest.raises(ValueError, match="leading member axis"):
+        ensemble.predict(None, lambda variables, x, key: x, {"params": {}}, jnp.ones((4, 3)))

@@ -12,64 +12,46 @@ import jdrop
 import jdrop.linen
 import jdrop.nnx
 from jdrop.inference import POOLS, monte_carlo, pool, weight_scaling
-from jdrop.network import Network
+from jdrop.network import Network, predict
 
 
 def random_log_probs(key, *shape):
     return jax.nn.log_softmax(3 * jax.random.normal(key, shape))
 
 
-def pooled_in_float64(log_probs, kind, weights=None):
+def pooled_in_float64(log_probs, method):
     log_probs = np.asarray(log_probs, np.float64)
-    weights = np.ones(len(log_probs)) if weights is None else np.asarray(weights, np.float64)
-    total = weights.sum()
-    mean = np.tensordot(weights, np.exp(log_probs), 1) / total
-    if kind == "arithmetic":
+    mean = np.exp(log_probs).mean(0)
+    if method == "arithmetic":
         return mean
-    if kind == "geometric":
-        unnormalised = np.exp(np.tensordot(weights, log_probs, 1) / total)
+    if method == "geometric":
+        unnormalised = np.exp(log_probs.mean(0))
         return unnormalised / unnormalised.sum(-1, keepdims=True)
-    votes = np.tensordot(weights, np.eye(log_probs.shape[-1])[log_probs.argmax(-1)], 1)
-    return (votes + mean) / (total + 1)
+    votes = np.eye(log_probs.shape[-1])[log_probs.argmax(-1)].sum(0)
+    return (votes + mean) / (len(log_probs) + 1)
 
 
-@pytest.mark.parametrize("kind", POOLS)
-@pytest.mark.parametrize("weights", [None, [1.0, 0.0, 2.0, 0.5, 3.0]], ids=["equal", "weighted"])
-def test_pools_equal_their_definition_in_float64(getkey, kind, weights):
+@pytest.mark.parametrize("method", POOLS)
+def test_pools_equal_their_definition_in_float64(getkey, method):
     log_probs = random_log_probs(getkey(), 5, 20, 4)
-    weights = None if weights is None else jnp.array(weights)
-    got = jnp.exp(pool(log_probs, kind, weights=weights))
-    np.testing.assert_allclose(got, pooled_in_float64(log_probs, kind, weights), rtol=2e-5)
+    got = jnp.exp(pool(log_probs, method))
+    np.testing.assert_allclose(got, pooled_in_float64(log_probs, method), rtol=2e-5)
     np.testing.assert_allclose(got.sum(-1), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["arithmetic", "geometric"])
+@pytest.mark.parametrize("method", ["arithmetic", "geometric"])
 @pytest.mark.parametrize("copies", [1, 4])
-def test_identical_members_pool_to_themselves(getkey, kind, copies):
+def test_identical_members_pool_to_themselves(getkey, method, copies):
     member = random_log_probs(getkey(), 20, 4)
     np.testing.assert_allclose(
-        pool(jnp.stack([member] * copies), kind), member, rtol=1e-5, atol=1e-5
+        pool(jnp.stack([member] * copies), method), member, rtol=1e-5, atol=1e-5
     )
 
 
-@pytest.mark.parametrize("kind", POOLS)
-def test_the_order_of_members_does_not_matter(getkey, kind):
+@pytest.mark.parametrize("method", POOLS)
+def test_the_order_of_members_does_not_matter(getkey, method):
     log_probs = random_log_probs(getkey(), 6, 20, 4)
-    np.testing.assert_allclose(pool(log_probs[::-1], kind), pool(log_probs, kind), rtol=1e-4)
-
-
-@pytest.mark.parametrize("kind", POOLS)
-def test_a_weight_is_a_number_of_copies(getkey, kind):
-    log_probs = random_log_probs(getkey(), 3, 20, 4)
-    copied = jnp.stack([log_probs[0], log_probs[0], log_probs[2]])
-    weighted = pool(log_probs, kind, weights=jnp.array([2.0, 0.0, 1.0]))
-    np.testing.assert_allclose(weighted, pool(copied, kind), rtol=1e-5, atol=1e-5)
-
-
-def test_a_member_of_weight_zero_may_be_certain():
-    log_probs = jnp.array([[-0.5, math.log(1 - math.exp(-0.5))], [0.0, -math.inf]])
-    for kind in POOLS:
-        assert np.isfinite(pool(log_probs, kind, weights=jnp.array([1.0, 0.0]))).all()
+    np.testing.assert_allclose(pool(log_probs[::-1], method), pool(log_probs, method), rtol=1e-4)
 
 
 def test_the_vote_is_the_majority_and_ties_go_to_the_arithmetic_average(getkey):
@@ -87,15 +69,15 @@ def test_the_vote_is_the_majority_and_ties_go_to_the_arithmetic_average(getkey):
         assert got[example] == tied[probs[:, example].mean(0)[tied].argmax()]
 
 
-@pytest.mark.parametrize("kind", POOLS)
-def test_confident_members_stay_finite(kind):
+@pytest.mark.parametrize("method", POOLS)
+def test_confident_members_stay_finite(method):
     logits = jnp.array([[1e4, -1e4], [-1e4, 1e4]])
-    pooled = pool(jax.nn.log_softmax(logits), kind)
+    pooled = pool(jax.nn.log_softmax(logits), method)
     assert np.isfinite(pooled).all()
     np.testing.assert_allclose(jnp.exp(pooled), [0.5, 0.5], rtol=1e-5)
 
 
-def test_an_unknown_pool_is_an_error(getkey):
+def test_an_unknown_pooling_method_is_an_error(getkey):
     with pytest.raises(ValueError, match="must be one of arithmetic, geometric, vote, got 'mean'"):
         pool(random_log_probs(getkey(), 2, 3), "mean")
 
@@ -109,8 +91,9 @@ def mask_weights(masks, rate):
     return (1 - rate) ** kept * rate ** (masks.shape[1] - kept)
 
 
-@pytest.mark.parametrize("rate", [0.25, 0.5])
-def test_weight_scaling_is_the_geometric_pool_of_all_masks_of_softmax_regression(getkey, rate):
+def test_weight_scaling_is_the_geometric_pool_of_all_masks_of_softmax_regression(getkey):
+    """At the rate 1/2, where all masks are equally probable; other rates: `test_enumeration`."""
+    rate = 0.5
     network = softmax_regression(rate)
     inputs = jax.random.normal(getkey(), (4, 6))
     variables = network.init(getkey(), inputs)
@@ -118,13 +101,9 @@ def test_weight_scaling_is_the_geometric_pool_of_all_masks_of_softmax_regression
     log_probs = jax.vmap(
         lambda mask: weight_scaling(network, variables, jdrop.apply_mask(mask[None], inputs, rate))
     )(masks)
-    exact = {
-        kind: pool(log_probs, kind, weights=mask_weights(masks, rate))
-        for kind in ("geometric", "arithmetic")
-    }
     scaled = weight_scaling(network, variables, inputs)
-    np.testing.assert_allclose(exact["geometric"], scaled, rtol=1e-4, atol=1e-5)
-    assert np.abs(exact["arithmetic"] - scaled).max() > 1e-2
+    np.testing.assert_allclose(pool(log_probs, "geometric"), scaled, rtol=1e-4, atol=1e-5)
+    assert np.abs(pool(log_probs) - scaled).max() > 1e-2
 
 
 def test_the_logits_of_a_deep_linear_network_average_to_those_of_weight_scaling(getkey):
@@ -162,16 +141,15 @@ def test_monte_carlo_comes_near_the_average_over_all_masks(getkey):
     np.testing.assert_array_less(np.abs(jnp.exp(sampled) - probs.mean(0)), bound)
 
 
-@pytest.mark.parametrize("kind", POOLS)
-def test_monte_carlo_is_the_pool_of_its_samples(getkey, kind):
+def test_monte_carlo_is_the_pool_of_its_samples(getkey):
     network = NETWORKS["linen"]
     inputs = jax.random.normal(getkey(), (5, 4))
     variables = network.init(getkey(), inputs)
     key = getkey()
-    got = monte_carlo(key, network, variables, inputs, num_samples=7, kind=kind)
+    got = monte_carlo(key, network, variables, inputs, num_samples=7)
     keys = [jax.random.fold_in(jax.random.clone(key), sample) for sample in range(7)]
     samples = jnp.stack([jax.nn.log_softmax(network(variables, inputs, key)) for key in keys])
-    np.testing.assert_allclose(got, pool(samples, kind), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got, pool(samples), rtol=1e-4, atol=1e-5)
     assert not np.array_equal(samples[0], samples[1])
 
 
@@ -189,18 +167,18 @@ def test_the_memory_of_monte_carlo_does_not_grow_with_the_samples(getkey):
     assert temporary_bytes(1000) == temporary_bytes(10)
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
-def test_monte_carlo_keeps_batch_statistics_in_evaluation_mode(getkey, kind):
+@pytest.mark.parametrize("framework", NETWORKS)
+def test_monte_carlo_keeps_batch_statistics_in_evaluation_mode(getkey, framework):
     """An example's prediction does not depend on the others in its batch, apart from its masks."""
     networks = {
         "linen": jdrop.linen.as_network(LinenMLP(rate=0.0)),
         "nnx": jdrop.nnx.as_network(lambda rngs: NnxMLP(rngs, rate=0.0)),
     }
     inputs = 5 + jax.random.normal(getkey(), (6, 4))
-    variables = networks[kind].init(getkey(), inputs)
-    sampled = monte_carlo(getkey(), networks[kind], variables, inputs, num_samples=1)
+    variables = networks[framework].init(getkey(), inputs)
+    sampled = monte_carlo(getkey(), networks[framework], variables, inputs, num_samples=1)
     np.testing.assert_allclose(
-        sampled, weight_scaling(networks[kind], variables, inputs), rtol=1e-5, atol=1e-6
+        sampled, weight_scaling(networks[framework], variables, inputs), rtol=1e-5, atol=1e-6
     )
 
 
@@ -218,50 +196,33 @@ def test_no_samples_are_an_error(getkey):
         monte_carlo(getkey(), network, {}, jnp.ones((1, 2)), num_samples=0)
 
 
-def test_weights_of_another_number_than_the_members_are_an_error(getkey):
-    with pytest.raises(ValueError, match=r"each of the 3 members, got the shape \(2,\)"):
-        pool(random_log_probs(getkey(), 3, 4), weights=jnp.ones(2))
-
-
-@pytest.mark.parametrize("kind", POOLS)
-def test_many_samples_of_few_digits_stay_probabilities(kind, getkey):
+def test_many_samples_of_few_digits_stay_probabilities(getkey):
     """Every sample the same: so is the average, in bfloat16 too and however many."""
 
     def network(variables, inputs, key):
         return jnp.broadcast_to(jnp.array([2.0, 0.0, 0.0], jnp.bfloat16), (len(inputs), 3))
 
-    log_probs = monte_carlo(
-        getkey(), network, {"params": {}}, jnp.ones((1, 1)), num_samples=20_000, kind=kind
-    )
+    log_probs = monte_carlo(getkey(), network, {"params": {}}, jnp.ones((1, 1)), num_samples=20_000)
     assert log_probs.dtype == jnp.float32
     assert float(jnp.exp(log_probs).sum()) == pytest.approx(1, abs=1e-5)
-    if kind != "vote":
-        expected = jax.nn.log_softmax(jnp.array([2.0, 0.0, 0.0]))
-        np.testing.assert_allclose(log_probs[0], expected, rtol=1e-5)
+    expected = jax.nn.log_softmax(jnp.array([2.0, 0.0, 0.0]))
+    np.testing.assert_allclose(log_probs[0], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", POOLS)
-def test_pools_of_half_precision_are_formed_in_float32(kind, getkey):
+@pytest.mark.parametrize("method", POOLS)
+def test_pools_of_half_precision_are_formed_in_float32(method, getkey):
     log_probs = jax.nn.log_softmax(jax.random.normal(getkey(), (500, 4, 3))).astype(jnp.bfloat16)
-    pooled = pool(log_probs, kind)
+    pooled = pool(log_probs, method)
     assert pooled.dtype == jnp.float32
-    expected = pool(log_probs.astype(jnp.float32), kind, weights=np.ones(500))
-    np.testing.assert_allclose(pooled, expected, rtol=1e-5)
+    np.testing.assert_allclose(jnp.exp(pooled), pooled_in_float64(log_probs, method), rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", POOLS)
-@pytest.mark.parametrize("weights", [[-1.0, 2.0], [0.0, 0.0]])
-def test_weights_that_mean_nothing_give_nan(kind, weights):
-    log_probs = jnp.log(jnp.array([[[0.5, 0.5]], [[0.9, 0.1]]]))
-    assert jnp.isnan(pool(log_probs, kind, weights=jnp.array(weights))).all()
-
-
-@pytest.mark.parametrize("kind", ["arithmetic", "geometric"])
-def test_what_one_member_rules_out(kind):
+@pytest.mark.parametrize("method", ["arithmetic", "geometric"])
+def test_what_one_member_rules_out(method):
     log_probs = jnp.log(jnp.array([[0.0, 1.0], [0.5, 0.5], [0.5, 0.5]]))
-    expected = [1 / 3, 2 / 3] if kind == "arithmetic" else [0, 1]
+    expected = [1 / 3, 2 / 3] if method == "arithmetic" else [0, 1]
     for order in ([0, 1, 2], [1, 0, 2], [1, 2, 0]):
-        pooled = jnp.exp(pool(log_probs[jnp.array(order)], kind))
+        pooled = jnp.exp(pool(log_probs[jnp.array(order)], method))
         np.testing.assert_allclose(pooled, expected, rtol=1e-6)
 
 
@@ -273,3 +234,35 @@ def test_no_members_are_an_error():
 def test_a_module_in_place_of_a_network_is_an_error(getkey):
     with pytest.raises(TypeError, match="as_network"):
         weight_scaling(nn.Dense(2), {"params": {}}, jnp.ones((1, 3)))
+
+
+def test_predict_gives_normalised_log_probabilities_with_and_without_masks(getkey):
+    network = NETWORKS["linen"]
+    inputs, key = jax.random.normal(getkey(), (5, 4)), getkey()
+    variables = network.init(getkey(), inputs)
+    for mask_key in (None, key):
+        got = predict(mask_key, network, variables, inputs)
+        again = None if mask_key is None else jax.random.clone(mask_key)
+        expected = jax.nn.log_softmax(network(variables, inputs, again))
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_predict_of_half_precision_is_float32():
+    def network(variables, inputs, key):
+        return inputs.astype(jnp.bfloat16)
+
+    assert predict(None, network, {}, jnp.ones((2, 3))).dtype == jnp.float32
+    outputs = predict(None, network, {}, jnp.ones((2, 3)), regression=True)
+    assert outputs.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("shape", [(), (4,)])
+def test_predict_refuses_outputs_without_a_class_axis_unless_regression(shape):
+    inputs = jnp.ones(shape)
+
+    def network(variables, inputs, key):
+        return 2 * inputs
+
+    with pytest.raises(ValueError, match=r"must return logits .batch, class.*regression=True"):
+        predict(None, network, {}, inputs)
+    np.testing.assert_array_equal(predict(None, network, {}, inputs, regression=True), 2 * inputs)
