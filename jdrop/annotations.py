@@ -1,6 +1,6 @@
-"""Shape annotations: jaxtyping's where it is installed, plain `jax.Array` where it is not.
+"""Shape annotations: those of jaxtyping if it is installed, otherwise plain `jax.Array`.
 
-The tests install jaxtyping and check every annotated call; the library itself needs only jax.
+The library itself needs only jax. The tests need jaxtyping, which checks every annotated call.
 """
 
 try:
@@ -8,7 +8,7 @@ try:
 except ImportError:
 
     class _Unshaped:
-        """Stands for `Kind[Array, "shape"]` and keeps only the array type."""
+        """Takes the place of `Float[Array, "shape"]` and keeps only the array type."""
 
         def __class_getitem__(cls, item):  # type: ignore[no-untyped-def]
             return item[0]

@@ -1,30 +1,31 @@
-"""How far chance may carry a statistic of n draws, so that no tolerance is chosen by eye."""
+"""Bounds for statistics of n random draws, so that no tolerance is chosen by eye."""
 
 import math
 
 from scipy import stats
 
 FAILURE_RATE = 1e-9
-"""How often one check fails by chance: a thousand of them, once in a million sets of keys.
+"""The probability that a check fails by chance.
 
-Where a check looks at many statistics at once, `checks` of them, each has its share of that rate.
+A thousand checks, for instance, fail for one in a million sets of keys. A check of several
+statistics divides this rate by their number, `checks`.
 """
 
 
 def binomial_bounds(n: int, probability: float, checks: int = 1) -> tuple[int, int]:
-    """The counts of successes in `n` trials that chance allows."""
+    """The least and the largest plausible number of successes in `n` trials."""
     tail = FAILURE_RATE / checks / 2
-    # Not as `interval(1 - rate)`, which rounds a small rate away.
+    # `interval(1 - rate)` would round a small rate away.
     return int(stats.binom.ppf(tail, n, probability)), int(stats.binom.isf(tail, n, probability))
 
 
 def mean_bound(variance: float, n: float) -> float:
-    """The distance from its expectation that chance allows the mean of `n` draws, n large."""
+    """The largest plausible distance of a mean of `n` draws from its expectation, `n` large."""
     return stats.norm.isf(FAILURE_RATE / 2) * math.sqrt(variance / n)
 
 
 def bounded_mean_bound(variance: float, largest: float, n: int, checks: int = 1) -> float:
-    """The same for any n, where no draw is farther than `largest` from its expectation.
+    """The same for any `n`, if no draw is farther than `largest` from its expectation.
 
     Reference:
         Bernstein's inequality; Boucheron, Lugosi and Massart 2013, "Concentration inequalities",
@@ -36,6 +37,6 @@ def bounded_mean_bound(variance: float, largest: float, n: int, checks: int = 1)
 
 
 def chi_square_bounds(degrees_of_freedom: int) -> tuple[float, float]:
-    """The statistics that chance allows: above it the draws vary too much, below it too little."""
+    """The least and the largest plausible statistic: draws that vary too little, or too much."""
     tail = FAILURE_RATE / 2
     return stats.chi2.ppf(tail, degrees_of_freedom), stats.chi2.isf(tail, degrees_of_freedom)

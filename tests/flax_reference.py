@@ -1,4 +1,4 @@
-"""Flax's own dropout layers as the reference, drawing the bits that jdrop draws."""
+"""Flax's own dropout layers as the reference, with masks that jdrop draws."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +14,8 @@ import jdrop
 def flax_drawing_our_bits() -> Iterator[None]:
     """Makes `flax.linen.Dropout` and `flax.nnx.Dropout` draw their masks as jdrop does.
 
-    What is left to differ is all that a layer adds to the function: its mode, the key that it
-    makes under each transformation, and the maths; so at rate 0.5, where scaling is exact, the
-    outputs must be equal bit for bit.
+    A layer adds its mode, its keys under each transformation, and the scale. If these agree too,
+    the outputs are equal bit for bit at rate 0.5, where the scale is exact.
     """
 
     def bernoulli(

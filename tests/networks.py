@@ -1,4 +1,4 @@
-"""Tiny networks that several tests train or read."""
+"""Tiny networks that several tests train or evaluate."""
 
 import flax.linen as nn
 import jax
@@ -24,7 +24,7 @@ class LinenMLP(nn.Module):
 
 
 class NnxMLP(nnx.Module):
-    """The same in nnx."""
+    """The same network in nnx."""
 
     def __init__(self, rngs: nnx.Rngs, units: int = 8, rate: float = 0.5) -> None:
         self.hidden = nnx.Linear(4, units, rngs=rngs)
@@ -40,11 +40,11 @@ NETWORKS: dict[str, Network] = {
     "linen": jdrop.linen.as_network(LinenMLP()),
     "nnx": jdrop.nnx.as_network(NnxMLP),
 }
-"""Networks from 4 inputs to 3 classes."""
+"""Networks with 4 inputs and 3 classes."""
 
 
 def softmax_regression(rate: float) -> Network:
-    """One linear layer with dropout on its inputs: weight scaling is exact for it."""
+    """A linear layer with dropout on its inputs, for which weight scaling is exact."""
 
     def apply_fn(variables, inputs, key):  # type: ignore[no-untyped-def]
         x = inputs if key is None else jdrop.dropout(key, inputs, rate)

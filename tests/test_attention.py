@@ -1,4 +1,4 @@
-"""Attention: against JAX's own without dropout, and against the plain formula with it."""
+"""Attention: equal to JAX's own without dropout, and to the plain formula with dropout."""
 
 from functools import partial
 
@@ -24,7 +24,7 @@ OPTIONS = {
     "scale": {"scale": 0.3},
     "causal": {"is_causal": True},
     "window": {"local_window_size": 20},
-    "two windows": {"local_window_size": (30, 5), "is_causal": True},
+    "window of two sizes": {"local_window_size": (30, 5), "is_causal": True},
     "lengths": {
         "query_seq_lengths": jnp.array([140, 300], jnp.int32),
         "key_value_seq_lengths": jnp.array([0, 201], jnp.int32),
@@ -40,12 +40,12 @@ OPTIONS = {
 @pytest.fixture(params=OPTIONS)
 def options(request, getkey):
     """Options of attention from 300 queries to 260 keys, 6 heads, 2 examples."""
-    made = dict(OPTIONS[request.param])
-    if "mask" in made:
-        made["mask"] = jax.random.bernoulli(getkey(), 0.5, made["mask"])
-    if "bias" in made:
-        made["bias"] = jax.random.normal(getkey(), made["bias"])
-    return made
+    options = dict(OPTIONS[request.param])
+    if "mask" in options:
+        options["mask"] = jax.random.bernoulli(getkey(), 0.5, options["mask"])
+    if "bias" in options:
+        options["bias"] = jax.random.normal(getkey(), options["bias"])
+    return options
 
 
 def inputs(key, kv_heads=3, lengths=(300, 260), batch=2, heads=6, width=8, dtype="float32"):
@@ -55,38 +55,39 @@ def inputs(key, kv_heads=3, lengths=(300, 260), batch=2, heads=6, width=8, dtype
     return q, k, jax.random.normal(keys[2], k.shape, dtype)
 
 
-def plain_attention(weights_of_scores, q, k, v, options):
-    """The formula with the whole weights."""
+def plain_attention(drop_weights, q, k, v, options):
+    """The formula, with all weights in memory at once."""
     groups = q.shape[2] // k.shape[2]
     k, v = (jnp.repeat(x, groups, 2) for x in (k, v))
     scores = jnp.einsum("bthd,bshd->bhts", q, k) * options.get("scale", q.shape[-1] ** -0.5)
     shape = scores.shape
     allowed = np.ones(shape, bool)
-    place, other = np.arange(shape[2])[:, None], np.arange(shape[3])[None]
+    query_index, key_index = np.arange(shape[2])[:, None], np.arange(shape[3])[None]
     if options.get("is_causal"):
-        allowed &= (other <= place)[None, None]
+        allowed &= (key_index <= query_index)[None, None]
     if "local_window_size" in options:
         before, after = np.broadcast_to(options["local_window_size"], 2)
-        allowed &= ((other >= place - before) & (other <= place + after))[None, None]
+        in_window = (key_index >= query_index - before) & (key_index <= query_index + after)
+        allowed &= in_window[None, None]
     if "mask" in options:
         allowed &= np.broadcast_to(options["mask"], shape)
     if "key_value_seq_lengths" in options:
-        allowed &= other[None, None] < np.reshape(options["key_value_seq_lengths"], (-1, 1, 1, 1))
+        kv_lengths = np.reshape(options["key_value_seq_lengths"], (-1, 1, 1, 1))
+        allowed &= key_index[None, None] < kv_lengths
     if "query_seq_lengths" in options:
-        allowed &= place[None, None] < np.reshape(options["query_seq_lengths"], (-1, 1, 1, 1))
+        q_lengths = np.reshape(options["query_seq_lengths"], (-1, 1, 1, 1))
+        allowed &= query_index[None, None] < q_lengths
     if "bias" in options:
         scores = scores + jnp.broadcast_to(options["bias"], shape)
-    weights = weights_of_scores(jax.nn.softmax(jnp.where(allowed, scores, -1e38)))
+    weights = drop_weights(jax.nn.softmax(jnp.where(allowed, scores, -1e38)))
     y = jnp.einsum("bhts,bshd->bthd", weights, v)
     if "query_seq_lengths" in options:
-        y *= np.arange(shape[2])[None, :, None, None] < np.reshape(
-            options["query_seq_lengths"], (-1, 1, 1, 1)
-        )
+        y *= np.arange(shape[2])[None, :, None, None] < q_lengths
     return y
 
 
 def drop_in_blocks(key, rate, dims=()):
-    """Dropout of whole weights with the masks that the docstring promises."""
+    """Dropout of all weights, with the masks that the docstring promises."""
 
     def drop(weights):
         batch, heads, length, keys = weights.shape
@@ -94,14 +95,14 @@ def drop_in_blocks(key, rate, dims=()):
         blocks = -(-length // size)
         shape = [1 if axis in dims else n for axis, n in enumerate((batch, heads, size, keys))]
 
-        def mask_of(i):
+        def draw_mask(i):
             block_key = jax.random.fold_in(clone(key), 0 if 2 in dims else i)
             return jnp.broadcast_to(
                 jdrop.keep_mask(block_key, shape, rate), (batch, heads, size, keys)
             )
 
-        # Mapped, not listed: compiled once for all blocks.
-        masks = jax.lax.map(mask_of, jnp.arange(blocks))
+        # `map` compiles the draw once for all blocks.
+        masks = jax.lax.map(draw_mask, jnp.arange(blocks))
         mask = jnp.moveaxis(masks, 0, 2).reshape(batch, heads, blocks * size, keys)
         return jdrop.apply_mask(mask[:, :, :length], weights, rate)
 
@@ -109,14 +110,14 @@ def drop_in_blocks(key, rate, dims=()):
 
 
 def plain_with_dropout(key, q, k, v, dims=()):
-    """The same with dropout at the rate .3, compiled: operation by operation it takes longer."""
+    """The formula with dropout at the rate 0.3, compiled, since single operations take longer."""
     drop = drop_in_blocks(key, 0.3, dims)
     return jax.jit(lambda *x: plain_attention(drop, *x, {}))(q, k, v)
 
 
 @partial(jax.jit, static_argnames="broadcast_dims")
-def our_dropout(key, q, k, v, broadcast_dims=()):
-    """Ours at that rate."""
+def jdrop_attention(key, q, k, v, broadcast_dims=()):
+    """jdrop's attention with dropout at the rate 0.3."""
     return jdrop.dot_product_attention(
         key, q, k, v, dropout_rate=0.3, broadcast_dims=broadcast_dims
     )
@@ -138,7 +139,7 @@ def assert_all_close(actual, expected):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
 
 
-def test_without_dropout_it_is_jax_nn(options, getkey):
+def test_attention_without_dropout_equals_jax_nn(options, getkey):
     q, k, v = inputs(getkey())
     ours = value_and_gradients(
         lambda *x: jdrop.dot_product_attention(None, *x, dropout_rate=0, **options), q, k, v
@@ -147,7 +148,7 @@ def test_without_dropout_it_is_jax_nn(options, getkey):
     assert_all_close(ours, theirs)
 
 
-def test_with_dropout_it_is_the_formula(options, getkey):
+def test_attention_with_dropout_equals_the_formula(options, getkey):
     (q, k, v), key = inputs(getkey()), getkey()
 
     def assert_same_at(rate):
@@ -161,11 +162,11 @@ def test_with_dropout_it_is_the_formula(options, getkey):
 
     assert_same_at(0.1)
     if not options:
-        # A mask of one bit for each weight, not sixteen; that is no matter of the options.
+        # At this rate a weight takes 1 random bit, not 16, whatever the options.
         assert_same_at(0.5)
 
 
-def test_the_gradient_of_a_bias_and_more_keys_than_queries(getkey):
+def test_the_gradient_of_a_bias_equals_the_formula_with_more_keys_than_queries(getkey):
     (q, k, v), key = inputs(getkey(), lengths=(140, 200)), getkey()
     bias = jax.random.normal(getkey(), (6, 140, 200))
 
@@ -185,7 +186,7 @@ def test_the_gradient_of_a_bias_and_more_keys_than_queries(getkey):
 
 @pytest.mark.parametrize("shape", [(0, 5, 2), (2, 0, 2), (2, 5, 0), (2, 200, 2)], ids=str)
 @pytest.mark.parametrize("rate", [0.0, 0.5])
-def test_empty_arrays(shape, rate, getkey):
+def test_empty_arrays_give_empty_outputs(shape, rate, getkey):
     batch, length, heads = shape
     q = jnp.ones((batch, length, heads, 3))
     k = jnp.ones((batch, 4, max(heads, 1), 3))
@@ -193,8 +194,8 @@ def test_empty_arrays(shape, rate, getkey):
     assert y.shape == q.shape
 
 
-def test_a_layer_of_a_scan_keeps_no_weights(getkey):
-    """Also where one block is all there is."""
+def test_scanned_layers_store_no_weights_for_the_backward_pass(getkey):
+    """128 queries are a single block."""
     q, key = jax.random.normal(getkey(), (1, 128, 8, 8)), getkey()
 
     def loss(x):
@@ -210,9 +211,9 @@ def test_a_layer_of_a_scan_keeps_no_weights(getkey):
 
 
 @pytest.mark.parametrize("kv_heads", [1, 6])
-def test_any_number_of_heads_of_the_keys(kv_heads, getkey):
+def test_keys_may_have_fewer_heads_than_queries(kv_heads, getkey):
     (q, k, v), key = inputs(getkey(), kv_heads), getkey()
-    ours = our_dropout(clone(key), q, k, v)
+    ours = jdrop_attention(clone(key), q, k, v)
     expected = plain_with_dropout(key, q, k, v)
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=2e-5)
 
@@ -221,27 +222,27 @@ def test_any_number_of_heads_of_the_keys(kv_heads, getkey):
 @pytest.mark.parametrize("length", [40, 150])
 def test_decisions_are_shared_along_broadcast_dims(dims, length, getkey):
     (q, k, v), key = inputs(getkey(), lengths=(length, 33)), getkey()
-    ours = our_dropout(clone(key), q, k, v, broadcast_dims=dims)
+    ours = jdrop_attention(clone(key), q, k, v, broadcast_dims=dims)
     expected = plain_with_dropout(key, q, k, v, [dim % 4 for dim in dims])
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("length", [1, 128, 129, 256])
-def test_any_length(length, getkey):
+def test_any_number_of_queries_equals_the_formula(length, getkey):
     (q, k, v), key = inputs(getkey(), lengths=(length, 17)), getkey()
-    ours = our_dropout(clone(key), q, k, v)
+    ours = jdrop_attention(clone(key), q, k, v)
     expected = plain_with_dropout(key, q, k, v)
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=2e-5)
 
 
-def test_one_example_may_come_without_an_axis(getkey):
+def test_inputs_without_a_batch_axis_equal_a_batch_of_one(getkey):
     (q, k, v), key = inputs(getkey(), lengths=(129, 17)), getkey()
-    one = jdrop.dot_product_attention(clone(key), q[0], k[0], v[0], dropout_rate=0.3)
-    alone = jdrop.dot_product_attention(clone(key), q[:1], k[:1], v[:1], dropout_rate=0.3)
-    np.testing.assert_array_equal(one, alone[0])
+    unbatched = jdrop.dot_product_attention(clone(key), q[0], k[0], v[0], dropout_rate=0.3)
+    batched = jdrop.dot_product_attention(clone(key), q[:1], k[:1], v[:1], dropout_rate=0.3)
+    np.testing.assert_array_equal(unbatched, batched[0])
 
 
-def weights_of(q, k):
+def attention_weights(q, k):
     return jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q, k) * q.shape[-1] ** -0.5)
 
 
@@ -252,13 +253,13 @@ def test_the_mean_over_masks_is_attention_without_dropout(getkey):
         jax.random.split(getkey(), n)
     )
     expected = jax.nn.dot_product_attention(q, k, v)
-    # Of a sum over keys, each kept with probability .7: the sum of the variances.
-    squares = jnp.einsum("bhts,bshd->bthd", weights_of(q, k) ** 2, v**2)
+    # The variance of a sum over keys, each kept with probability 0.7, is the sum of variances.
+    squares = jnp.einsum("bhts,bshd->bthd", attention_weights(q, k) ** 2, v**2)
     bound = mean_bound(1.0, n) * np.sqrt(squares * 0.3 / 0.7)
     assert (np.abs(ys.mean(0) - expected) < bound + 1e-5).all()
 
 
-def test_a_traced_rate_and_a_legacy_key(getkey):
+def test_a_traced_rate_and_a_legacy_key_give_the_same_outputs(getkey):
     (q, k, v), key = inputs(getkey()), getkey()
     run = jax.jit(lambda rate: jdrop.dot_product_attention(clone(key), q, k, v, dropout_rate=rate))
     expected = jdrop.dot_product_attention(clone(key), q, k, v, dropout_rate=0.1)
@@ -267,7 +268,7 @@ def test_a_traced_rate_and_a_legacy_key(getkey):
     np.testing.assert_array_equal(legacy, expected)
 
 
-def test_vmap_over_keys_is_a_loop(getkey):
+def test_vmap_over_keys_equals_a_loop(getkey):
     (q, k, v), keys = inputs(getkey(), lengths=(150, 20)), jax.random.split(getkey(), 3)
 
     def run(key):
@@ -278,10 +279,10 @@ def test_vmap_over_keys_is_a_loop(getkey):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
-def test_other_dtypes(dtype, getkey):
+def test_outputs_keep_the_dtype_and_equal_the_formula(dtype, getkey):
     with jax.enable_x64(dtype == "float64"):
         (q, k, v), key = inputs(getkey(), dtype=dtype), getkey()
-        y = our_dropout(clone(key), q, k, v)
+        y = jdrop_attention(clone(key), q, k, v)
         assert y.dtype == dtype
         q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
         expected = plain_with_dropout(key, q, k, v)
@@ -289,7 +290,7 @@ def test_other_dtypes(dtype, getkey):
         np.testing.assert_allclose(y.astype(jnp.float32), expected, rtol=rtol, atol=rtol)
 
 
-def test_second_derivatives(getkey):
+def test_second_derivatives_equal_the_formula(getkey):
     (q, k, v), key = inputs(getkey(), 1, (130, 3), 1, 1, 2), getkey()
 
     def energy(f):
@@ -301,7 +302,7 @@ def test_second_derivatives(getkey):
     np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_a_tenth_of_the_memory_and_no_whole_weights(getkey):
+def test_the_gradient_takes_less_than_a_tenth_of_the_memory_of_jax_nn(getkey):
     (q, k, v), key = inputs(getkey(), 1, (4096, 4096), 1, 1, 64), getkey()
 
     def compiled(f):
@@ -314,7 +315,7 @@ def test_a_tenth_of_the_memory_and_no_whole_weights(getkey):
     assert "4096,4096" not in ours.as_text()
 
 
-def test_without_dropout_nothing_random_is_compiled(getkey):
+def test_at_rate_zero_no_random_bits_are_drawn(getkey):
     q, k, v = inputs(getkey())
     run = jax.jit(lambda key: jdrop.dot_product_attention(key, q, k, v, dropout_rate=0.0))
     text = run.lower(getkey()).as_text()
@@ -324,7 +325,7 @@ def test_without_dropout_nothing_random_is_compiled(getkey):
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("spec", [P("a"), P(None, None, "a")], ids=str)
-def test_sharded_by_examples_or_heads(axis_type, spec, getkey):
+def test_sharding_by_examples_or_heads_needs_no_collectives(axis_type, spec, getkey):
     (q, k, v), key = inputs(getkey(), 4, (150, 40), 4, 4), getkey()
     expected = jdrop.dot_product_attention(clone(key), q, k, v, dropout_rate=0.3)
     mesh = jax.make_mesh((4,), ("a",), axis_types=(axis_type,))
@@ -344,12 +345,12 @@ WRONG = {
     "rates": ({"dropout_rate": jnp.zeros(3)}, ValueError, "dropout_rate must be a scalar"),
     "key": ({"key": 3}, TypeError, "key must be a JAX random key"),
     "no key": ({"key": None}, TypeError, "key must be a JAX random key"),
-    "rank": ({"q": jnp.ones((4, 8))}, ValueError, "q must be"),
-    "ranks": ({"v": jnp.ones((20, 3, 8))}, ValueError, "v must be"),
+    "rank": ({"q": jnp.ones((4, 8))}, ValueError, "q, k and v must all be"),
+    "ranks": ({"v": jnp.ones((20, 3, 8))}, ValueError, "q, k and v must all be .* and v of"),
     "dtype": (
         {"k": jnp.ones((2, 20, 3, 8), jnp.bfloat16)},
         TypeError,
-        "k must be of the dtype of q",
+        "k must have the dtype of q",
     ),
     "batch": ({"q": jnp.ones((3, 10, 6, 8))}, ValueError, "q, k and v must be"),
     "width": ({"q": jnp.ones((2, 10, 6, 7))}, ValueError, "q, k and v must be"),
@@ -359,13 +360,17 @@ WRONG = {
     "mask's shape": ({"mask": jnp.ones((10, 21), bool)}, ValueError, "mask must be broadcastable"),
     "bias": ({"bias": jnp.ones((9, 20))}, ValueError, "bias must be broadcastable"),
     "lengths": ({"query_seq_lengths": jnp.ones(3, int)}, ValueError, "query_seq_lengths must be"),
-    "kinds": ({"key_value_seq_lengths": jnp.ones(2)}, ValueError, "key_value_seq_lengths must be"),
+    "dtype of lengths": (
+        {"key_value_seq_lengths": jnp.ones(2)},
+        ValueError,
+        "key_value_seq_lengths must be",
+    ),
     "dims": ({"broadcast_dims": (4,)}, ValueError, "broadcast_dims must lie"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_errors_say_what_is_wrong(name, getkey):
+def test_invalid_arguments_raise_and_are_named(name, getkey):
     changed, error, message = WRONG[name]
     q, k, v = inputs(getkey(), lengths=(10, 20))
     arguments = {"key": getkey(), "q": q, "k": k, "v": v, "dropout_rate": 0.1} | changed
@@ -374,8 +379,8 @@ def test_errors_say_what_is_wrong(name, getkey):
 
 
 @pytest.mark.parametrize("size", [(1, 2, 3), 1.5, (2,), (1, 2.0)], ids=str)
-def test_a_window_is_one_integer_or_two(size):
-    # The type checks of the tests refuse it before the function does.
+def test_a_window_must_be_an_integer_or_a_pair(size):
+    # In the tests jaxtyping refuses such a window before the public function can.
     with pytest.raises(ValueError, match="local_window_size must be"):
         attention._checked_window(size)
 
@@ -392,7 +397,7 @@ def test_a_layer_refuses_a_rate_out_of_range(rate):
 
 
 @pytest.mark.parametrize("lead", [(), (2,), (2, 3)], ids=str)
-def test_the_linen_layer_is_flax_s_without_dropout(lead, getkey):
+def test_the_linen_layer_equals_flax_without_dropout(lead, getkey):
     x = jax.random.normal(getkey(), (*lead, 140, 8))
     ours = jdrop.linen.MultiHeadDotProductAttention(num_heads=2, dropout_rate=0.4)
     theirs = nn.MultiHeadDotProductAttention(num_heads=2, dropout_rate=0.4)
@@ -410,11 +415,11 @@ def test_the_linen_layer_is_flax_s_without_dropout(lead, getkey):
 
         return apply(variables, x)
 
-    for one, other in zip(outputs(ours), outputs(theirs), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    for actual, expected in zip(outputs(ours), outputs(theirs), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_nnx_layer_is_flax_s_without_dropout(getkey):
+def test_the_nnx_layer_equals_flax_without_dropout(getkey):
     x = jax.random.normal(getkey(), (2, 140, 8))
     arguments = {"num_heads": 2, "in_features": 8, "dropout_rate": 0.4, "decode": False}
     ours = jdrop.nnx.MultiHeadAttention(**arguments, rngs=nnx.Rngs(0))
@@ -452,7 +457,7 @@ def test_each_example_has_its_own_mask_in_the_nnx_layer(getkey):
         assert examples_differ(layer(x, deterministic=False)) != shared
 
 
-def test_what_needs_the_whole_weights_is_refused(getkey):
+def test_layers_refuse_options_that_need_all_weights(getkey):
     x = jnp.ones((2, 10, 8))
     layer = jdrop.linen.MultiHeadDotProductAttention(num_heads=2)
     variables = layer.init(getkey(), x)
@@ -464,7 +469,7 @@ def test_what_needs_the_whole_weights_is_refused(getkey):
         jdrop.nnx.MultiHeadAttention(2, 8, decode=False, rngs=nnx.Rngs(0))(x, sow_weights=True)
 
 
-def test_the_layer_of_a_decoder_is_flax_s(getkey):
+def test_decoding_step_by_step_equals_flax(getkey):
     x = jax.random.normal(getkey(), (2, 5, 8))
     ours = jdrop.linen.MultiHeadDotProductAttention(num_heads=2, decode=True)
     theirs = nn.MultiHeadDotProductAttention(num_heads=2, decode=True)

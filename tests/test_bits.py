@@ -1,4 +1,4 @@
-"""The generator's contract: what a mask may depend on, and how probable it says that it is."""
+"""The bits of a mask: their probability, their layout, and the hash that draws them."""
 
 import math
 
@@ -19,16 +19,16 @@ def probability(rate) -> float:
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_the_realised_probability_is_the_nearest_there_is(rate):
+def test_the_realised_probability_is_the_nearest_of_all_levels(rate):
     assert probability(rate) == pytest.approx(1 - rate, abs=0.5 / bits.LEVELS) or (
-        # Rounded to 0, it would leave nothing to scale.
+        # Rounding to 0 would leave no element to scale.
         0 < 1 - rate < 0.5 / bits.LEVELS and probability(rate) == 1 / bits.LEVELS
     )
 
 
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-def test_a_number_and_an_array_have_one_threshold(rate, dtype):
+def test_a_python_float_and_an_array_have_the_same_threshold(rate, dtype):
     with jax.enable_x64(dtype == jnp.float64):
         rate = float(np.dtype(dtype).type(rate))
         assert bits.threshold(rate) == bits.threshold(jnp.asarray(rate, dtype))
@@ -36,7 +36,7 @@ def test_a_number_and_an_array_have_one_threshold(rate, dtype):
 
 
 @pytest.mark.parametrize("rate", [-1e-9, 1 + 1e-9, math.nan, math.inf, -math.inf])
-def test_out_of_range_everything_is_kept(rate):
+def test_a_rate_out_of_range_keeps_everything(rate):
     with jax.enable_x64(True):
         assert bits.threshold(rate) == bits.LEVELS
         assert bits.threshold(jnp.asarray(rate)) == bits.LEVELS
@@ -55,8 +55,7 @@ def test_the_mask_has_the_probability_of_the_threshold(rate, getkey):
     assert low <= kept <= high, f"kept {kept} of {n}, expected {low} to {high}"
 
 
-def test_the_hash_is_that_of_jax(getkey):
-    """JAX's own threefry is the oracle; its quality and its test vectors are known."""
+def test_the_hash_equals_the_hash_of_jax(getkey):
     first_key, second_key, first, second = jax.random.bits(getkey(), (4, 1000), jnp.uint32)
     ours = bits._threefry2x32(first_key[0], second_key[0], first, second)
     key = jnp.stack([first_key[0], second_key[0]])
@@ -65,16 +64,16 @@ def test_the_hash_is_that_of_jax(getkey):
 
 
 EXACT_IN = {1: 0.5, 2: 0.25, 4: 1 / 16, 8: 3 / 256, 16: 0.1}
-"""By number of bits, a rate that is drawn with it."""
+"""For each number of bits, a rate that draws so many."""
 
 BLOCKS = {1: 8192, 2: 8192, 4: 4096, 8: 2048, 16: 1024}
-"""By number of bits, how many elements a block has."""
+"""For each number of bits, how many elements a block has."""
 
 SHAPES = [(16384,), (3, 8192), (5, 4096, 2), (97, 331), (1,), (2, 3, 5000), (3, 0), (70, 9, 31), ()]
 
 
 def mask_in_numpy(key, shape, num_bits: int, threshold: int) -> np.ndarray:
-    """The table at the head of `bits.py`, with integers."""
+    """The layout that `bits.py` describes, in integer arithmetic."""
     block_size = BLOCKS[num_bits]
     row_size = 1
     for size in (*reversed(shape), None):
@@ -99,7 +98,7 @@ def mask_in_numpy(key, shape, num_bits: int, threshold: int) -> np.ndarray:
 
 @pytest.mark.parametrize("num_bits", EXACT_IN)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_elements_read_the_bits_that_the_layout_gives_them(num_bits, shape, getkey):
+def test_elements_read_their_bits_by_the_layout(num_bits, shape, getkey):
     key = getkey()
     threshold = bits.threshold(EXACT_IN[num_bits])
     mask = bits.draw_mask(key, shape, threshold, None)
@@ -108,7 +107,7 @@ def test_elements_read_the_bits_that_the_layout_gives_them(num_bits, shape, getk
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_thresholds_of_an_array_read_the_same_bits(shape, getkey):
+def test_an_array_of_thresholds_reads_the_same_bits_as_a_scalar(shape, getkey):
     key = getkey()
     threshold = bits.threshold(0.1)
     thresholds = jnp.full(shape, threshold)
@@ -117,7 +116,7 @@ def test_thresholds_of_an_array_read_the_same_bits(shape, getkey):
 
 
 @pytest.mark.parametrize("low", [0.1, 0.3])
-def test_a_higher_rate_drops_what_a_lower_one_drops(low, getkey):
+def test_a_higher_rate_drops_all_that_a_lower_rate_drops(low, getkey):
     key = getkey()
     kept_at_low = bits.draw_mask(key, (1000,), bits.threshold(jnp.float32(low)), None)
     again = jax.random.clone(key)

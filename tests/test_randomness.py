@@ -1,7 +1,7 @@
-"""Whether masks look random: at each place, among places, from key to key and in a training run.
+"""Statistical tests of masks: within a mask, between keys, and in a training run.
 
-The layout in `bits.py` says where a fault of the generator would show, and there these tests look:
-in planes, columns and blocks. `scripts/randomness.py` reads many more bits, without the layout.
+A fault of the generator would show along the layout in `bits.py`, so these tests look at planes,
+columns and blocks. `scripts/randomness.py` reads many more bits and ignores the layout.
 """
 
 import math
@@ -24,10 +24,10 @@ from jdrop.bits import RUN
 from jdrop.ensemble import fit_ensemble, init_ensemble
 
 EXACT_IN = {1: 0.5, 2: 0.25, 4: 1 / 16, 8: 77 / 256, 16: 0.1}
-"""By number of bits, a rate that is drawn with it."""
+"""For each number of bits, a rate that draws so many."""
 
 PLANES = {1: 32, 2: 32, 4: 16, 8: 8, 16: 4}
-"""By number of bits, how many planes a block has."""
+"""For each number of bits, how many planes a block has."""
 
 every_number_of_bits = pytest.mark.parametrize("num_bits", EXACT_IN)
 
@@ -41,32 +41,32 @@ def draw(keys: Array, shape: tuple[int, ...], rate: float) -> Array:
     return jax.vmap(lambda key: jdrop.keep_mask(key, shape, rate))(keys)
 
 
-def masks_of(keys: Array, shape: tuple[int, ...], num_bits: int) -> np.ndarray:
-    """The mask of each key."""
+def draw_masks(keys: Array, shape: tuple[int, ...], num_bits: int) -> np.ndarray:
+    """Draws a mask from each key."""
     return np.asarray(draw(keys, shape, EXACT_IN[num_bits]))
 
 
-def blocks_of(key: Array, num_bits: int) -> np.ndarray:
-    """Masks of one or more keys, 2**21 elements in all: `[key, 256 blocks, plane, RUN]`."""
+def draw_blocks(key: Array, num_bits: int) -> np.ndarray:
+    """Draws masks of 2**21 elements in all, as `[key, 256 blocks, plane, RUN]`."""
     planes = PLANES[num_bits]
     keys = jax.random.split(key, 2**21 // (256 * planes * RUN))
-    masks = masks_of(keys, (256 * planes * RUN,), num_bits)
+    masks = draw_masks(keys, (256 * planes * RUN,), num_bits)
     return masks.reshape(len(keys), 256, planes, RUN)
 
 
 def standardised(masks: np.ndarray, q: float) -> np.ndarray:
-    """Mean 0 and variance 1."""
+    """Keep decisions, shifted and scaled to mean 0 and variance 1."""
     return (masks.astype(np.float32) - np.float32(q)) / np.float32(math.sqrt(q * (1 - q)))
 
 
 def correlation_bound(q: float, n: int, checks: int) -> float:
-    """For the mean of `n` products of two standardised decisions."""
-    # A product lies farthest from 0 where both are the rarer decision.
+    """The bound for the mean of `n` products of two standardised decisions."""
+    # A product is farthest from 0 if both decisions are the rarer one.
     return bounded_mean_bound(1, max(q / (1 - q), (1 - q) / q), n, checks)
 
 
 def assert_uncorrelated(rows: np.ndarray, q: float) -> None:
-    """Every two rows of decisions, place by place."""
+    """Checks the correlation of every two rows of decisions."""
     count, n = rows.shape
     values = standardised(rows, q)
     correlations = np.triu(values @ values.T / n, 1)
@@ -78,7 +78,7 @@ def assert_uncorrelated(rows: np.ndarray, q: float) -> None:
 
 
 def assert_frequencies(values: np.ndarray, probabilities: np.ndarray) -> None:
-    """Chi-square of how often each value occurs, rare values taken together."""
+    """Checks the chi-square of the frequencies of values; rare values are merged."""
     observed = np.bincount(values, minlength=len(probabilities))
     expected = values.size * probabilities
     rare = expected < 20
@@ -91,7 +91,7 @@ def assert_frequencies(values: np.ndarray, probabilities: np.ndarray) -> None:
 
 
 def assert_counts(kept: np.ndarray, n: int, q: float, what: str) -> None:
-    """Each count of kept among `n` decisions, their sum, and how much they vary."""
+    """Checks counts of kept among `n` decisions: each, their sum, and their chi-square."""
     low, high = binomial_bounds(n * kept.size, q)
     assert low <= kept.sum() <= high, f"kept {kept.sum()}, expected {low} to {high}"
     low, high = binomial_bounds(n, q, kept.size)
@@ -107,12 +107,12 @@ def assert_counts(kept: np.ndarray, n: int, q: float, what: str) -> None:
 
 @every_number_of_bits
 @pytest.mark.parametrize("shape", ["a block", (50, 256), (3, 5, 257)], ids=str)
-def test_each_place_is_kept_at_the_rate(num_bits, shape, getkey):
+def test_each_element_is_kept_at_the_rate(num_bits, shape, getkey):
     planes, q = PLANES[num_bits], kept_probability(num_bits)
     size = (planes * RUN,) if shape == "a block" else shape
-    masks = masks_of(jax.random.split(getkey(), 1024), size, num_bits)
+    masks = draw_masks(jax.random.split(getkey(), 1024), size, num_bits)
     kept = masks.sum(axis=0)
-    assert_counts(kept.ravel(), len(masks), q, "place")
+    assert_counts(kept.ravel(), len(masks), q, "element")
     if shape == "a block":
         kept = kept.reshape(planes, RUN)
         assert_counts(kept.sum(axis=1), len(masks) * RUN, q, "plane")
@@ -124,34 +124,34 @@ WORDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "first axis": lambda mask: mask.T,
     "planes": lambda mask: mask.reshape(-1, 8, RUN).swapaxes(1, 2),
 }
-"""What follows what in a word: arrays whose last axis is cut into words of 8."""
+"""Arrays whose last axis is cut into words of 8 decisions."""
 
 
 @every_number_of_bits
 @pytest.mark.parametrize("along", WORDS)
 @pytest.mark.parametrize("shape", [(1024, 2048), (256, 8192)], ids=str)
 def test_words_of_eight_decisions_have_their_frequencies(num_bits, along, shape, getkey):
-    mask = masks_of(getkey()[None], shape, num_bits)[0]
+    mask = draw_masks(getkey()[None], shape, num_bits)[0]
     words = np.packbits(WORDS[along](mask).reshape(-1, 8))
     kept, q = np.bitwise_count(np.arange(256, dtype=np.uint8)), kept_probability(num_bits)
     assert_frequencies(words, q**kept * (1 - q) ** (8.0 - kept))
 
 
 @every_number_of_bits
-@pytest.mark.parametrize(("parts", "axis"), [("blocks", 1), ("planes", 2), ("columns", 3)])
-def test_every_two_parts_of_a_mask_are_uncorrelated(num_bits, parts, axis, getkey):
-    decisions = np.moveaxis(blocks_of(getkey(), num_bits), axis, 0)
+@pytest.mark.parametrize("axis", [1, 2, 3], ids=["blocks", "planes", "columns"])
+def test_every_two_blocks_planes_and_columns_are_uncorrelated(num_bits, axis, getkey):
+    decisions = np.moveaxis(draw_blocks(getkey(), num_bits), axis, 0)
     assert_uncorrelated(decisions.reshape(len(decisions), -1), kept_probability(num_bits))
 
 
 @every_number_of_bits
-def test_the_halves_of_a_pair_are_independent_and_keep_a_binomial_number(num_bits, getkey):
-    """They are the two words of the pair, but with 1 bit, which reads the first word alone."""
-    decisions, half = blocks_of(getkey(), num_bits), PLANES[num_bits] // 2
+def test_the_halves_of_a_pair_are_independent_and_keep_binomial_counts(num_bits, getkey):
+    """The halves are the two words of the pair, except with 1 bit, which reads only the first."""
+    decisions, half = draw_blocks(getkey(), num_bits), PLANES[num_bits] // 2
     first, second = decisions[:, :, :half].sum(axis=2), decisions[:, :, half:].sum(axis=2)
     binomial = stats.binom.pmf(np.arange(half + 1), half, kept_probability(num_bits))
-    together = (half + 1) * first + second
-    assert_frequencies(together.ravel(), np.outer(binomial, binomial).ravel())
+    joint = (half + 1) * first + second
+    assert_frequencies(joint.ravel(), np.outer(binomial, binomial).ravel())
 
 
 LAGS_ALONG = [((300, 5, 700), 0), ((300, 5, 700), 2), ((20000, 3, 7), 0), ((3, 41, 9000), 2)]
@@ -161,7 +161,7 @@ LAGS_ALONG = [((300, 5, 700), 0), ((300, 5, 700), 2), ((20000, 3, 7), 0), ((3, 4
 @pytest.mark.parametrize(("shape", "axis"), LAGS_ALONG, ids=str)
 def test_decisions_are_uncorrelated_at_the_lags_of_the_layout(num_bits, shape, axis, getkey):
     q = kept_probability(num_bits)
-    mask = masks_of(getkey()[None], shape, num_bits)[0]
+    mask = draw_masks(getkey()[None], shape, num_bits)[0]
     values = np.moveaxis(standardised(mask, q), axis, -1)
     block = PLANES[num_bits] * RUN
     for lag in [1, 2, RUN // 2, RUN - 1, RUN, RUN + 1, block - RUN, block]:
@@ -176,7 +176,7 @@ def test_decisions_are_uncorrelated_at_the_lags_of_the_layout(num_bits, shape, a
 # From key to key.
 
 
-# A key may not be used again after its children; here it is, to see that even so nothing repeats.
+# The key is used again after its children here, to check that even then no mask repeats.
 @jax.debug_key_reuse(False)
 def relatives(parent: Array) -> Array:
     """A key, its parent, siblings, children and grandchildren."""
@@ -197,11 +197,11 @@ KEYS: dict[str, Callable[[Array], Array]] = {
 
 @every_number_of_bits
 @pytest.mark.parametrize("make_keys", KEYS)
-def test_masks_of_different_keys_are_unrelated(num_bits, make_keys, getkey):
-    """Also at different places: the counters of one key may not run on in those of the next."""
+def test_masks_of_different_keys_are_uncorrelated(num_bits, make_keys, getkey):
+    """At different elements too: the counters of a key must not continue those of another."""
     keys = KEYS[make_keys](getkey())
     block, q = PLANES[num_bits] * RUN, kept_probability(num_bits)
-    masks = masks_of(keys, (4 * block,), num_bits)
+    masks = draw_masks(keys, (4 * block,), num_bits)
     assert_uncorrelated(masks, q)
     assert_uncorrelated(masks.reshape(-1, block), q)
     runs = np.packbits(masks.reshape(-1, RUN), axis=1)
@@ -216,7 +216,7 @@ MEMBERS, EPOCHS, STEPS, BATCH, UNITS = 6, 2, 8, 16, 256
 
 
 class Recording(nn.Module):
-    """A network with two dropouts that keeps in its variables which units were kept."""
+    """A network with two dropout layers that records in its variables the units kept."""
 
     rate: float
 
@@ -226,7 +226,7 @@ class Recording(nn.Module):
         shape = EPOCHS * STEPS, 2, BATCH, UNITS
         kept = self.variable("record", "kept", jnp.zeros, shape, bool)
         for site in range(2):
-            # Never zero, so that a zero is a dropped one.
+            # Units are above 0, so that a 0 is a dropped unit.
             x = 1 + nn.sigmoid(nn.Dense(UNITS)(x))
             x = jdrop.linen.Dropout(self.rate, deterministic=not train)(x)
             if train:
@@ -237,7 +237,7 @@ class Recording(nn.Module):
 
 
 @pytest.mark.parametrize("num_bits", [1, 2, 16])
-def test_masks_of_members_steps_and_sites_are_unrelated(num_bits, getkey):
+def test_masks_of_members_steps_and_sites_are_uncorrelated(num_bits, getkey):
     network = jdrop.linen.as_network(Recording(EXACT_IN[num_bits]))
     inputs = jax.random.normal(getkey(), (STEPS * BATCH, 4))
     labels = jnp.arange(STEPS * BATCH) % 2
@@ -249,5 +249,5 @@ def test_masks_of_members_steps_and_sites_are_unrelated(num_bits, getkey):
     q = kept_probability(num_bits)
     assert_counts(masks.sum(axis=1), BATCH * UNITS, q, "mask")
     assert_uncorrelated(masks, q)
-    # Nor do the examples of a batch share their masks.
+    # The examples of a batch do not share masks either.
     assert_uncorrelated(np.moveaxis(masks.reshape(-1, BATCH, UNITS), 1, 0).reshape(BATCH, -1), q)

@@ -18,7 +18,7 @@ from jdrop.statistics import (
 )
 
 
-def test_the_interval_is_that_of_scipy():
+def test_the_mean_interval_equals_scipy():
     values = np.random.default_rng(0).normal(size=8)
     interval = mean_interval(list(values))
     expected = stats.t.interval(0.95, 7, values.mean(), stats.sem(values))
@@ -27,7 +27,7 @@ def test_the_interval_is_that_of_scipy():
     assert interval.num_replicates == 8
 
 
-def test_the_interval_covers_the_true_mean_as_often_as_it_says():
+def test_the_mean_interval_covers_the_true_mean_at_its_level():
     """5,000 samples of 4: the share of intervals that hold the mean is within 5 sigma of 0.95."""
     samples = np.random.default_rng(0).normal(size=(5000, 4))
     intervals = [mean_interval(list(sample)) for sample in samples]
@@ -35,7 +35,7 @@ def test_the_interval_covers_the_true_mean_as_often_as_it_says():
     assert abs(covered - 0.95) < 5 * np.sqrt(0.95 * 0.05 / 5000), covered
 
 
-def test_one_replicate_has_no_interval():
+def test_a_single_replicate_has_no_interval():
     interval = mean_interval([0.5])
     assert (interval.mean, interval.low, interval.high, interval.num_replicates) == (
         0.5,
@@ -45,25 +45,25 @@ def test_one_replicate_has_no_interval():
     )
 
 
-def test_no_replicates_are_an_error():
-    with pytest.raises(ValueError, match="at least one replicate"):
+def test_the_mean_of_no_replicates_raises():
+    with pytest.raises(ValueError, match="at least 1 replicate"):
         mean_interval([])
 
 
-# Replicates and examples, both at random
+# The crossed interval of replicates and examples
 
 
-def effects(rng, replicates, examples, of_replicates, of_examples, rest):
-    """Normal effects of given standard deviations, of mean 0."""
+def crossed_effects(rng, replicates, examples, replicate_std, example_std, interaction_std):
+    """Losses of mean 0 with normal effects of the given standard deviations."""
     return (
-        of_replicates * rng.normal(size=(replicates, 1))
-        + of_examples * rng.normal(size=(1, examples))
-        + rest * rng.normal(size=(replicates, examples))
+        replicate_std * rng.normal(size=(replicates, 1))
+        + example_std * rng.normal(size=(1, examples))
+        + interaction_std * rng.normal(size=(replicates, examples))
     )
 
 
-def by_components(values, level=0.95):
-    """The interval from components of variance, each estimated by a difference of sums."""
+def interval_from_variance_components(values, level=0.95):
+    """The interval from variance components, each estimated by a difference of sums."""
     r, n = values.shape
     correction = values.sum() ** 2 / (r * n)
     between_r = sum(values[i].sum() ** 2 for i in range(r)) / n - correction
@@ -75,10 +75,10 @@ def by_components(values, level=0.95):
     replicate = (ms_r - ms_rn) / n
     example = (ms_n - ms_rn) / r
     variance = replicate / r + max(example, 0) / n + interaction / (r * n)
-    pieces = [(ms_r / (r * n), r - 1)]
+    terms = [(ms_r / (r * n), r - 1)]
     if example > 0:
-        pieces += [(ms_n / (r * n), n - 1), (ms_rn / (r * n), (r - 1) * (n - 1))]
-    freedom = variance**2 / sum(piece**2 / degrees for piece, degrees in pieces)
+        terms += [(ms_n / (r * n), n - 1), (ms_rn / (r * n), (r - 1) * (n - 1))]
+    freedom = variance**2 / sum(term**2 / degrees for term, degrees in terms)
     half_width = stats.t.ppf((1 + level) / 2, max(freedom, min(r, n) - 1)) * math.sqrt(variance)
     return values.mean() - half_width, values.mean() + half_width
 
@@ -87,35 +87,37 @@ def by_components(values, level=0.95):
     "scales", [(1, 1, 1), (0.1, 1, 0.2), (0, 0, 1), (1, 0.01, 0.1)], ids=lambda scales: str(scales)
 )
 @pytest.mark.parametrize("shape", [(2, 7), (5, 40), (3, 2)])
-def test_the_crossed_interval_is_that_of_the_components_of_variance(shape, scales):
+def test_the_crossed_interval_equals_the_interval_from_variance_components(shape, scales):
     rng = np.random.default_rng(0)
     for _ in range(5):
-        values = 3 + effects(rng, *shape, *scales)
+        values = 3 + crossed_effects(rng, *shape, *scales)
         for level in (0.95, 0.9):
             interval = crossed_interval(values, level=level)
-            assert (interval.low, interval.high) == pytest.approx(by_components(values, level))
+            assert (interval.low, interval.high) == pytest.approx(
+                interval_from_variance_components(values, level)
+            )
         assert interval.mean == pytest.approx(values.mean())
         assert interval.num_replicates == shape[0]
 
 
-def test_the_crossed_interval_of_four_numbers():
-    """Mean squares by hand: 16 of replicates, 16 of examples, 4 of the rest."""
+def test_the_crossed_interval_of_two_by_two_losses_by_hand():
+    """The mean squares are 16 for replicates, 16 for examples and 4 for their interaction."""
     interval = crossed_interval(np.array([[0.0, 2.0], [2.0, 8.0]]))
     freedom = 28**2 / (16**2 + 16**2 + 4**2)
     assert interval.high - 3 == pytest.approx(stats.t.ppf(0.975, freedom) * math.sqrt(28 / 4))
 
 
-def test_examples_that_add_nothing_leave_the_interval_of_the_replicates():
+def test_the_crossed_interval_of_equal_examples_equals_the_mean_interval():
     means = np.array([0.1, 0.4, 0.2, 0.3])
     expected = mean_interval(list(means))
     interval = crossed_interval(np.repeat(means[:, None], 6, axis=1))
     assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
 
 
-def test_few_degrees_of_freedom_never_blow_up_the_interval():
-    """Replicates that happen to agree, with examples that vary a little more than the rest."""
+def test_the_crossed_interval_stays_bounded_if_replicates_agree():
+    """Satterthwaite's formula alone would give nearly 0 degrees of freedom."""
     rng = np.random.default_rng(0)
-    values = effects(rng, 2, 500, 0, 0.2, 1)
+    values = crossed_effects(rng, 2, 500, 0, 0.2, 1)
     values -= values.mean(1, keepdims=True)
     interval = crossed_interval(values)
     assert interval.high < stats.t.ppf(0.975, 1) * math.sqrt((0.2**2 + 1) * 2 / 500)
@@ -124,7 +126,7 @@ def test_few_degrees_of_freedom_never_blow_up_the_interval():
 @pytest.mark.parametrize("scales", [(0.1, 1, 0.1), (0.5, 1, 2), (0, 0, 1)], ids=str)
 def test_the_crossed_interval_covers_the_mean_of_new_replicates_and_examples(scales):
     rng, studies = np.random.default_rng(0), 2000
-    intervals = [crossed_interval(effects(rng, 5, 50, *scales)) for _ in range(studies)]
+    intervals = [crossed_interval(crossed_effects(rng, 5, 50, *scales)) for _ in range(studies)]
     covered = sum(interval.low <= 0 <= interval.high for interval in intervals)
     # Satterthwaite's approximation is no exact 95 %: simulated at length, 94 to 96 %.
     low, high = binomial_bounds(studies, 0.94)[0], binomial_bounds(studies, 0.965)[1]
@@ -141,7 +143,7 @@ def test_the_crossed_interval_covers_the_mean_of_new_replicates_and_examples(sca
         (np.array([[0.0, math.inf], [0.0, 1.0]]), "rules out the true class"),
     ],
 )
-def test_what_has_no_crossed_interval(values, message):
+def test_losses_without_a_crossed_interval_raise(values, message):
     with pytest.raises(ValueError, match=message):
         crossed_interval(values)
     with pytest.raises(ValueError, match=message):
@@ -149,22 +151,22 @@ def test_what_has_no_crossed_interval(values, message):
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, 95.0, math.nan])
-def test_levels_are_probabilities(level):
+def test_a_level_outside_0_to_1_raises(level):
     with pytest.raises(ValueError, match="level must lie in"):
         crossed_interval(np.zeros((2, 2)), level=level)
 
 
-# Equivalents
+# EnsembleCurve and EnsembleEquivalent
 
 
 def exact_curve(means, replicates=3, examples=20, noise=1e-9):
-    """Losses `[replicate, size, example]` of given means, all but without noise."""
+    """Losses `[replicate, size, example]` of the given means, with hardly any noise."""
     rng = np.random.default_rng(0)
     shape = replicates, len(means), examples
     return np.asarray(means)[None, :, None] + noise * rng.normal(size=shape)
 
 
-def constant(value, replicates=3, examples=20):
+def constant_losses(value, replicates=3, examples=20):
     return np.full((replicates, examples), float(value))
 
 
@@ -175,83 +177,87 @@ MEANS = [1.0, 0.6, 0.5, 0.45]
     ("loss", "value"),
     [(0.8, 1.5), (0.6, 2.0), (0.55, 2.5), (0.46, 3.8), (0.99, 1.025)],
 )
-def test_without_noise_the_interval_is_the_value(loss, value):
-    found = EnsembleCurve(exact_curve(MEANS)).equivalent(constant(loss))
-    assert (found.low, found.value, found.high) == pytest.approx([value] * 3, abs=1e-5)
-    assert found.low <= found.value <= found.high
-    assert found.largest == 4
+def test_without_noise_the_interval_of_an_equivalent_is_its_value(loss, value):
+    equivalent = EnsembleCurve(exact_curve(MEANS)).equivalent(constant_losses(loss))
+    assert (equivalent.low, equivalent.value, equivalent.high) == pytest.approx(
+        [value] * 3, abs=1e-5
+    )
+    assert equivalent.low <= equivalent.value <= equivalent.high
+    assert equivalent.largest == 4
 
 
 @pytest.mark.parametrize("loss", [1.1, 5.0])
-def test_what_one_network_beats_is_worth_one(loss):
-    found = EnsembleCurve(exact_curve(MEANS)).equivalent(constant(loss))
-    assert found == EnsembleEquivalent(1.0, 1.0, 1.0, 4)
-    assert str(found) == "≤1 [≤1, ≤1]"
+def test_a_method_worse_than_a_single_network_has_equivalent_1(loss):
+    equivalent = EnsembleCurve(exact_curve(MEANS)).equivalent(constant_losses(loss))
+    assert equivalent == EnsembleEquivalent(1.0, 1.0, 1.0, 4)
+    assert str(equivalent) == "≤1 [≤1, ≤1]"
 
 
-def test_what_the_largest_average_does_not_reach_is_beyond():
-    found = EnsembleCurve(exact_curve(MEANS)).equivalent(constant(0.4))
-    assert found == EnsembleEquivalent(math.inf, math.inf, math.inf, 4)
-    assert str(found) == ">4 [>4, >4]"
+def test_a_method_better_than_the_largest_ensemble_has_an_infinite_equivalent():
+    equivalent = EnsembleCurve(exact_curve(MEANS)).equivalent(constant_losses(0.4))
+    assert equivalent == EnsembleEquivalent(math.inf, math.inf, math.inf, 4)
+    assert str(equivalent) == ">4 [>4, >4]"
 
 
-def test_one_network_is_enough_even_where_larger_averages_do_worse():
+def test_the_equivalent_is_1_even_if_larger_ensembles_do_worse():
     curve = EnsembleCurve(exact_curve([0.5, 0.8, 0.8]))
-    assert curve.equivalent(constant(0.8)) == EnsembleEquivalent(1.0, 1.0, 1.0, 3)
+    assert curve.equivalent(constant_losses(0.8)) == EnsembleEquivalent(1.0, 1.0, 1.0, 3)
 
 
-def test_of_several_crossings_the_first_counts_and_the_interval_holds_all():
-    found = EnsembleCurve(exact_curve([1.0, 0.4, 0.8, 0.3])).equivalent(constant(0.6))
-    assert found.value == pytest.approx(1 + 0.4 / 0.6)
-    assert found.low == pytest.approx(found.value, abs=1e-5)
-    assert found.high == pytest.approx(3.4, abs=1e-5)
+def test_the_equivalent_is_the_first_crossing_and_its_interval_holds_all():
+    equivalent = EnsembleCurve(exact_curve([1.0, 0.4, 0.8, 0.3])).equivalent(constant_losses(0.6))
+    assert equivalent.value == pytest.approx(1 + 0.4 / 0.6)
+    assert equivalent.low == pytest.approx(equivalent.value, abs=1e-5)
+    assert equivalent.high == pytest.approx(3.4, abs=1e-5)
 
 
-def test_equal_means_reach_one_another_in_spite_of_rounding():
+def test_rounding_does_not_keep_equal_means_from_crossing():
     means = [0.3, 0.1 + 0.2 - 0.1, 0.1]
-    found = EnsembleCurve(exact_curve(means, noise=0)).equivalent(constant(0.2))
-    assert (found.low, found.value, found.high) == pytest.approx([2.0] * 3, abs=1e-5)
-    flat = EnsembleCurve(exact_curve([0.1 + 0.2] * 3, noise=0)).equivalent(constant(0.3))
+    equivalent = EnsembleCurve(exact_curve(means, noise=0)).equivalent(constant_losses(0.2))
+    assert (equivalent.low, equivalent.value, equivalent.high) == pytest.approx([2.0] * 3, abs=1e-5)
+    flat = EnsembleCurve(exact_curve([0.1 + 0.2] * 3, noise=0)).equivalent(constant_losses(0.3))
     assert flat == EnsembleEquivalent(1.0, 1.0, math.inf, 3)
 
 
 def noisy_curve(rng, replicates=4, sizes=6, examples=60):
-    """Losses of ensembles and of a method on the same examples, and a method's."""
-    of_example = 0.3 * rng.normal(size=(1, 1, examples))
+    """Losses of ensembles, and of a method on the same examples."""
+    example_effects = 0.3 * rng.normal(size=(1, 1, examples))
     curve = (
         (1 + 1 / np.arange(1, sizes + 1))[None, :, None]
-        + of_example
+        + example_effects
         + 0.03 * rng.normal(size=(replicates, 1, 1))
         + 0.2 * rng.normal(size=(replicates, sizes, examples)) / np.arange(1, sizes + 1)[:, None]
     )
-    return curve, of_example[:, 0] + effects(rng, replicates, examples, 0.02, 0.05, 0.2)
+    return curve, example_effects[:, 0] + crossed_effects(
+        rng, replicates, examples, 0.02, 0.05, 0.2
+    )
 
 
-def test_an_average_is_worth_its_size():
+def test_the_equivalent_of_an_ensemble_is_its_size():
     rng = np.random.default_rng(0)
     losses, _ = noisy_curve(rng)
     curve = EnsembleCurve(losses)
     for size in range(6):
-        found = curve.equivalent(losses[:, size])
-        assert found.value == pytest.approx(size + 1)
-        assert found.low <= found.value <= found.high
+        equivalent = curve.equivalent(losses[:, size])
+        assert equivalent.value == pytest.approx(size + 1)
+        assert equivalent.low <= equivalent.value <= equivalent.high
 
 
-def test_the_ends_are_where_the_test_of_the_differences_turns():
-    """All sizes between whole ones, each by its differences themselves, without the shortcut."""
+def test_interval_ends_are_where_the_crossed_interval_of_differences_reaches_zero():
+    """Every size on a fine grid, from its losses themselves, without products of deviations."""
     rng = np.random.default_rng(0)
     losses, method = noisy_curve(rng)
     curve = EnsembleCurve(losses)
     sizes = np.linspace(1, 6, 251)
     censored = set()
     for level in np.linspace(1.1, 2.1, 21):
-        found = curve.equivalent(method + level)
+        equivalent = curve.equivalent(method + level)
         ends = []
         for size in sizes:
             left = min(int(size), 5)
             share = size - left
-            at = (1 - share) * losses[:, left - 1] + share * losses[:, left]
-            ends.append(by_components(at - method - level))
+            curve_losses = (1 - share) * losses[:, left - 1] + share * losses[:, left]
+            ends.append(interval_from_variance_components(curve_losses - method - level))
         lows, highs = np.transpose(ends)
         not_above, not_below = sizes[lows <= 0], sizes[highs >= 0]
         low = not_above[0] if len(not_above) else math.inf
@@ -260,62 +266,68 @@ def test_the_ends_are_where_the_test_of_the_differences_turns():
             high = math.inf
         if highs[0] < 0:
             low = high = 1.0
-        # The first of the grid that is within is up to a step, of 0.02, beyond the end.
-        assert low == found.low or low - 0.02 <= found.low <= low
-        assert high == found.high or high <= found.high <= high + 0.02
-        assert found.low <= found.value <= found.high
-        censored.add((found.low == 1, found.high == math.inf))
+        # The first grid point inside the interval lies up to a step of 0.02 from its end.
+        assert low == equivalent.low or low - 0.02 <= equivalent.low <= low
+        assert high == equivalent.high or high <= equivalent.high <= high + 0.02
+        assert equivalent.low <= equivalent.value <= equivalent.high
+        censored.add((equivalent.low == 1, equivalent.high == math.inf))
     assert censored >= {(True, False), (False, False), (False, True)}
 
 
-def test_the_ends_are_exact():
+def test_the_crossed_interval_at_an_interval_end_touches_zero():
     rng = np.random.default_rng(0)
     losses, method = noisy_curve(rng)
-    found = EnsembleCurve(losses).equivalent(method + 1.4)
-    for end, side in ((found.low, 0), (found.high, 1)):
+    equivalent = EnsembleCurve(losses).equivalent(method + 1.4)
+    for end, side in ((equivalent.low, 0), (equivalent.high, 1)):
         left = int(end)
         share = end - left
-        at = (1 - share) * losses[:, left - 1] + share * losses[:, left]
-        interval = crossed_interval(at - method - 1.4)
+        curve_losses = (1 - share) * losses[:, left - 1] + share * losses[:, left]
+        interval = crossed_interval(curve_losses - method - 1.4)
         assert (interval.low, interval.high)[side] == pytest.approx(0, abs=1e-6)
 
 
-def test_units_of_the_loss_do_not_matter():
+def test_an_equivalent_is_invariant_to_affine_maps_of_the_loss():
     losses, method = noisy_curve(np.random.default_rng(0))
-    found = EnsembleCurve(losses).equivalent(method + 1.4)
+    equivalent = EnsembleCurve(losses).equivalent(method + 1.4)
     scaled = EnsembleCurve(7 * losses - 3).equivalent(7 * (method + 1.4) - 3)
     for name in ("value", "low", "high"):
-        assert getattr(scaled, name) == pytest.approx(getattr(found, name), abs=1e-6)
+        assert getattr(scaled, name) == pytest.approx(getattr(equivalent, name), abs=1e-6)
 
 
-def test_a_monotone_transformation_moves_an_equivalent_between_whole_sizes_only():
+def test_a_monotone_map_of_the_loss_moves_an_equivalent_only_between_whole_sizes():
     for loss in (0.8, 0.6, 0.55, 0.47):
-        plain = EnsembleCurve(exact_curve(MEANS)).equivalent(constant(loss)).value
-        squared = EnsembleCurve(exact_curve(np.square(MEANS))).equivalent(constant(loss**2)).value
+        plain = EnsembleCurve(exact_curve(MEANS)).equivalent(constant_losses(loss)).value
+        squared = (
+            EnsembleCurve(exact_curve(np.square(MEANS))).equivalent(constant_losses(loss**2)).value
+        )
         assert math.ceil(plain) == math.ceil(squared)
 
 
-def test_sizes_may_leave_gaps():
+def test_a_curve_may_skip_sizes():
     curve = EnsembleCurve(exact_curve([1.0, 0.6, 0.2]), sizes=(1, 5, 100))
-    assert curve.equivalent(constant(0.8)).value == pytest.approx(3.0)
-    found = curve.equivalent(constant(0.4))
-    assert (found.low, found.value, found.high) == pytest.approx([52.5] * 3, abs=1e-4)
-    assert found.largest == 100
+    assert curve.equivalent(constant_losses(0.8)).value == pytest.approx(3.0)
+    equivalent = curve.equivalent(constant_losses(0.4))
+    assert (equivalent.low, equivalent.value, equivalent.high) == pytest.approx(
+        [52.5] * 3, abs=1e-4
+    )
+    assert equivalent.largest == 100
 
 
-def test_a_curve_of_one_size():
+def test_a_curve_of_a_single_size_tells_1_from_more():
     curve = EnsembleCurve(exact_curve([0.5]))
-    assert curve.equivalent(constant(0.6)) == EnsembleEquivalent(1.0, 1.0, 1.0, 1)
-    assert curve.equivalent(constant(0.4)) == EnsembleEquivalent(math.inf, math.inf, math.inf, 1)
+    assert curve.equivalent(constant_losses(0.6)) == EnsembleEquivalent(1.0, 1.0, 1.0, 1)
+    assert curve.equivalent(constant_losses(0.4)) == EnsembleEquivalent(
+        math.inf, math.inf, math.inf, 1
+    )
 
 
-def test_equivalents_as_text():
+def test_an_equivalent_is_printed_with_its_interval():
     assert str(EnsembleEquivalent(3.14, 2.4, 4.0, 10)) == "3.1 [2.4, 4.0]"
     assert str(EnsembleEquivalent(math.inf, 7.2, math.inf, 10)) == ">10 [7.2, >10]"
     assert str(EnsembleEquivalent(1.0, 1.0, 1.3, 10)) == "≤1 [≤1, 1.3]"
 
 
-def test_what_is_no_curve():
+def test_losses_and_sizes_that_make_no_curve_raise():
     losses = exact_curve(MEANS)
     with pytest.raises(ValueError, match=r"must be \[replicate, size, example\]"):
         EnsembleCurve(losses[0])
@@ -326,45 +338,45 @@ def test_what_is_no_curve():
     with pytest.raises(ValueError, match="must be finite"):
         EnsembleCurve(np.where(losses > 0.9, np.nan, losses))
     for sizes in ((1, 2, 3), (1, 3, 2, 4), (2, 3, 4, 5), (1, 2, 2, 3)):
-        with pytest.raises(ValueError, match="sizes must rise from 1 and be as many as the 4"):
+        with pytest.raises(ValueError, match="sizes must increase from 1 and be as many as the 4"):
             EnsembleCurve(losses, sizes)
 
 
-def test_a_method_must_have_the_replicates_and_examples_of_the_curve():
+def test_a_method_with_other_replicates_or_examples_than_the_curve_raises():
     curve = EnsembleCurve(exact_curve(MEANS))
     for shape in ((4, 20), (3, 19)):
         with pytest.raises(ValueError, match="the 3 replicates and 20 examples of the curve"):
             curve.equivalent(np.zeros(shape))
     with pytest.raises(ValueError, match="must be finite"):
-        curve.equivalent(constant(math.nan))
+        curve.equivalent(constant_losses(math.nan))
 
 
 # EquivalenceTest
 
 
-def test_where_examples_add_nothing_the_test_is_two_t_tests_of_the_replicates():
+def test_the_equivalence_test_of_equal_examples_equals_two_t_tests():
     means = np.array([0.02, -0.01, 0.03, 0.0])
     differences = np.repeat(means[:, None], 7, axis=1)
     for margin in (0.01, 0.03, 0.1):
-        found = equivalence_test(differences, margin)
+        result = equivalence_test(differences, margin)
         below = stats.ttest_1samp(means, margin, alternative="less").pvalue
         above = stats.ttest_1samp(means, -margin, alternative="greater").pvalue
-        assert found.p_value == pytest.approx(max(below, above))
+        assert result.p_value == pytest.approx(max(below, above))
         expected = stats.t.interval(0.9, 3, means.mean(), stats.sem(means))
-        assert (found.difference.low, found.difference.high) == pytest.approx(expected)
-        assert (found.verdict == "equivalent") == (max(below, above) < 0.05)
-        enough = found.verdict in ("better", "not worse", "equivalent")
+        assert (result.difference.low, result.difference.high) == pytest.approx(expected)
+        assert (result.verdict == "equivalent") == (max(below, above) < 0.05)
+        enough = result.verdict in ("better", "not worse", "equivalent")
         assert enough == (below < 0.05)
 
 
-def test_the_p_value_and_the_interval_agree():
+def test_the_p_value_agrees_with_the_verdict():
     rng = np.random.default_rng(0)
     verdicts = set()
     for _ in range(300):
-        differences = rng.normal() * 0.05 + effects(rng, 4, 20, 0.01, 0.05, 0.1)
-        found = equivalence_test(differences, 0.05)
-        assert (found.p_value < 0.05) == (found.verdict == "equivalent")
-        verdicts.add(found.verdict)
+        differences = rng.normal() * 0.05 + crossed_effects(rng, 4, 20, 0.01, 0.05, 0.1)
+        result = equivalence_test(differences, 0.05)
+        assert (result.p_value < 0.05) == (result.verdict == "equivalent")
+        verdicts.add(result.verdict)
     assert verdicts == {"equivalent", "better", "worse", "not worse", "undecided"}
 
 
@@ -379,12 +391,12 @@ def test_the_p_value_and_the_interval_agree():
         (-0.2, 0.2, "undecided"),
     ],
 )
-def test_verdicts(low, high, verdict):
+def test_the_verdict_follows_from_the_interval_and_the_margin(low, high, verdict):
     test = EquivalenceTest(Interval((low + high) / 2, low, high, 5), 0.1, 0.5)
     assert test.verdict == verdict
 
 
-def test_a_difference_without_any_noise_is_what_it_is():
+def test_the_p_value_without_noise_is_0_or_1():
     assert equivalence_test(np.full((2, 4), 0.25), 0.5).p_value == 0
     assert equivalence_test(np.full((2, 4), 0.25), 0.5).verdict == "equivalent"
     assert equivalence_test(np.full((2, 4), 0.25), 0.125).p_value == 1
@@ -392,7 +404,7 @@ def test_a_difference_without_any_noise_is_what_it_is():
 
 
 @pytest.mark.parametrize("margin", [0.0, -0.1, math.inf, math.nan])
-def test_margins_are_positive(margin):
+def test_a_margin_that_is_not_positive_and_finite_raises(margin):
     with pytest.raises(ValueError, match="margin must be positive"):
         equivalence_test(np.zeros((2, 2)), margin)
 
@@ -400,20 +412,20 @@ def test_margins_are_positive(margin):
 # Bootstrap
 
 
-def test_draws_are_multinomial():
+def test_bootstrap_weights_are_multinomial():
     num_examples, num_draws = 20, 4000
     weights = bootstrap_weights(np.random.default_rng(0), num_examples, num_draws)
     assert weights.shape == (num_draws, num_examples)
     assert weights.dtype == np.float32
     assert (weights.sum(1) == num_examples).all()
     for count in range(4):
-        found = (weights == count).sum(0)
+        occurrences = (weights == count).sum(0)
         probability = stats.binom.pmf(count, num_examples, 1 / num_examples)
         low, high = binomial_bounds(num_draws, probability, checks=num_examples)
-        assert ((low <= found) & (found <= high)).all(), count
+        assert ((low <= occurrences) & (occurrences <= high)).all(), count
 
 
-def test_draws_of_a_mean_vary_as_its_standard_error():
+def test_the_bootstrap_of_a_mean_has_its_standard_error():
     rng = np.random.default_rng(0)
     values = rng.normal(size=400)
     draws = bootstrap_weights(rng, 400, 2000) @ values / 400
@@ -422,34 +434,34 @@ def test_draws_of_a_mean_vary_as_its_standard_error():
     assert low <= statistic <= high
 
 
-def test_the_bootstrap_interval_adds_replicates_and_examples():
+def test_the_bootstrap_interval_adds_the_variances_of_replicates_and_examples():
     rng = np.random.default_rng(0)
     scores = rng.normal(size=4)
     draws = rng.normal(size=(50, 1)) + 0.3 * rng.normal(size=(50, 4))
     interval = bootstrap_interval(scores, draws)
-    parts = [stats.sem(scores) ** 2, np.var(draws.mean(1), ddof=1)]
-    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 3 + parts[1] ** 2 / 49)
-    expected = stats.t.interval(0.95, freedom, scores.mean(), math.sqrt(sum(parts)))
+    variances = [stats.sem(scores) ** 2, np.var(draws.mean(1), ddof=1)]
+    freedom = sum(variances) ** 2 / (variances[0] ** 2 / 3 + variances[1] ** 2 / 49)
+    expected = stats.t.interval(0.95, freedom, scores.mean(), math.sqrt(sum(variances)))
     assert (interval.low, interval.high) == pytest.approx(expected)
     assert (interval.mean, interval.num_replicates) == (pytest.approx(scores.mean()), 4)
 
 
-def test_of_a_mean_over_examples_the_bootstrap_interval_is_much_as_the_crossed_one():
-    """It counts what replicates and examples do together twice, so where they do little."""
+def test_the_bootstrap_interval_of_a_mean_is_close_to_the_crossed_interval():
+    """The interaction is small, since the bootstrap interval counts it twice."""
     rng = np.random.default_rng(0)
-    losses = effects(rng, 5, 400, 0.05, 1, 0.1)
+    losses = crossed_effects(rng, 5, 400, 0.05, 1, 0.1)
     draws = bootstrap_weights(rng, 400, 4000) @ losses.T / 400
-    found, expected = bootstrap_interval(losses.mean(1), draws), crossed_interval(losses)
-    # Six standard errors of the variance of 4,000 draws, in the width.
-    assert found.high - found.low == pytest.approx(expected.high - expected.low, rel=0.07)
+    actual, expected = bootstrap_interval(losses.mean(1), draws), crossed_interval(losses)
+    # The tolerance is six standard errors of the width, from the variance of 4,000 draws.
+    assert actual.high - actual.low == pytest.approx(expected.high - expected.low, rel=0.07)
 
 
-def test_without_any_variance_the_bootstrap_interval_is_the_mean():
+def test_the_bootstrap_interval_without_variance_is_the_mean():
     interval = bootstrap_interval(np.full(3, 0.5), np.full((4, 3), 0.5))
     assert (interval.low, interval.high) == (0.5, 0.5)
 
 
-def test_what_has_no_bootstrap_interval():
+def test_scores_without_a_bootstrap_interval_raise():
     with pytest.raises(ValueError, match="at least 2 replicates, got the shape"):
         bootstrap_interval(np.zeros(1), np.zeros((5, 1)))
     for shape in ((1, 3), (5, 2), (5,)):

@@ -1,8 +1,9 @@
 r"""Scores of regression, where an ensemble predicts an equal mixture of normal distributions.
 
-Member $m$ predicts $\mathcal{N}(\mu_m(x), \sigma^2)$, with one scale $\sigma$ for all: the noise of
-the targets. Lower is better, but for `interval_coverage`. A scale that is not positive gives NaN;
-means and targets of other shapes are a `ValueError`.
+Member $m$ predicts $\mathcal{N}(\mu_m(x), \sigma^2)$. All members share the scale $\sigma$, the
+noise of the targets. Lower scores are better, except `interval_coverage`. A scale that is not
+positive gives NaN. All functions raise a `ValueError` unless means are `[member, batch]` and
+targets `[batch]`.
 """
 
 import math
@@ -14,7 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdrop.annotations import Float
-from jdrop.metrics.calibration import mean_over_halvings
+from jdrop.metrics.calibration import mean_over_splits
 from jdrop.metrics.diversity import Ambiguity
 
 Means = Float[Array, "member batch"]
@@ -25,7 +26,7 @@ def _checked(means: Array, targets: Array) -> tuple[Array, Array]:
     if means.ndim != 2 or targets.shape != means.shape[1:]:
         raise ValueError(
             "means must be [member, batch], and targets [batch] of the same examples, got the "
-            f"shapes {means.shape} and {targets.shape}; of one network it is `means[None]`."
+            f"shapes {means.shape} and {targets.shape}; for a single network pass `means[None]`."
         )
     dtype = jnp.promote_types(jnp.promote_types(means.dtype, targets.dtype), jnp.float32)
     return means.astype(dtype), targets.astype(dtype)
@@ -89,17 +90,17 @@ def mixture_losses(means: Means, targets: Targets, scale: ArrayLike) -> Float[Ar
     return math.log(len(means)) - jax.nn.logsumexp(log_densities, 0)
 
 
-def _mean_distance(distance: Array, scale: Array) -> Array:
-    """The expected absolute value of a normal variable with this mean and scale."""
-    ratio = distance / scale
-    return distance * jax.scipy.special.erf(ratio / math.sqrt(2)) + (
+def _mean_absolute_value(mean: Array, scale: Array) -> Array:
+    """The mean of |z| for a normal z with this mean and scale."""
+    ratio = mean / scale
+    return mean * jax.scipy.special.erf(ratio / math.sqrt(2)) + (
         scale * math.sqrt(2 / math.pi) * jnp.exp(-(ratio**2) / 2)
     )
 
 
 @jax.jit
 def crps_losses(means: Means, targets: Targets, scale: ArrayLike) -> Float[Array, " batch"]:
-    r"""The continuous ranked probability score of the mixture for each target, in its unit.
+    r"""The continuous ranked probability score of each target, in the targets' unit.
 
     $$\frac{1}{M} \sum_i A(y - \mu_i, \sigma)
     - \frac{1}{2 M^2} \sum_{ij} A(\mu_i - \mu_j, \sqrt 2 \sigma)$$
@@ -120,10 +121,10 @@ def crps_losses(means: Means, targets: Targets, scale: ArrayLike) -> Float[Array
     """
     means, targets = _checked(means, targets)
     scale = _positive(scale)
-    to_target = jnp.mean(_mean_distance(targets[None] - means, scale), 0)
+    to_target = jnp.mean(_mean_absolute_value(targets[None] - means, scale), 0)
 
     def from_member(member: Array) -> Array:
-        return jnp.mean(_mean_distance(member[None] - means, math.sqrt(2) * scale), 0)
+        return jnp.mean(_mean_absolute_value(member[None] - means, math.sqrt(2) * scale), 0)
 
     return to_target - jnp.mean(jax.lax.map(from_member, means), 0) / 2
 
@@ -132,14 +133,16 @@ def crps_losses(means: Means, targets: Targets, scale: ArrayLike) -> Float[Array
 def interval_coverage(
     means: Means, targets: Targets, scale: ArrayLike, level: ArrayLike = 0.95
 ) -> Float[Array, ""]:
-    r"""The share of targets in the central interval of the mixture: where $F(y)$ is in its middle.
+    r"""The share of targets in the mixture's central interval, $|F(y) - 1/2| \le$ `level` / 2.
+
+    $F$ is the distribution function of the mixture.
 
     Args:
         means: `[member, batch]`.
         targets: `[batch]`.
         scale: $\sigma$, positive, in the targets' unit.
-        level: the probability of the interval, in (0, 1), else NaN; the coverage should be as
-            large.
+        level: the probability of the interval, in (0, 1); the coverage is NaN for other levels.
+            A calibrated mixture has a coverage near its level.
 
     Example:
         >>> float(interval_coverage(jnp.zeros((1, 2)), jnp.array([0.0, 3.0]), 1.0))
@@ -154,15 +157,15 @@ def interval_coverage(
 
 @jax.jit
 def fit_scale(means: Means, targets: Targets) -> Float[Array, ""]:
-    r"""The scale $\sigma$ of greatest likelihood, for the mixture and all targets.
+    r"""The scale $\sigma$ that maximises the likelihood of all targets under the mixture.
 
-    Found by expectation maximisation, which starts at the root mean square of all residuals and
-    never makes the likelihood smaller: of several maxima, which a handful of targets may have, it
-    finds that of the largest scale. For one member it is its RMSE. 0 if every target is a mean.
+    Expectation maximisation starts at the root mean square of all residuals, and no step lowers
+    the likelihood. A few targets may give several maxima; the one with the largest scale is
+    returned. For a single member the scale is the RMSE. It is 0 if each target equals a mean.
 
     Args:
         means: `[member, batch]`.
-        targets: `[batch]`; not those that are scored.
+        targets: `[batch]`, of other examples than those scored later.
 
     Example:
         >>> float(fit_scale(jnp.zeros((1, 2)), jnp.array([3.0, -3.0])))
@@ -173,8 +176,8 @@ def fit_scale(means: Means, targets: Targets) -> Float[Array, ""]:
 
     def improve(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         variance, _, count = state
-        of_member = jax.nn.softmax(-squares / (2 * variance), 0)
-        new = jnp.mean(jnp.sum(of_member * squares, 0))
+        responsibilities = jax.nn.softmax(-squares / (2 * variance), 0)
+        new = jnp.mean(jnp.sum(responsibilities * squares, 0))
         return new, jnp.abs(new - variance) / variance, count + 1
 
     def unfinished(state: tuple[Array, Array, Array]) -> Array:
@@ -189,19 +192,19 @@ def fit_scale(means: Means, targets: Targets) -> Float[Array, ""]:
 def calibrated_mixture_losses(
     key: Array, means: Means, targets: Targets, *, num_repeats: int = 5
 ) -> Float[Array, " batch"]:
-    """The `mixture_losses` of each example, at a scale that was fitted without it.
+    """The `mixture_losses` of each example, at a scale fitted without this example.
 
-    The examples are halved at random; each half is scored at the scale fitted on the other. The
-    mean over `num_repeats` halvings, as in `jdrop.metrics.calibrated_losses`.
+    A random two-fold split fits the scale on each half and scores the other half. The result is the
+    mean over `num_repeats` splits, as in `jdrop.metrics.calibrated_losses`.
 
     Args:
-        key: consumed; it says which examples go together. Use one key for all that is compared.
+        key: consumed; it decides the splits. Use the same key for everything you compare.
         means: `[member, batch]`, at least 2 examples.
         targets: `[batch]`.
-        num_repeats: how many halvings, at least 1.
+        num_repeats: how many random splits, at least 1.
 
     Raises:
-        ValueError: fewer than 2 examples, or than 1 repeat.
+        ValueError: if there are fewer than 2 examples or 1 repeat.
 
     Example:
         >>> means, targets = jnp.zeros((1, 2)), jnp.array([1.0, -1.0])
@@ -214,22 +217,23 @@ def calibrated_mixture_losses(
         scale = fit_scale(means[:, fitted], targets[fitted])
         return mixture_losses(means[:, scored], targets[scored], scale)
 
-    return mean_over_halvings(key, score, len(targets), num_repeats)
+    return mean_over_splits(key, score, len(targets), num_repeats)
 
 
 @jax.jit
 def squared_ambiguity(means: Means, targets: Targets) -> Ambiguity:
-    r"""The squared error of the average as the members' mean less their variance.
+    r"""Splits the average's squared error into the members' mean squared error less their variance.
 
-    $(\bar\mu - y)^2 = \frac{1}{M} \sum_m (\mu_m - y)^2 - \frac{1}{M} \sum_m (\mu_m - \bar\mu)^2$,
-    means over examples.
+    $$(\bar\mu - y)^2 = \frac{1}{M} \sum_m (\mu_m - y)^2 - \frac{1}{M} \sum_m (\mu_m - \bar\mu)^2$$
+
+    Each term is a mean over examples.
 
     Args:
         means: `[member, batch]`, at least 2 members.
         targets: `[batch]`.
 
     Raises:
-        ValueError: fewer than 2 members.
+        ValueError: if there are fewer than 2 members.
 
     Example:
         >>> [float(x) for x in squared_ambiguity(jnp.array([[1.0], [3.0]]), jnp.array([0.0]))]
@@ -241,7 +245,8 @@ def squared_ambiguity(means: Means, targets: Targets) -> Ambiguity:
     means, targets = _checked(means, targets)
     if len(means) < 2:
         raise ValueError(
-            f"means must hold at least 2 members, got {len(means)}: one alone has no diversity."
+            f"means must hold at least 2 members, got {len(means)}: a single member has no "
+            "diversity."
         )
     return Ambiguity(
         members=jnp.mean((means - targets[None]) ** 2),

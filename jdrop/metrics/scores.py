@@ -1,4 +1,4 @@
-"""The scores that are means over examples: error, NLL and Brier."""
+"""Scores that are means over examples: error, NLL and Brier."""
 
 import math
 
@@ -13,7 +13,10 @@ Labels = Integer[Array, " batch"]
 
 
 def checked(log_probs: Array, labels: Array) -> tuple[Array, Array]:
-    """`log_probs` in the dtype to compute in, and 0, or NaN if a label or prediction is none."""
+    """Checks shapes, and returns `log_probs` in the dtype to compute in and a scalar.
+
+    The scalar is 0, or NaN if any label is no class index or any prediction is NaN. Scores add it.
+    """
     if log_probs.ndim != 2:
         raise ValueError(
             f"log_probs must be [batch, class], got the shape {log_probs.shape}; average members "
@@ -25,37 +28,39 @@ def checked(log_probs: Array, labels: Array) -> tuple[Array, Array]:
             f"got {labels.dtype} of shape {labels.shape}."
         )
     log_probs = log_probs.astype(jnp.promote_types(log_probs.dtype, jnp.float32))
-    # Not in the dtype of the labels, in which the number of classes may be another number.
-    wide = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
-    is_class = (wide >= 0) & (wide < log_probs.shape[-1])
-    are_numbers = is_class.all() & ~jnp.isnan(log_probs).any()
-    return log_probs, jnp.where(are_numbers, 0, math.nan).astype(log_probs.dtype)
+    # At least int32, since a narrow dtype of the labels may not hold the number of classes.
+    class_indices = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
+    in_range = (class_indices >= 0) & (class_indices < log_probs.shape[-1])
+    valid = in_range.all() & ~jnp.isnan(log_probs).any()
+    return log_probs, jnp.where(valid, 0, math.nan).astype(log_probs.dtype)
 
 
 def checked_members(log_probs: Array) -> Array:
-    """`log_probs` of several members in the dtype to compute in."""
+    """Checks that `log_probs` are of members, and returns them in the dtype to compute in."""
     if log_probs.ndim != 3:
         raise ValueError(
-            f"log_probs must be [member, batch, class], got the shape {log_probs.shape}; of one "
-            "network it is `log_probs[None]`."
+            f"log_probs must be [member, batch, class], got the shape {log_probs.shape}; for a "
+            "single network pass `log_probs[None]`."
         )
     return log_probs.astype(jnp.promote_types(log_probs.dtype, jnp.float32))
 
 
 @jax.jit
 def losses(log_probs: LogProbs, labels: Labels) -> dict[str, Float[Array, " batch"]]:
-    """What each example adds to `nll`, `brier` and `error`, by these names: they are its means.
+    """The losses of each example, by the name of the score: "nll", "brier" and "error".
+
+    The functions `nll`, `brier` and `error` are the means of these losses over examples.
 
     Args:
         log_probs: `[batch, class]`, normalised.
-        labels: `[batch]`, integers from 0.
+        labels: `[batch]`, class indices.
 
     Example:
         >>> losses(jnp.log(jnp.full((3, 2), 0.5)), jnp.array([0, 1, 1]))["brier"]
         Array([0.5, 0.5, 0.5], dtype=float32)
     """
     log_probs, zero_or_nan = checked(log_probs, labels)
-    # A dtype that cannot hold the number of classes would take class 256 for class 0.
+    # In uint8, one_hot would confuse class 256 with class 0.
     labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
     truth = jax.nn.one_hot(labels, log_probs.shape[-1], dtype=log_probs.dtype)
     return {
@@ -69,11 +74,11 @@ def losses(log_probs: LogProbs, labels: Labels) -> dict[str, Float[Array, " batc
 def error(log_probs: LogProbs, labels: Labels) -> Float[Array, ""]:
     """The share of examples whose most probable class is not their label, in [0, 1].
 
-    Among equally probable classes the first counts as predicted.
+    Of equally probable classes the first is the predicted class.
 
     Args:
         log_probs: `[batch, class]`.
-        labels: `[batch]`, integers from 0.
+        labels: `[batch]`, class indices.
 
     Example:
         >>> float(error(jnp.log(jnp.array([[0.8, 0.2], [0.6, 0.4]])), jnp.array([0, 1])))
@@ -88,7 +93,7 @@ def nll(log_probs: LogProbs, labels: Labels) -> Float[Array, ""]:
 
     Args:
         log_probs: `[batch, class]`, normalised.
-        labels: `[batch]`, integers from 0.
+        labels: `[batch]`, class indices.
 
     Example:
         >>> round(float(nll(jnp.log(jnp.full((3, 4), 0.25)), jnp.array([0, 1, 2]))), 4)
@@ -101,11 +106,11 @@ def nll(log_probs: LogProbs, labels: Labels) -> Float[Array, ""]:
 def brier(log_probs: LogProbs, labels: Labels) -> Float[Array, ""]:
     r"""The Brier score $\frac{1}{N} \sum_n \sum_c (p_n(c) - [y_n = c])^2$, in [0, 2].
 
-    The sum over classes, as Brier defined it; some papers divide it by the number of classes.
+    It sums over classes, as Brier defined it; some papers divide by the number of classes.
 
     Args:
         log_probs: `[batch, class]`, normalised.
-        labels: `[batch]`, integers from 0.
+        labels: `[batch]`, class indices.
 
     Example:
         >>> float(brier(jnp.log(jnp.full((1, 2), 0.5)), jnp.array([0])))

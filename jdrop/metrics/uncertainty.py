@@ -1,4 +1,4 @@
-"""How unsure predictions are, and what that is good for: detection and selection."""
+"""The uncertainty of predictions, and its uses: out-of-distribution detection and selection."""
 
 import jax
 import jax.numpy as jnp
@@ -28,15 +28,17 @@ def entropy(log_probs: LogProbs) -> Float[Array, " batch"]:
 def mutual_information(
     log_probs: Float[Array, "member batch classes"],
 ) -> Float[Array, " batch"]:
-    r"""How much members disagree about each example, in nats.
+    r"""The mutual information of the class and the member, for each example, in nats.
 
-    $H(\bar p) - \frac{1}{M} \sum_m H(p_m)$; with the arithmetic mean $\bar p$ it is
-    $\frac{1}{M} \sum_m \mathrm{KL}(p_m \| \bar p)$, at least 0 and at most $\log M$: the part of
-    the entropy that more knowledge of the network would remove, where members are networks drawn
-    by what is known.
+    $$H(\bar p) - \frac{1}{M} \sum_m H(p_m) = \frac{1}{M} \sum_m \mathrm{KL}(p_m \| \bar p)$$
+
+    with the arithmetic mean $\bar p$. It lies in $[0, \log M]$, and is 0 if all members agree. If
+    the members are draws from a posterior over networks, it is the epistemic uncertainty: the
+    entropy that knowing the network would remove.
 
     Args:
-        log_probs: `[member, batch, class]`, normalised; members are networks, or masks of one.
+        log_probs: `[member, batch, class]`, normalised. Members are networks, or the masks of a
+            single network.
 
     Example:
         >>> log_probs = jnp.log(jnp.array([[[1.0, 0.0]], [[0.0, 1.0]]]))
@@ -48,14 +50,15 @@ def mutual_information(
     """
     log_probs = checked_members(log_probs)
     average = jax.nn.logsumexp(log_probs, 0) - jnp.log(len(log_probs))
-    # Rounding can make the divergence of members that agree negative.
+    # Rounding can make the divergence of equal members negative.
     return jnp.maximum(jnp.mean(divergence(log_probs, average[None]), 0), 0)
 
 
 def divergence(log_probs: Array, others: Array) -> Array:
-    """Kullback-Leibler divergence of the last axis, where classes of probability 0 add nothing.
+    """Kullback-Leibler divergence of `others` from `log_probs`, over the last axis.
 
-    Infinite where the others rule out a class that `log_probs` do not, however improbable.
+    Classes with probability 0 in `log_probs` add nothing. The divergence is infinite if `others`
+    give probability 0 to a class of any probability above 0, however small.
     """
     ratio = jnp.where(log_probs == -jnp.inf, 0, log_probs - others)
     terms = jnp.where(ratio == jnp.inf, jnp.inf, jnp.exp(log_probs) * ratio)
@@ -64,12 +67,12 @@ def divergence(log_probs: Array, others: Array) -> Array:
 
 @jax.jit
 def auroc(negatives: Float[Array, " a"], positives: Float[Array, " b"]) -> Float[Array, ""]:
-    r"""The probability that a positive scores higher than a negative, ties counting one half.
+    r"""The probability that a positive scores higher than a negative; a tie counts one half.
 
-    The area under the receiver operating characteristic. To tell inputs of another distribution
-    from those of the training data: these are the positives, and the score is the entropy.
+    This is the area under the receiver operating characteristic. For out-of-distribution detection
+    the score is the entropy, and the positives are the out-of-distribution inputs.
 
-    NaN where a score is.
+    It is NaN if any score is NaN.
 
     Args:
         negatives: scores of the negatives.
@@ -82,20 +85,20 @@ def auroc(negatives: Float[Array, " a"], positives: Float[Array, " b"]) -> Float
     ordered = jnp.sort(negatives)
     below = jnp.searchsorted(ordered, positives, side="left")
     not_above = jnp.searchsorted(ordered, positives, side="right")
-    # NaN, which is sorted to the end, would count as the largest score.
-    known = ~(jnp.isnan(negatives).any() | jnp.isnan(positives).any())
-    return jnp.where(known, jnp.mean((below + not_above) / (2 * len(negatives))), jnp.nan)
+    # `sort` puts NaN last, so NaN would count as the largest score.
+    defined = ~(jnp.isnan(negatives).any() | jnp.isnan(positives).any())
+    return jnp.where(defined, jnp.mean((below + not_above) / (2 * len(negatives))), jnp.nan)
 
 
 @jax.jit
 def risk_coverage(log_probs: LogProbs, labels: Labels) -> Float[Array, " batch"]:
     r"""The error of the `k` most confident predictions, for `k` from 1 to the number of examples.
 
-    Its mean is the AURC of Geifman et al. Examples of equal confidence stand in their given order.
+    Its mean is the AURC of Geifman et al. Examples of equal confidence keep their order.
 
     Args:
         log_probs: `[batch, class]`, normalised.
-        labels: `[batch]`, integers from 0.
+        labels: `[batch]`, class indices.
 
     Example:
         >>> log_probs = jnp.log(jnp.array([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7]]))

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-# From numpy, whose generators cost no compilations.
+# NumPy draws the test data, since its generators compile nothing.
 
 
 @pytest.fixture
@@ -20,13 +20,13 @@ def predictions(rng):
 
 @pytest.fixture
 def informed(predictions, rng):
-    """The same predictions, and labels that are likelier where the first member says so."""
+    """The same predictions, and labels drawn from the first member's logits, halved."""
     logits = np.asarray(predictions[0][0]) / 2
     return predictions[0], jnp.asarray((logits + rng.gumbel(size=logits.shape)).argmax(-1))
 
 
 @pytest.fixture
 def wide_probs(predictions):
-    """The same predictions as probabilities in float64, each of sum 1."""
+    """The same predictions as probabilities in float64, which sum to 1."""
     probs = np.exp(np.asarray(predictions[0], np.float64))
     return probs / probs.sum(-1, keepdims=True)

@@ -11,10 +11,10 @@ from jdrop.inference import POOLS, pool
 from jdrop.train import cross_entropy
 
 
-@pytest.mark.parametrize("kind", POOLS)
-def test_scores_of_every_pool_equal_those_of_scikit_learn(predictions, kind):
+@pytest.mark.parametrize("method", POOLS)
+def test_scores_of_every_pool_equal_those_of_scikit_learn(predictions, method):
     log_probs, labels = predictions
-    pooled = pool(log_probs, kind)
+    pooled = pool(log_probs, method)
     probs = np.exp(np.asarray(pooled, np.float64))
     probs /= probs.sum(1, keepdims=True)
     classes = list(range(5))
@@ -29,7 +29,7 @@ def test_scores_of_every_pool_equal_those_of_scikit_learn(predictions, kind):
         assert float(getattr(metrics, name)(pooled, labels)) == pytest.approx(value, rel=1e-5), name
 
 
-def test_the_losses_are_those_of_each_example(predictions, wide_probs):
+def test_losses_of_each_example_equal_numpy_and_average_to_the_scores(predictions, wide_probs):
     log_probs, labels = predictions
     losses = metrics.losses(log_probs[0], labels)
     truth = np.eye(5)[labels]
@@ -45,7 +45,7 @@ def test_the_losses_are_those_of_each_example(predictions, wide_probs):
 
 
 def test_scores_worked_by_hand():
-    """Two examples, two classes: one right with 0.8, one wrong with 0.6."""
+    """The first example is classified correctly with 0.8, the second wrongly with 0.6."""
     log_probs = jnp.log(jnp.array([[0.8, 0.2], [0.6, 0.4]]))
     labels = jnp.array([0, 1])
     assert float(metrics.error(log_probs, labels)) == 0.5
@@ -61,7 +61,7 @@ def test_a_uniform_prediction_scores_the_logarithm_of_the_number_of_classes():
 
 
 def test_averaging_never_scores_worse_than_the_mean_member(predictions):
-    """Jensen: NLL and Brier are convex in the probabilities, NLL also in their logarithms."""
+    """By Jensen: NLL and Brier are convex in probabilities, and NLL in log-probabilities."""
     log_probs, labels = predictions
     for score in (metrics.nll, metrics.brier):
         members = jax.vmap(score, (0, None))(log_probs, labels)
@@ -77,7 +77,7 @@ def test_huge_logits_score_finitely():
         assert math.isfinite(getattr(metrics, name)(log_probs, labels))
 
 
-def test_what_was_ruled_out_and_happens_loses_infinitely():
+def test_the_nll_of_a_class_of_probability_0_is_infinite():
     log_probs = jnp.log(jnp.array([[1.0, 0.0], [1.0, 0.0]]))
     losses = metrics.losses(log_probs, jnp.array([0, 1]))
     assert {name: values.tolist() for name, values in losses.items()} == {
@@ -88,11 +88,11 @@ def test_what_was_ruled_out_and_happens_loses_infinitely():
 
 
 @pytest.mark.parametrize("name", ["error", "nll", "brier", "ece", "debiased_ece"])
-def test_what_is_not_one_prediction_for_each_label_is_an_error(predictions, name):
-    """Shapes that would broadcast to a number that means nothing."""
+def test_predictions_and_labels_of_other_shapes_or_dtypes_raise(predictions, name):
+    """These shapes would broadcast, to a score without meaning."""
     score = getattr(metrics, name)
     log_probs, labels = predictions
-    # With the tests' type checks on, the annotations refuse them too, as a TypeError.
+    # In the tests jaxtyping may refuse the arrays first, with a TypeError.
     for wrong in [(log_probs, labels), (log_probs[0], labels[:, None]), (log_probs[0], labels / 1)]:
         with pytest.raises((ValueError, TypeError)):
             score(*wrong)
@@ -106,7 +106,7 @@ def test_what_is_not_one_prediction_for_each_label_is_an_error(predictions, name
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 def test_many_examples_lose_no_digits(dtype):
-    """All wrong at a confidence of nine tenths: every score is known."""
+    """All examples are wrong at a confidence of 0.9, so every score is known."""
     n = 1_000_000 if dtype == jnp.float32 else 20_000
     log_probs = jnp.tile(jnp.log(jnp.array([[0.9, 0.1]])).astype(dtype), (n, 1))
     labels = jnp.ones(n, jnp.int32)
@@ -120,9 +120,9 @@ def test_many_examples_lose_no_digits(dtype):
 
 
 def ambiguities(log_probs, labels):
-    both = jnp.stack([log_probs, log_probs])
-    kinds = ("arithmetic NLL", "geometric NLL", "arithmetic Brier")
-    return jnp.array([metrics.ambiguity(both, labels, kind) for kind in kinds])
+    members = jnp.stack([log_probs, log_probs])
+    methods = ("arithmetic NLL", "geometric NLL", "arithmetic Brier")
+    return jnp.array([metrics.ambiguity(members, labels, method) for method in methods])
 
 
 SCORES = {
@@ -138,7 +138,7 @@ SCORES = {
 
 
 @pytest.mark.parametrize("name", SCORES)
-def test_a_label_that_is_no_class_makes_every_score_nan(name):
+def test_a_label_out_of_range_makes_every_score_nan(name):
     score = SCORES[name]
     log_probs = jnp.log(jnp.array([[0.5, 0.3, 0.2]] * 4))
     assert jnp.isfinite(score(log_probs, jnp.array([0, 1, 2, 0]))).all()
@@ -147,7 +147,7 @@ def test_a_label_that_is_no_class_makes_every_score_nan(name):
 
 
 @pytest.mark.parametrize(("dtype", "classes"), [("uint8", 256), ("uint8", 300), ("int8", 200)])
-def test_more_classes_than_the_dtype_of_the_labels_holds(dtype, classes):
+def test_labels_may_have_a_dtype_too_narrow_for_the_number_of_classes(dtype, classes):
     log_probs = jnp.log(jnp.full((3, classes), 1 / classes))
     labels = jnp.array([0, 7, 120], dtype)
     assert float(metrics.nll(log_probs, labels)) == pytest.approx(math.log(classes), rel=1e-5)
@@ -155,6 +155,6 @@ def test_more_classes_than_the_dtype_of_the_labels_holds(dtype, classes):
     assert jnp.isfinite(cross_entropy(log_probs, labels)).all()
 
 
-def test_labels_of_any_integer_dtype():
+def test_labels_may_have_an_unsigned_dtype():
     log_probs = jnp.log(jnp.array([[0.8, 0.2], [0.6, 0.4]]))
     assert float(metrics.error(log_probs, jnp.array([0, 1], jnp.uint8))) == 0.5

@@ -9,18 +9,17 @@ import sklearn.metrics
 from jdrop import metrics
 
 
-def test_the_entropy_is_that_of_scipy(predictions, wide_probs):
+def test_the_entropy_equals_scipy(predictions, wide_probs):
     log_probs, _ = predictions
     expected = scipy.stats.entropy(wide_probs[0], axis=1)
     np.testing.assert_allclose(metrics.entropy(log_probs[0]), expected, rtol=1e-5)
 
 
-def test_the_mutual_information_is_that_of_scipy(predictions, wide_probs):
-    """The entropy of the average less the average entropy, and what bounds it."""
+def test_the_mutual_information_equals_scipy_and_stays_in_its_bounds(predictions, wide_probs):
     log_probs, _ = predictions
     information = metrics.mutual_information(log_probs)
-    of_average = scipy.stats.entropy(wide_probs.mean(0), axis=1)
-    expected = of_average - scipy.stats.entropy(wide_probs, axis=2).mean(0)
+    entropy_of_average = scipy.stats.entropy(wide_probs.mean(0), axis=1)
+    expected = entropy_of_average - scipy.stats.entropy(wide_probs, axis=2).mean(0)
     np.testing.assert_allclose(information, expected, rtol=1e-4, atol=1e-6)
     assert ((information > 0) & (information < math.log(7))).all()
     np.testing.assert_allclose(
@@ -28,8 +27,7 @@ def test_the_mutual_information_is_that_of_scipy(predictions, wide_probs):
     )
 
 
-def test_members_that_agree_tell_nothing_of_each_other(predictions):
-    """And rounding makes no information negative."""
+def test_the_mutual_information_of_equal_members_is_0_and_never_negative(predictions):
     log_probs, _ = predictions
     same = jnp.tile(log_probs[:1], (7, 1, 1))
     information = metrics.mutual_information(same)
@@ -39,29 +37,28 @@ def test_members_that_agree_tell_nothing_of_each_other(predictions):
     assert metrics.mutual_information(certain).tolist() == [0]
 
 
-def test_classes_ruled_out_add_nothing():
+def test_classes_of_probability_0_add_no_uncertainty():
     log_probs = jnp.log(jnp.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]))
     np.testing.assert_allclose(metrics.entropy(log_probs), [math.log(2), 0], atol=1e-7)
     contrary = jnp.log(jnp.array([[[1.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]]]))
     assert float(metrics.mutual_information(contrary)[0]) == pytest.approx(math.log(2))
 
 
-def test_predictions_that_are_nan_have_no_uncertainty():
-    """Not 0, which would be certainty."""
+def test_the_uncertainty_of_nan_predictions_is_nan():
     log_probs = jnp.array([[math.nan, math.nan], [-math.log(2), -math.log(2)]])
     assert jnp.isnan(metrics.entropy(log_probs)).tolist() == [True, False]
     members = jnp.stack([log_probs, log_probs[::-1]])
     assert jnp.isnan(metrics.mutual_information(members)).all()
 
 
-def test_the_auroc_is_that_of_scikit_learn(rng):
+def test_the_auroc_equals_scikit_learn(rng):
     scores = jnp.asarray(rng.normal(size=250).round(1))
     truth = np.arange(250) >= 100
     expected = sklearn.metrics.roc_auc_score(truth, scores)
     assert float(metrics.auroc(scores[:100], scores[100:])) == pytest.approx(expected, rel=1e-5)
 
 
-def test_risk_coverage_is_the_error_of_the_most_confident(predictions):
+def test_risk_coverage_is_the_error_of_the_most_confident_predictions(predictions):
     log_probs, labels = predictions
     risks = np.asarray(metrics.risk_coverage(log_probs[0], labels))
     probs = np.exp(np.asarray(log_probs[0], np.float64))
@@ -71,7 +68,7 @@ def test_risk_coverage_is_the_error_of_the_most_confident(predictions):
     assert risks[-1] == pytest.approx(float(metrics.error(log_probs[0], labels)))
 
 
-def test_scores_that_are_no_numbers_give_none():
+def test_nan_scores_and_predictions_make_auroc_error_and_risk_coverage_nan():
     for negatives, positives in (([0.1, jnp.nan], [0.4]), ([0.1], [0.4, jnp.nan])):
         assert jnp.isnan(metrics.auroc(jnp.array(negatives), jnp.array(positives)))
     broken = jnp.full((2, 3), jnp.nan)

@@ -1,0 +1,28 @@
+"""The uncertainty of results from random runs: intervals, ensemble equivalents, equivalence tests.
+
+Arrays in, numbers out, in double precision. Two things are random: the replicates, which are whole
+repetitions of the training with other seeds, and the test examples. Losses `[replicate, example]`
+hold every example in every replicate. So both effects are crossed, and an interval covers both.
+"""
+
+from jdrop.statistics.intervals import (
+    Interval,
+    bootstrap_interval,
+    bootstrap_weights,
+    crossed_interval,
+    mean_interval,
+)
+from jdrop.statistics.tost import EquivalenceTest, equivalence_test
+from jdrop.statistics.worth import EnsembleCurve, EnsembleEquivalent
+
+__all__ = [
+    "EnsembleCurve",
+    "EnsembleEquivalent",
+    "EquivalenceTest",
+    "Interval",
+    "bootstrap_interval",
+    "bootstrap_weights",
+    "crossed_interval",
+    "equivalence_test",
+    "mean_interval",
+]
