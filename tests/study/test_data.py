@@ -13,10 +13,9 @@ import pooch
 import pytest
 from sklearn.datasets import load_digits
 
-from jdrop.study import data
-from jdrop.study.data import DataError, load
+from jdrop.study.data import DATASETS, DataError, dataset, generator, images, load, shuffled
 
-IMAGES, LABELS, TEST_IMAGES, TEST_LABELS = data.FILES
+IMAGES, LABELS, TEST_IMAGES, TEST_LABELS = images.FILES
 
 
 def idx(array):
@@ -89,7 +88,7 @@ def test_each_class_has_its_share_to_within_one_example(train_size):
     assert np.all(np.abs(counts - train_size * share) < 1), counts
 
 
-def test_the_share_is_kept_where_classes_are_unequal(tmp_path):
+def test_unequal_classes_keep_their_share(tmp_path):
     arrays = raw_arrays(train=100)
     arrays[LABELS][:] = np.repeat(np.arange(10), [1, 3, 6, 10, 10, 10, 10, 10, 10, 30])
     write(tmp_path, arrays)
@@ -111,7 +110,7 @@ def test_a_larger_subset_holds_the_smaller_one():
 
 def test_data_sets_choose_independently(tmp_path):
     write(tmp_path, raw_arrays())
-    mnist, fashion = (from_folder(tmp_path, name, train_size=30) for name in data.DATASETS[1:])
+    mnist, fashion = (from_folder(tmp_path, name, train_size=30) for name in DATASETS[1:])
     assert rows(mnist.train_inputs) != rows(fashion.train_inputs)
 
 
@@ -159,7 +158,7 @@ def test_noise_follows_from_the_seed_and_is_spread_over_the_set():
 
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("subfolder", ["", "fashion-mnist"])
-def test_files_are_read_gzipped_or_plain_here_or_below(tmp_path, compress, subfolder):
+def test_files_are_read_gzipped_or_plain_from_data_dir_or_its_folder(tmp_path, compress, subfolder):
     arrays = raw_arrays()
     write(tmp_path / subfolder, arrays, compress=compress)
     read = from_folder(tmp_path, "fashion-mnist")
@@ -199,14 +198,14 @@ def test_a_subset_of_files_leaves_their_test_set_whole(tmp_path):
     np.testing.assert_array_equal(part.test_labels, whole.test_labels)
 
 
-def test_a_set_in_its_own_folder_goes_before_files_beside_it(tmp_path):
+def test_files_in_the_folder_of_the_name_go_before_files_in_data_dir(tmp_path):
     write(tmp_path, raw_arrays(train=60))
     write(tmp_path / "fashion-mnist", raw_arrays(train=70))
     assert len(from_folder(tmp_path, "mnist").train_labels) == 60
     assert len(from_folder(tmp_path, "fashion-mnist").train_labels) == 70
 
 
-def test_two_folders_are_never_mixed(tmp_path):
+def test_files_of_two_folders_are_never_mixed(tmp_path):
     write(tmp_path, raw_arrays())
     write(tmp_path / "mnist", raw_arrays(seed=1))
     (tmp_path / "mnist" / LABELS).unlink()
@@ -223,7 +222,7 @@ def test_a_missing_file_is_named_with_its_folder_and_the_way_out(tmp_path):
         assert part in str(raised.value)
 
 
-def test_a_folder_that_is_none(tmp_path):
+def test_a_data_dir_that_is_no_folder_is_refused(tmp_path):
     with pytest.raises(DataError, match="absent"):
         from_folder(tmp_path / "absent")
     (tmp_path / "file").write_text("")
@@ -272,13 +271,13 @@ def test_damaged_files_are_named_with_what_is_wrong(tmp_path, damage, name):
         (TEST_IMAGES, np.zeros((20, 3, 4), np.uint8), r"shape \(4, 3\).*got \(3, 4\)"),
     ],
 )
-def test_files_that_do_not_belong_together(tmp_path, name, array, message):
+def test_files_that_do_not_belong_together_are_refused(tmp_path, name, array, message):
     write(tmp_path, {**raw_arrays(), name: array})
     with pytest.raises(DataError, match=f"{name} .*{message}"):
         from_folder(tmp_path)
 
 
-# Inputs of another kind.
+# Out-of-distribution inputs.
 
 
 def with_ood(folder, ood, name="mnist", seed=0):
@@ -286,7 +285,7 @@ def with_ood(folder, ood, name="mnist", seed=0):
 
 
 def test_shuffled_pixels_are_those_of_the_test_images(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "MAX_SHUFFLED", 15)
+    monkeypatch.setattr(dataset, "MAX_SHUFFLED", 15)
     write(tmp_path, raw_arrays())
     read = with_ood(tmp_path, None)
     assert read.ood_name == "shuffled pixels"
@@ -294,15 +293,15 @@ def test_shuffled_pixels_are_those_of_the_test_images(tmp_path, monkeypatch):
     np.testing.assert_array_equal(np.sort(read.ood_inputs, 1), np.sort(read.test_inputs[:15], 1))
     np.testing.assert_array_equal(read.ood_inputs, with_ood(tmp_path, None).ood_inputs)
     assert not np.array_equal(read.ood_inputs, with_ood(tmp_path, None, seed=1).ood_inputs)
-    # Each in an order of its own: two rows of the same pixels come out different.
-    same = data.shuffled(np.tile(np.arange(12.0, dtype=np.float32).reshape(3, 4), (8, 1, 1)), 0)
+    # Each in a different order: two rows of the same pixels come out different.
+    same = shuffled(np.tile(np.arange(12.0, dtype=np.float32).reshape(3, 4), (8, 1, 1)), 0)
     assert same.shape == (8, 3, 4)
     assert len(rows(same)) == 8
 
 
 @pytest.mark.parametrize("compress", [False, True])
-def test_other_test_images_are_read_from_their_folder(tmp_path, monkeypatch, compress):
-    monkeypatch.setattr(data, "MAX_OOD_IMAGES", 18)
+def test_out_of_distribution_images_are_read_from_their_folder(tmp_path, monkeypatch, compress):
+    monkeypatch.setattr(images, "MAX_OOD_IMAGES", 18)
     write(tmp_path / "mnist", raw_arrays())
     other = raw_arrays(seed=1)[TEST_IMAGES]
     write(tmp_path / "notmnist", {TEST_IMAGES: other}, compress=compress)
@@ -313,12 +312,12 @@ def test_other_test_images_are_read_from_their_folder(tmp_path, monkeypatch, com
     np.testing.assert_array_equal(read.test_inputs, with_ood(tmp_path, None).test_inputs)
 
 
-def test_other_images_that_cannot_be_had(tmp_path):
+def test_out_of_distribution_images_that_are_missing_or_do_not_fit_are_refused(tmp_path):
     write(tmp_path / "mnist", raw_arrays())
     write(tmp_path / "notmnist", {TEST_IMAGES: np.zeros((5, 3, 4), np.uint8)})
     for ood, message in (
         ("cifar", "ood must be one of mnist, fashion-mnist, notmnist, got 'cifar'"),
-        ("mnist", "ood must be of another kind than mnist"),
+        ("mnist", "ood must be another data set than mnist"),
         ("fashion-mnist", rf"fashion-mnist must hold the test images .*{TEST_IMAGES}\.gz"),
         ("notmnist", r"images of shape \(4, 3\).*those of notmnist have \(3, 4\)"),
     ):
@@ -328,28 +327,28 @@ def test_other_images_that_cannot_be_had(tmp_path):
         with_ood(None, "notmnist", name="digits")
 
 
-def test_purposes_draw_independently_of_each_other():
-    draws = {data.generator(seed, name).bytes(8) for seed in (0, 1) for name in ("a", "b")}
+def test_generators_of_different_names_and_seeds_differ():
+    draws = {generator(seed, name).bytes(8) for seed in (0, 1) for name in ("a", "b")}
     assert len(draws) == 4
-    assert data.generator(1, "a").bytes(8) in draws
+    assert generator(1, "a").bytes(8) in draws
     with pytest.raises(DataError, match="seed must not be negative, got -1"):
-        data.generator(-1, "a")
+        generator(-1, "a")
 
 
 # Arguments.
 
 
 @pytest.mark.parametrize("train_size", [-1, 0, 9, 1797, 1798])
-def test_train_sizes_that_digits_cannot_give(train_size):
+def test_train_sizes_outside_those_of_digits_are_refused(train_size):
     with pytest.raises(DataError, match=rf"at least 10.*at most 1796.*got {train_size}\."):
         digits(train_size)
 
 
-def test_all_digits_but_one_are_left_to_train_on():
+def test_all_digits_but_one_can_be_trained_on():
     assert len(digits(1796).test_labels) == 1
 
 
-def test_train_sizes_that_files_cannot_give(tmp_path):
+def test_train_sizes_above_those_of_the_files_are_refused(tmp_path):
     write(tmp_path, raw_arrays())
     assert len(from_folder(tmp_path, train_size=60).train_labels) == 60
     with pytest.raises(DataError, match=r"at most 60 for mnist, got 61\."):
@@ -357,12 +356,12 @@ def test_train_sizes_that_files_cannot_give(tmp_path):
 
 
 @pytest.mark.parametrize("label_noise", [-0.1, 1.0, 1.5, float("nan"), float("inf")])
-def test_label_noise_out_of_range(label_noise):
+def test_label_noise_out_of_range_is_refused(label_noise):
     with pytest.raises(DataError, match=rf"label_noise must lie in \[0, 1\), got {label_noise}\."):
         digits(label_noise=label_noise)
 
 
-def test_unknown_names_and_negative_seeds():
+def test_unknown_names_and_negative_seeds_are_refused():
     with pytest.raises(DataError, match="one of digits, mnist, fashion-mnist, got 'cifar'"):
         from_folder(None, "cifar")
     with pytest.raises(DataError, match="seed must not be negative, got -1"):
@@ -390,14 +389,14 @@ def mirror(tmp_path, monkeypatch, cache):
         def log_message(self, format, *args):
             requests.append(self.path)
 
-    digests = (hashlib.sha256((folder / f"{name}.gz").read_bytes()) for name in data.FILES)
-    monkeypatch.setitem(data.SHA256, "mnist", tuple(digest.hexdigest() for digest in digests))
+    digests = (hashlib.sha256((folder / f"{name}.gz").read_bytes()) for name in images.FILES)
+    monkeypatch.setitem(images.SHA256, "mnist", tuple(digest.hexdigest() for digest in digests))
     with http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), partial(Handler, directory=folder)
     ) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        monkeypatch.setitem(data.MIRRORS, "mnist", f"http://127.0.0.1:{server.server_port}/")
+        monkeypatch.setitem(images.MIRRORS, "mnist", f"http://127.0.0.1:{server.server_port}/")
         yield folder, requests
         server.shutdown()
         thread.join()
@@ -408,7 +407,7 @@ def test_files_are_downloaded_once(mirror, cache):
     downloaded = from_folder(None)
     np.testing.assert_array_equal(downloaded.train_inputs, from_folder(folder).train_inputs)
     assert sorted(path.name for path in (cache / "mnist").iterdir()) == sorted(
-        f"{name}.gz" for name in data.FILES
+        f"{name}.gz" for name in images.FILES
     )
     assert len(requests) == 4
     from_folder(None)
@@ -431,19 +430,19 @@ def test_a_download_with_a_wrong_checksum_is_refused(mirror, cache):
     assert not (cache / "mnist" / f"{LABELS}.gz").exists()
 
 
-def test_a_file_that_the_server_lacks(mirror):
+def test_a_file_that_the_server_lacks_is_named(mirror):
     folder, _ = mirror
     (folder / f"{TEST_IMAGES}.gz").unlink()
     with pytest.raises(DataError, match=rf"{TEST_IMAGES}\.gz could not be .*404.*--data-dir"):
         from_folder(None)
 
 
-def test_a_server_that_cannot_be_reached(monkeypatch, cache):
+def test_a_server_that_cannot_be_reached_is_named(monkeypatch, cache):
     with socket.socket() as bound:
         # Bound but not listening: nothing answers there, and nobody else can take the port.
         bound.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{bound.getsockname()[1]}/"
-        monkeypatch.setitem(data.MIRRORS, "fashion-mnist", address)
+        monkeypatch.setitem(images.MIRRORS, "fashion-mnist", address)
         with pytest.raises(DataError) as raised:
             from_folder(None, "fashion-mnist")
     for part in (f"{address}{IMAGES}.gz", "refused", "--data-dir", "fashion-mnist"):
@@ -451,16 +450,17 @@ def test_a_server_that_cannot_be_reached(monkeypatch, cache):
 
 
 def test_checksums_are_four_different_ones_for_each_published_set():
-    assert set(data.SHA256) == set(data.MIRRORS) == set(data.DATASETS) - {"digits"}
-    digests = [digest for name in data.SHA256 for digest in data.SHA256[name]]
+    assert set(images.SHA256) == set(images.MIRRORS) == set(DATASETS) - {"digits"}
+    digests = [digest for name in images.SHA256 for digest in images.SHA256[name]]
     assert len(set(digests)) == 8
     assert {len(bytes.fromhex(digest)) for digest in digests} == {32}
 
 
-def test_importing_is_light():
+def test_importing_the_data_imports_neither_sklearn_nor_pooch_nor_pandas():
     program = (
         "import sys, jdrop.study.data\n"
-        "print([name for name in ('sklearn', 'pooch', 'requests') if name in sys.modules])"
+        "names = ('sklearn', 'pooch', 'requests', 'pandas')\n"
+        "print([name for name in names if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stdout + result.stderr

@@ -1,10 +1,16 @@
-"""Data of the user's own: what is read, and the one sentence for each thing that is wrong."""
+"""Arrays, tables and predictions of the user: what is read, and the message for each mistake."""
 
 import numpy as np
 import pytest
 
-from jdrop.study.data import DataError, subset, with_label_noise
-from jdrop.study.tables import from_arrays, load_predictions, load_table
+from jdrop.study.data import (
+    DataError,
+    from_arrays,
+    load_predictions,
+    load_table,
+    subset,
+    with_label_noise,
+)
 
 OPTIONS = {
     "target": None, "task": None, "test_path": None, "train_size": None, "label_noise": 0.0,
@@ -72,7 +78,7 @@ def test_arrays_that_do_not_fit_are_refused(arrays, message):
         from_arrays("a", *arrays)
 
 
-def test_an_npz_is_split_or_taken_as_split(tmp_path):
+def test_an_npz_is_split_unless_it_holds_test_examples(tmp_path):
     whole, parts = tmp_path / "whole.npz", tmp_path / "parts.npz"
     np.savez(whole, inputs=X, labels=Y, ood_inputs=X[:3])
     np.savez(
@@ -100,7 +106,7 @@ def test_an_npz_is_split_or_taken_as_split(tmp_path):
     assert (table(parts, task="classification", label_noise=0.25).train_labels < 4).all()
 
 
-def test_inputs_of_another_kind_come_from_a_second_npz(tmp_path):
+def test_out_of_distribution_inputs_come_from_a_second_npz(tmp_path):
     path, other = tmp_path / "a.npz", tmp_path / "b.npz"
     np.savez(path, inputs=X, labels=Y)
     np.savez(other, inputs=X[:7] + 100)
@@ -134,7 +140,7 @@ def test_classes_of_a_split_keep_their_share_and_seeds_differ(tmp_path):
         table(path, seed=-1)
 
 
-def test_a_table_is_read_with_names_words_and_any_delimiter(tmp_path):
+def test_tables_are_read_with_any_delimiter_with_names_and_with_words(tmp_path):
     rows = "\n".join(
         f"{i},{'red' if i % 2 else 'blue'},{5},{'yes' if i % 3 else 'no'}" for i in range(20)
     )
@@ -233,6 +239,8 @@ GOOD = "x,y\n" + "\n".join(f"{i},{i % 2}" for i in range(10))
         (GOOD + "\n1,2,3", {"target": "y"}, "2 columns in every row, got 3 in row 12"),
         ("x,x\n1,2\n3,4", {"target": "x"}, "different name for each column"),
         ("x", {"target": "x"}, "a row for each example, got no examples"),
+        (" \n\n", {"target": "x"}, "a row for each example, got no examples"),
+        ('1,"2\n"', {"target": "0"}, "a row for each example, got no examples"),
         (GOOD, {"target": "y", "train_size": 10}, r"train_size must lie in \[2, 9\], got 10"),
         (GOOD, {"target": "x", "task": "regression", "label_noise": 0.1}, "for classification"),
         (GOOD.replace("3,1", "3,1.5"), {"target": "y", "task": "classification"}, "whole numbers"),
@@ -242,7 +250,11 @@ GOOD = "x,y\n" + "\n".join(f"{i},{i % 2}" for i in range(10))
         ("y\n1\n0\n1", {"target": "y"}, "must have columns beside 'y'"),
         ("x;y\n1,5;0\n2,5;1", {"target": "y"}, "numbers with a comma in column 'x'"),
         ("x,y\n1,inf\n2,3\n", {"target": "y"}, "column 'y' of .* must be finite, but 1 of 2"),
-        ("x,y\n1," + "a" * 200_000, {"target": "y"}, r"cannot be read as a table \(field larger"),
+        ('x,y\n1,"2\n3,4', {"target": "y"}, r"cannot be read as a table \(.*EOF inside string"),
+        ("x,y\n1,2,\n3,4,", {"target": "y"}, "2 columns in every row, got 3 in row 2"),
+        ("x,y,\n1,2,\n3,4,", {"target": "y"}, "name for each column, got a column without a name"),
+        (GOOD.replace("3,1", "3"), {"target": "y"}, "missing value in column 'y', example 4"),
+        ("x;y\n1,234.5;0\n7,002;1", {"target": "y"}, "numbers with a comma in column 'x'"),
         (
             "x,y\n" + "\n".join(f"{i},word{i}" for i in range(101)),
             {"target": "y"},
@@ -255,15 +267,181 @@ GOOD = "x,y\n" + "\n".join(f"{i},{i % 2}" for i in range(10))
         ),
     ],
 )  # fmt: skip
-def test_tables_that_do_not_fit_are_refused(tmp_path, text, options, message):
+def test_tables_with_mistakes_are_refused(tmp_path, text, options, message):
     with pytest.raises(DataError, match=message):
         table(write(tmp_path / "t.csv", text), **options)
+
+
+def numbers_with(*words, column=0):
+    """A table of 40 different numbers, with words in place of some in one column."""
+    rows = [[str(i / 7), str(i / 3)] for i in range(40)]
+    for row, word in enumerate(words, 4):
+        rows[row][column] = word
+    return "x,y\n" + "\n".join(",".join(row) for row in rows)
+
+
+@pytest.mark.parametrize("word", ["-", ".", "missing", "#N/A", "<NA>", "about 3"])
+@pytest.mark.parametrize("column", ["x", "y"])
+@pytest.mark.parametrize("task", [None, "regression"])
+def test_a_word_in_a_column_of_numbers_is_named_with_its_column_and_row(
+    tmp_path, word, column, task
+):
+    path = write(tmp_path / "t.csv", numbers_with(word, column="xy".index(column)))
+    with pytest.raises(DataError, match=rf"column '{column}' .*numbers.* '{word}' in example 5"):
+        table(path, target="y", task=task)
+
+
+def test_a_few_placeholders_beside_many_words_or_numbers_are_refused(tmp_path):
+    mixed = "\n".join(f"{'abc1-'[i % 5]},{i}" for i in range(20))
+    with pytest.raises(DataError, match=r"column 'x' .* 4 of 20 .* numbers.* '-' in example 5"):
+        table(write(tmp_path / "a.csv", "x,y\n" + mixed), target="y", task="regression")
+    classes = "\n".join(f"{i},{'01-'[i % 3]}" for i in range(21))
+    for task in (None, "classification"):
+        with pytest.raises(
+            DataError, match=r"column 'y' .* 14 of 21 .* numbers.* '-' in example 3"
+        ):
+            table(write(tmp_path / "b.csv", "x,y\n" + classes), target="y", task=task)
+
+
+def test_words_beside_fewer_numbers_are_categories_and_so_is_a_dash_beside_a_plus(tmp_path):
+    rows = "\n".join(f"{'123x'[i % 4]},{'+-'[i % 2]},{i % 2}" for i in range(20))
+    path = write(tmp_path / "t.csv", "rooms,sign,y\n" + rows)
+    assert table(path, target="y").train_inputs.shape == (16, 6)
+    assert table(path, target="sign").num_classes == 2
+
+
+def test_numbers_with_a_word_are_classes_if_the_task_says_so(tmp_path):
+    rows = "\n".join(f"{i},{'012345678X'[i % 10]}" for i in range(40))
+    path = write(tmp_path / "t.csv", "x,y\n" + rows)
+    with pytest.raises(DataError, match=r"if these are classes, say so .--task classification"):
+        table(path, target="y")
+    assert table(path, target="y", task="classification").num_classes == 10
+
+
+def test_a_word_in_the_test_table_is_named_with_its_row(tmp_path):
+    path = write(tmp_path / "a.csv", numbers_with())
+    other = write(tmp_path / "b.csv", numbers_with("-"))
+    with pytest.raises(DataError, match=r"'x' of .*b\.csv must be numbers.* '-' in example 5"):
+        table(path, target="y", test_path=other)
+    other = write(tmp_path / "b.csv", numbers_with("-", column=1))
+    with pytest.raises(DataError, match=r"'y' of .*b\.csv must hold numbers.* '-' in example 5"):
+        table(path, target="y", test_path=other)
+
+
+def test_a_test_table_may_hold_categories_that_the_training_table_lacks(tmp_path):
+    path = write(
+        tmp_path / "a.csv", "x,y\n" + "\n".join(f"{'ac'[i % 2]},{i % 2}" for i in range(8))
+    )
+    other = write(tmp_path / "b.csv", "x,y\nb,0\nc,1\n")
+    data = table(path, target="y", test_path=other)
+    np.testing.assert_array_equal(data.train_inputs, [[1, 0, -1], [-1, 0, 1]] * 4)
+    np.testing.assert_array_equal(data.test_inputs, [[-1, 1, -1], [-1, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("5.1,3.5,setosa\n4.9,3.0,setosa\n7.0,3.2,virginica", "'setosa' .* again, in row 2"),
+        ("red,1,yes\nblue,2,no\nred,3,no", "'red' .* again, in row 3"),
+        ("2,0,1\n1,5,red\n2,6,blue\n3,7,red", "below '1' column 2 holds words such as 'red'"),
+        ("2,?,1\n1,5,0\n2,6,1\n3,7,1", "its cell '.' is a missing value"),
+        ("0,1,2\n1.5,5,1\n2.5,6,0\n3.5,7,0", "counts the columns"),
+    ],
+)
+def test_a_table_without_column_names_is_refused_where_an_example_would_be_lost(
+    tmp_path, rows, message
+):
+    with pytest.raises(DataError, match=f"first row of .*{message}"):
+        table(write(tmp_path / "t.csv", rows), target="2", task="classification")
+
+
+def test_columns_named_by_whole_numbers_may_hold_their_name(tmp_path):
+    rows = "\n".join(f"{i % 2},{1 - i % 2},{i}" for i in range(20))
+    path = write(tmp_path / "t.csv", "0,1,y\n" + rows)
+    assert len(table(path, target="y", task="regression").train_labels) == 16
+
+
+@pytest.mark.parametrize("scale", ["e200", "e-200"])
+@pytest.mark.parametrize("column", ["x", "y"])
+def test_columns_whose_variance_no_float_can_hold_are_refused(tmp_path, scale, column):
+    rows = "\n".join(f"{i}{scale},{i}" if column == "x" else f"{i},{i}{scale}" for i in range(20))
+    with pytest.raises(DataError, match=f"column '{column}' .*must have a variance that float64"):
+        table(write(tmp_path / "t.csv", "x,y\n" + rows), target="y", task="regression")
+
+
+@pytest.mark.parametrize("scale", [1e200, 1e-200])
+def test_targets_whose_variance_no_float_can_hold_are_refused(scale):
+    with pytest.raises(DataError, match="labels must have a variance that float64 can hold"):
+        from_arrays("a", X, Y * scale, X, Y * scale)
+
+
+def test_inputs_beyond_float32_are_refused():
+    with pytest.raises(DataError, match=r"inputs must lie within 3\.4e\+38 of 0.*got 3\.9e\+201"):
+        from_arrays("a", np.where(X == 39, 39e200, X), Y, X, Y)
+
+
+def test_masked_values_are_refused():
+    masked = np.ma.masked_equal(X, 7)
+    with pytest.raises(DataError, match="inputs must hold a value everywhere, but 1 are masked"):
+        from_arrays("a", masked, Y, X, Y)
+    with pytest.raises(DataError, match=r"test_labels must hold a value .* 5 are masked"):
+        from_arrays("a", X, Y, X, np.ma.masked_equal(Y, 3))
+
+
+def test_messages_list_at_most_ten_columns_and_print_no_escapes(tmp_path):
+    names = [f"column{i}" for i in range(1000)]
+    rows = "\n".join(",".join(map(str, range(i, 1000 + i))) for i in range(3))
+    wide = write(tmp_path / "a.csv", ",".join(["\x1b[31m", *names[1:]]) + "\n" + rows)
+    for options in (
+        {"target": "y"},
+        {"target": "999", "test_path": write(tmp_path / "b.csv", GOOD)},
+    ):
+        with pytest.raises(
+            DataError, match=r"x1b\[31m, column1, .*column9 and 9\d\d more"
+        ) as raised:
+            table(wide, **options)
+        assert len(str(raised.value)) < 600
+        assert str(raised.value).isprintable()
+
+
+def test_a_class_without_training_examples_is_named_by_its_word(tmp_path):
+    words = ["pear"] * 9 + ["apple"] * 9 + ["fig"] * 2
+    rows = "\n".join(f"{i},{word}" for i, word in enumerate(words))
+    path = write(tmp_path / "t.csv", "x,y\n" + rows)
+    with pytest.raises(DataError, match="of every class, but class 'fig' has none"):
+        table(path, target="y", train_size=4)
+
+
+def test_a_delimiter_inside_quotes_is_not_taken_for_that_of_the_table(tmp_path):
+    rows = "\n".join(f"{i};{i % 2}" for i in range(20))
+    path = write(tmp_path / "t.csv", '"size, in cm, or m";y\n' + rows)
+    assert table(path, target="y").num_classes == 2
+
+
+def test_cells_are_read_as_they_are_written(tmp_path):
+    rows = "\n".join(f'"a, {i % 2}", {i % 3}e1 ,{i % 2}' for i in range(21))
+    path = tmp_path / "t.csv"
+    path.write_bytes(("\ufeffword,size,y\r\n\r\n" + rows.replace("\n", "\r\n")).encode())
+    data = table(path, target="y", test_path=path)
+    assert data.train_inputs.shape == (21, 3)
+    np.testing.assert_allclose(
+        data.train_inputs[:, 2], np.resize([-1, 0, 1], 21) * 1.5**0.5, rtol=1e-6
+    )
+
+
+def test_columns_are_standardised_in_float64(tmp_path):
+    values = 1e9 + np.arange(20) / 64
+    rows = "\n".join(f"{value},{i % 2}" for i, value in enumerate(values))
+    path = write(tmp_path / "t.csv", "x,y\n" + rows)
+    data = table(path, target="y", test_path=path)
+    expected = ((values - values.mean()) / values.std()).astype(np.float32)
+    np.testing.assert_array_equal(data.train_inputs[:, 0], expected)
 
 
 def test_files_that_are_missing_or_damaged_are_named(tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.csv does not exist"):
         table(tmp_path / "nowhere.csv", target="y")
-    with pytest.raises(DataError, match=r"nowhere\.npz cannot be read"):
+    with pytest.raises(DataError, match=r"nowhere\.npz cannot be read: there is no such file"):
         table(tmp_path / "nowhere.npz")
     path = tmp_path / "a.npz"
     np.savez(path, inputs=X, other=Y)
@@ -335,14 +513,14 @@ PREDICTIONS = {
 def test_predictions_are_read(tmp_path):
     path = tmp_path / "p.npz"
     np.savez(path, **PREDICTIONS)
-    found = load_predictions(path)
-    assert {name: array.shape for name, array in found.log_probs.items()} == {
+    predictions = load_predictions(path)
+    assert {name: array.shape for name, array in predictions.log_probs.items()} == {
         "plain": (4, 6, 3),
         "dropout": (2, 6, 3),
         "monte_carlo": (1, 5, 6, 3),
     }
-    np.testing.assert_array_equal(found.labels, PREDICTIONS["labels"])
-    np.testing.assert_array_equal(found.log_probs["plain"], PREDICTIONS["plain"])
+    np.testing.assert_array_equal(predictions.labels, PREDICTIONS["labels"])
+    np.testing.assert_array_equal(predictions.log_probs["plain"], PREDICTIONS["plain"])
     # A class may be ruled out, and nothing is normalised again.
     certain = np.log(np.eye(3), where=np.eye(3) > 0, out=np.full((3, 3), -1e300))
     mine = np.broadcast_to(certain[PREDICTIONS["labels"]], (2, 6, 3))

@@ -1,23 +1,26 @@
-"""The data sets of the comparison: chosen examples, label noise, and files in MNIST's form.
-
-Tables and arrays of the user's own are in `jdrop.study.tables`.
-
-Arrays out; nothing here trains, augments or plots.
-"""
+"""Digits, and images in MNIST's file format: read, downloaded, checked."""
 
 import gzip
 import math
 import zlib
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from jdrop.study.data.dataset import (
+    DataError,
+    Dataset,
+    named_seed,
+    noisy,
+    shuffled,
+    stratified,
+)
+
 DATASETS = ("digits", "mnist", "fashion-mnist")
 
-NUM_CLASSES = 10  # of each of DATASETS
+NUM_CLASSES = 10  # Of every data set in DATASETS.
 
-DIGITS_TRAIN_SIZE = 500  # where none is given
+DIGITS_TRAIN_SIZE = 500  # Where train_size is None.
 
 MIRRORS = {
     "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -45,102 +48,13 @@ SHA256 = {
         "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
     ),
 }
-"""Of the gzipped FILES, in their order, as published."""
+"""Checksums of the gzipped FILES, in their order, as published."""
 
 
 OOD_DATASETS = ("mnist", "fashion-mnist", "notmnist")
-"""Whose test images may stand for inputs of another kind."""
-
-MAX_SHUFFLED = 2000
+"""Data sets whose test images can be the out-of-distribution inputs."""
 
 MAX_OOD_IMAGES = 10_000
-
-
-class DataError(ValueError):
-    """What was asked of the data cannot be had; the message says what can."""
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Examples to train on and examples to test on.
-
-    Attributes:
-        name: for people.
-        train_inputs: float32 [example, ...].
-        train_labels: int32 [example], in [0, num_classes), with the label noise, if any; in
-            regression float32 [example], standardised.
-        test_inputs: as `train_inputs`.
-        test_labels: as `train_labels`, never noisy.
-        num_classes: how many classes there are; None in regression.
-        label_noise: the share of training labels that were made wrong.
-        target_mean: of the training targets in their own unit; 0 in classification.
-        target_scale: their standard deviation; 1 in classification.
-        ood_name: of inputs of another kind.
-        ood_inputs: as `test_inputs`; None where there are none.
-    """
-
-    name: str
-    train_inputs: np.ndarray
-    train_labels: np.ndarray
-    test_inputs: np.ndarray
-    test_labels: np.ndarray
-    num_classes: int | None
-    label_noise: float = 0.0
-    target_mean: float = 0.0
-    target_scale: float = 1.0
-    ood_name: str | None = None
-    ood_inputs: np.ndarray | None = None
-
-    @property
-    def is_regression(self) -> bool:
-        """Whether labels are numbers to come close to, not classes."""
-        return self.num_classes is None
-
-    def train_on(self, chosen: np.ndarray) -> "Dataset":
-        """The same with these training examples only: a Boolean for each, or their numbers."""
-        return replace(
-            self, train_inputs=self.train_inputs[chosen], train_labels=self.train_labels[chosen]
-        )
-
-
-def subset(data: Dataset, size: int, seed: int) -> np.ndarray:
-    """Chooses training examples, each class in proportion: a Boolean for each, True = chosen.
-
-    For one seed, a larger subset holds the smaller ones.
-
-    Raises:
-        DataError: more examples than there are, or none.
-    """
-    if not 1 <= size <= len(data.train_labels):
-        raise DataError(
-            f"train_size must lie in [1, {len(data.train_labels)}], the training examples that "
-            f"there are, got {size}."
-        )
-    groups = np.zeros(len(data.train_labels), int) if data.is_regression else data.train_labels
-    return stratified(generator(seed, "subset"), groups, size)
-
-
-def with_label_noise(data: Dataset, share: float, seed: int) -> Dataset:
-    """The same with wrong training labels, uniformly among the other classes.
-
-    Exactly `round(share * examples)` are wrong; more noise keeps the wrong labels of less.
-
-    Raises:
-        DataError: in regression; labels that are noisy already; a share out of [0, 1).
-    """
-    if not 0 <= share < 1:
-        raise DataError(
-            f"label_noise must lie in [0, 1), got {share}. It is the share of training labels "
-            "that are made wrong."
-        )
-    if share == 0:
-        return data
-    if data.num_classes is None:
-        raise DataError("label_noise is for classification, but the targets are numbers.")
-    if data.label_noise:
-        raise DataError(f"{data.label_noise:.0%} of the labels are made wrong already.")
-    labels = noisy(generator(seed, "label noise"), data.train_labels, data.num_classes, share)
-    return replace(data, train_labels=labels.astype(np.int32), label_noise=share)
 
 
 def load(
@@ -152,29 +66,31 @@ def load(
     data_dir: Path | None,
     ood: str | None = None,
 ) -> Dataset:
-    """Loads a data set, with as many training examples and wrong labels as are asked for.
+    """Loads a named data set with a subset of its training examples and with label noise.
 
-    The training examples are a stratified subset: each class has the share that it has in the
-    whole. For one name and seed, a larger subset holds the smaller ones, and more noise keeps the
-    wrong labels of less, so curves over either are paired. The noise does not move the subset.
+    The training examples are a stratified subset: each class keeps its share of the whole. For
+    one name and seed, a larger subset holds the smaller ones, and more noise keeps the labels that
+    less noise makes wrong. Curves over either are therefore paired. The noise does not change the
+    subset.
 
     Args:
         name: "digits" (1797 scans of 8x8, part of scikit-learn), "mnist" or "fashion-mnist"
             (60,000 + 10,000 images of 28x28).
-        train_size: number of training examples, at least one for each class. None is 500 for
-            digits, of which all others are the test set, and elsewhere all that are published.
-        label_noise: share of training labels, in [0, 1), that are replaced by a wrong one,
-            uniformly among the other classes; exactly `round(label_noise * train_size)` are.
-        seed: not negative; it chooses the subset and the wrong labels.
-        data_dir: where the four files in MNIST's form lie, gzipped or not: in its folder `name` or
-            in itself. None downloads them once, into the user's cache. Not used for digits.
-        ood: where inputs of another kind come from: the test images, at most 10,000, of another of
-            `OOD_DATASETS`, in the folder of its name in `data_dir`. None shuffles the pixels of
-            at most 2000 test images, of each in an order of its own.
+        train_size: count of training examples, at least one for each class. None takes 500 of
+            digits and all published training examples of the others. All other digits are test
+            examples.
+        label_noise: share of training labels, in [0, 1), that become wrong, uniformly among the
+            other classes: exactly `round(label_noise * train_size)`.
+        seed: at least 0; chooses the subset and the wrong labels.
+        data_dir: folder of the four files in MNIST's format, gzipped or not. They lie in it or in
+            its folder `name`. None downloads them once, into the user's cache. Not used for digits.
+        ood: data set of `OOD_DATASETS` whose test images, at most 10,000, are the
+            out-of-distribution inputs, from its folder in `data_dir`. None shuffles the pixels of
+            at most 2000 test images, each in a different order.
 
     Raises:
-        DataError: an argument out of range; files that are missing, damaged, or do not belong
-            together; a download that failed.
+        DataError: an argument is out of range, a file is missing or damaged, files do not belong
+            together, or a download failed.
 
     Example:
         >>> data = load("digits", train_size=100, label_noise=0.1, seed=0, data_dir=None)
@@ -189,7 +105,9 @@ def load(
             "labels that are made wrong."
         )
     if ood == name:
-        raise DataError(f"ood must be of another kind than {name}, which is the data set itself.")
+        raise DataError(
+            f"ood must be another data set than {name}, which the networks are trained on."
+        )
     # Equal seeds choose independently in each data set.
     subset_seed, noise_seed = named_seed(seed, name).spawn(2)
 
@@ -229,31 +147,8 @@ def load(
     )
 
 
-def shuffled(inputs: np.ndarray, seed: int) -> np.ndarray:
-    """The first inputs, at most `MAX_SHUFFLED`, with the features of each in random order."""
-    first = inputs[:MAX_SHUFFLED]
-    flat = first.reshape(len(first), -1)
-    return generator(seed, "shuffled").permuted(flat, axis=1).reshape(first.shape)
-
-
-def named_seed(seed: int, name: str) -> np.random.SeedSequence:
-    """The child of a seed that belongs to a name: what has different names is independent.
-
-    Raises:
-        DataError: a negative seed.
-    """
-    if seed < 0:
-        raise DataError(f"seed must not be negative, got {seed}; take 0 or more.")
-    return np.random.SeedSequence(seed, spawn_key=tuple(name.encode()))
-
-
-def generator(seed: int, name: str) -> np.random.Generator:
-    """Random numbers of a seed for one purpose."""
-    return np.random.default_rng(named_seed(seed, name))
-
-
 def _other_images(name: str, shape: tuple[int, ...], data_dir: Path | None) -> np.ndarray:
-    """Test images of another data set."""
+    """Reads the test images of another data set."""
     if name not in OOD_DATASETS:
         raise DataError(f"ood must be one of {', '.join(OOD_DATASETS)}, got {name!r}.")
     if data_dir is not None:
@@ -279,7 +174,7 @@ def _other_images(name: str, shape: tuple[int, ...], data_dir: Path | None) -> n
 
 
 def _embedded_digits() -> tuple[np.ndarray, ...]:
-    # Imported here, as is pooch below: asking for one data set should not cost the others' tools.
+    # Imported here, as pooch is below: importing them takes longer than loading other data sets.
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -287,15 +182,16 @@ def _embedded_digits() -> tuple[np.ndarray, ...]:
 
 
 def _read_four(name: str, data_dir: Path) -> tuple[np.ndarray, ...]:
-    """Train images, train labels, test images, test labels, checked to fit together."""
+    """Reads train images, train labels, test images, test labels; raises if they do not fit."""
     paths = _locate(name, data_dir)
     arrays = [_read_idx(path, ndim) for path, ndim in zip(paths, (3, 1, 3, 1), strict=True)]
     for images, labels in ((0, 1), (2, 3)):
-        count, found = len(arrays[images]), len(arrays[labels])
-        if count != found:
+        num_images, num_labels = len(arrays[images]), len(arrays[labels])
+        if num_images != num_labels:
             whose = paths[images].name
             raise _damaged(
-                paths[labels], f"must hold a label for each image in {whose}: {count}, got {found}"
+                paths[labels],
+                f"must hold a label for each image in {whose}: {num_images}, got {num_labels}",
             )
         if (largest := arrays[labels].max()) >= NUM_CLASSES:
             raise _damaged(paths[labels], f"must hold labels in [0, {NUM_CLASSES}), got {largest}")
@@ -308,7 +204,7 @@ def _read_four(name: str, data_dir: Path) -> tuple[np.ndarray, ...]:
 
 
 def _locate(name: str, data_dir: Path) -> list[Path]:
-    """The paths of FILES, all in one folder: never one set's images with another's labels."""
+    """The paths of FILES, all in one folder, so that images never meet another set's labels."""
     folders = (data_dir / name, data_dir)
     folder = next((folder for folder in folders if any(folder.glob("*-ubyte*"))), data_dir)
     paths = []
@@ -333,7 +229,7 @@ def _read_idx(path: Path, ndim: int) -> np.ndarray:
     """
     try:
         content = path.read_bytes()
-        # Not by the name: browsers unpack downloads and keep it.
+        # The name does not tell: browsers unpack downloads and keep the name.
         if content.startswith(b"\x1f\x8b"):
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
@@ -359,7 +255,7 @@ def _damaged(path: Path, what: str) -> DataError:
 
 
 def _download(name: str) -> Path:
-    """The folder of the user's cache that holds the four files, downloaded if need be."""
+    """Downloads the four files once, into the user's cache; returns their folder."""
     import pooch
 
     folder = Path(pooch.os_cache("jdrop")) / name
@@ -367,39 +263,13 @@ def _download(name: str) -> Path:
         url = f"{MIRRORS[name]}{file}.gz"
         try:
             pooch.retrieve(url, known_hash=f"sha256:{digest}", fname=f"{file}.gz", path=folder)
-        # Of an unreachable server, a refusal or a full disk, and of a wrong checksum.
+        # OSError: no server, a refusal, a full disk. ValueError: a wrong checksum.
         except (OSError, ValueError) as error:
             raise DataError(
                 f"{url} could not be downloaded into {folder} ({error}); get the four files of "
                 f"{name} by other means and name their folder with data_dir (--data-dir)."
             ) from error
     return folder
-
-
-def stratified(rng: np.random.Generator, labels: np.ndarray, size: int) -> np.ndarray:
-    """Chooses `size` examples, each class in proportion: a Boolean array, True = chosen.
-
-    The k-th of the n examples of a class, in random order, stands at (k + 1/2) / n of a queue,
-    and the first `size` of the queue are chosen (the method of Webster and Sainte-Laguë).
-    """
-    order = rng.permutation(len(labels))
-    place = np.empty(len(labels))
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
-        place[members] = (np.arange(len(members)) + 0.5) / len(members)
-    chosen = np.zeros(len(labels), bool)
-    chosen[order[np.argsort(place[order], kind="stable")[:size]]] = True
-    return chosen
-
-
-def noisy(
-    rng: np.random.Generator, labels: np.ndarray, num_classes: int, share: float
-) -> np.ndarray:
-    """Labels of which `round(share * len(labels))` are wrong."""
-    # Drawn for all, used for some: so the wrong labels of a small share are among those of a large.
-    wrong = (labels + rng.integers(1, num_classes, len(labels))) % num_classes
-    flipped = rng.permutation(len(labels)) < round(share * len(labels))
-    return np.where(flipped, wrong, labels)
 
 
 def _flat(images: np.ndarray, white: int) -> np.ndarray:

@@ -1,0 +1,36 @@
+"""The data of the comparison: named data sets, and arrays, tables and predictions of the user."""
+
+from jdrop.study.data.arrays import from_arrays
+from jdrop.study.data.dataset import (
+    DataError,
+    Dataset,
+    generator,
+    named_seed,
+    noisy,
+    shuffled,
+    stratified,
+    subset,
+    with_label_noise,
+)
+from jdrop.study.data.images import DATASETS, OOD_DATASETS, load
+from jdrop.study.data.predictions import Predictions, load_predictions
+from jdrop.study.data.tables import load_table
+
+__all__ = [
+    "DATASETS",
+    "OOD_DATASETS",
+    "DataError",
+    "Dataset",
+    "Predictions",
+    "from_arrays",
+    "generator",
+    "load",
+    "load_predictions",
+    "load_table",
+    "named_seed",
+    "noisy",
+    "shuffled",
+    "stratified",
+    "subset",
+    "with_label_noise",
+]

@@ -1,0 +1,160 @@
+"""What a data set is, how its training examples are chosen, and how its labels are made noisy."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from jdrop.study.errors import UserError
+
+MAX_SHUFFLED = 2000
+
+
+class DataError(UserError):
+    """The data cannot be had as asked; the message says what is wrong and what is allowed."""
+
+
+def quote(text: str) -> str:
+    """Text from a file for a message: in quotes, printable, and at most 40 characters long."""
+    return repr(text if len(text) <= 40 else f"{text[:40]}...")
+
+
+def list_names(names: Iterable[str]) -> str:
+    """Names from a file for a message: printable, and at most ten of them."""
+    texts = [quote(name)[1:-1] for name in names]
+    more = f" and {len(texts) - 10} more" if len(texts) > 10 else ""
+    return f"{', '.join(texts[:10])}{more}"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Examples to train on and examples to test on.
+
+    Attributes:
+        name: for reports and messages.
+        train_inputs: float32 [example, ...].
+        train_labels: int32 [example], in [0, num_classes), with the label noise, if any; in
+            regression float32 [example], standardised.
+        test_inputs: as `train_inputs`.
+        test_labels: as `train_labels`, never noisy.
+        num_classes: count of classes; None in regression.
+        label_noise: share of training labels that were made wrong.
+        target_mean: mean of the training targets in their own unit; 0 in classification.
+        target_scale: their standard deviation; 1 in classification.
+        ood_name: what the out-of-distribution inputs are.
+        ood_inputs: out-of-distribution inputs, as `test_inputs`; None where there are none.
+    """
+
+    name: str
+    train_inputs: np.ndarray
+    train_labels: np.ndarray
+    test_inputs: np.ndarray
+    test_labels: np.ndarray
+    num_classes: int | None
+    label_noise: float = 0.0
+    target_mean: float = 0.0
+    target_scale: float = 1.0
+    ood_name: str | None = None
+    ood_inputs: np.ndarray | None = None
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the labels are numbers to predict, not classes."""
+        return self.num_classes is None
+
+    def train_on(self, chosen: np.ndarray) -> "Dataset":
+        """The same data set with the chosen training examples: Booleans, or indices."""
+        return replace(
+            self, train_inputs=self.train_inputs[chosen], train_labels=self.train_labels[chosen]
+        )
+
+
+def subset(data: Dataset, size: int, seed: int) -> np.ndarray:
+    """Chooses training examples, each class in proportion: a Boolean array, True = chosen.
+
+    For one seed, a larger subset holds the smaller ones.
+
+    Raises:
+        DataError: `size` is below 1 or above the count of training examples.
+    """
+    if not 1 <= size <= len(data.train_labels):
+        raise DataError(
+            f"train_size must lie in [1, {len(data.train_labels)}], the training examples that "
+            f"there are, got {size}."
+        )
+    groups = np.zeros(len(data.train_labels), int) if data.is_regression else data.train_labels
+    return stratified(generator(seed, "subset"), groups, size)
+
+
+def with_label_noise(data: Dataset, share: float, seed: int) -> Dataset:
+    """The same data set with some training labels wrong, uniformly among the other classes.
+
+    Exactly `round(share * num_examples)` are wrong. More noise keeps the labels that less noise
+    makes wrong.
+
+    Raises:
+        DataError: the data set is a regression, its labels are noisy already, or the share is
+            outside [0, 1).
+    """
+    if not 0 <= share < 1:
+        raise DataError(
+            f"label_noise must lie in [0, 1), got {share}. It is the share of training labels "
+            "that are made wrong."
+        )
+    if share == 0:
+        return data
+    if data.num_classes is None:
+        raise DataError("label_noise is for classification, but the targets are numbers.")
+    if data.label_noise:
+        raise DataError(f"{data.label_noise:.0%} of the labels are made wrong already.")
+    labels = noisy(generator(seed, "label noise"), data.train_labels, data.num_classes, share)
+    return replace(data, train_labels=labels.astype(np.int32), label_noise=share)
+
+
+def shuffled(inputs: np.ndarray, seed: int) -> np.ndarray:
+    """Shuffles the features of each of the first inputs, at most `MAX_SHUFFLED`."""
+    first = inputs[:MAX_SHUFFLED]
+    flat = first.reshape(len(first), -1)
+    return generator(seed, "shuffled").permuted(flat, axis=1).reshape(first.shape)
+
+
+def named_seed(seed: int, name: str) -> np.random.SeedSequence:
+    """The child of a seed that belongs to a name; different names give independent children.
+
+    Raises:
+        DataError: the seed is negative.
+    """
+    if seed < 0:
+        raise DataError(f"seed must not be negative, got {seed}; take 0 or more.")
+    return np.random.SeedSequence(seed, spawn_key=tuple(name.encode()))
+
+
+def generator(seed: int, name: str) -> np.random.Generator:
+    """A generator for one purpose, by its name."""
+    return np.random.default_rng(named_seed(seed, name))
+
+
+def stratified(rng: np.random.Generator, labels: np.ndarray, size: int) -> np.ndarray:
+    """Chooses `size` examples, each class in proportion: a Boolean array, True = chosen.
+
+    The k-th of the n examples of a class, in random order, stands at (k + 1/2) / n of a queue,
+    and the first `size` of the queue are chosen (the method of Webster and Sainte-Laguë).
+    """
+    order = rng.permutation(len(labels))
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    chosen = np.zeros(len(labels), bool)
+    chosen[order[np.argsort(place[order], kind="stable")[:size]]] = True
+    return chosen
+
+
+def noisy(
+    rng: np.random.Generator, labels: np.ndarray, num_classes: int, share: float
+) -> np.ndarray:
+    """Labels of which `round(share * len(labels))` are wrong."""
+    # Drawn for all labels, so that a larger share keeps the wrong labels of a smaller one.
+    wrong = (labels + rng.integers(1, num_classes, len(labels))) % num_classes
+    flipped = rng.permutation(len(labels)) < round(share * len(labels))
+    return np.where(flipped, wrong, labels)
