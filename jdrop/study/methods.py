@@ -1,434 +1,364 @@
-"""What is compared: a user's model, and the kinds of networks that are made of it.
+"""The methods that a comparison compares: an entry of `METHODS` for each.
 
-Nothing is trained here. A kind of network is a `Training`: which network, how many, for how long.
+An entry says which networks to train, how to predict with them, and how tables and figures show the
+method. A new method needs a new entry and nothing else.
 """
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
-from flax import nnx
 from jax import Array
 
-import jdrop
-import jdrop.linen
-import jdrop.nnx
-from jdrop.network import Network, Variables
+from jdrop.network import Variables
+from jdrop.study.models import FIXED_MASKS, Model, ModelError
+from jdrop.study.predictor import Predictor
+from jdrop.study.run_folder import MethodPredictions
+from jdrop.study.settings import Settings
+from jdrop.study.training import NetworkSpec, TrainedNetworks, first_members
 from jdrop.thinned import ThinningError, thin
 
 WEIGHT_DECAYS = (0.0, 0.1, 1.0, 10.0)
-"""Of AdamW, among which validation chooses for the plain network."""
+"""Weight decays of AdamW, among which validation chooses for the plain network."""
 
-CHANGES = ("rate", "width_factor")
-"""What a function that makes a model may take, so that the comparison can change it."""
-
-
-class ModelError(ValueError):
-    """A model that cannot be compared; the message says why and what can."""
+EXACT_KEY_INDEX, OVERFITTING_KEY_INDEX, SWEEP_KEY_INDEX = 8, 9, 10
+"""Children of the run's key that belong to no group of networks."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How much is trained, and how.
-
-    Attributes:
-        replicates: whole repetitions of the comparison; intervals come from them.
-        ensemble_size: plain networks in each replicate: the largest average.
-        budget: how many networks the methods of equal budget may cost; the size of averages of
-            dropout networks, too.
-        num_samples: masks of Monte-Carlo dropout.
-        epochs: passes over the training examples.
-        batch_size: examples in a step.
-        learning_rate: of Adam.
-        controls: whether the methods of equal budget are trained.
-        theory: whether the claims of the theory are tested: overfitting against the number of
-            examples, co-adaptation, all masks of a small network.
-        seed: of the networks.
-    """
-
-    replicates: int = 5
-    ensemble_size: int = 10
-    budget: int = 5
-    num_samples: int = 50
-    epochs: int = 50
-    batch_size: int = 50
-    learning_rate: float = 2e-3
-    controls: bool = True
-    theory: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("replicates", 2),
-            ("ensemble_size", 2),
-            ("budget", 2),
-            ("num_samples", 2),
-            ("epochs", 1),
-            ("batch_size", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(
-                f"learning_rate must be positive and finite, got {self.learning_rate}."
-            )
-
-
-class MLP(nn.Module):
-    """Dense layers with rectifiers, dropout on the inputs and after each hidden layer."""
-
-    hidden: tuple[int, ...]
-    num_outputs: int
-    rate: Any = 0.5
-    input_rate: float = 0.0
-    width_factor: float = 1.0
-
-    @nn.compact
-    def __call__(self, x: Array, deterministic: bool) -> Array:
-        """Outputs `[batch, output]` from inputs `[batch, ...]`."""
-        x = x.reshape(len(x), -1)
-        if self.input_rate:
-            x = jdrop.linen.Dropout(self.input_rate)(x, deterministic=deterministic)
-        for units in self.hidden:
-            x = nn.relu(nn.Dense(max(1, round(units * self.width_factor)))(x))
-            x = jdrop.linen.Dropout(self.rate)(x, deterministic=deterministic)
-        return nn.Dense(self.num_outputs)(x)
-
-
-class Model:
-    """An architecture, of which networks are made with dropout, without it, or wider.
-
-    Args:
-        model: a linen module; or what makes one: a class or a function, which may take `rate` and
-            `width_factor` (by what the widths of its hidden layers are multiplied). For nnx the
-            same, with an argument `rngs` too.
-
-    Raises:
-        ModelError: something else.
-    """
-
-    def __init__(self, model: Any) -> None:
-        if isinstance(model, nnx.Module):
-            raise ModelError(
-                f"the model is an nnx module, {type(model).__name__}; give what makes it, its "
-                "class or `lambda rngs: ...`, since each network needs weights of its own."
-            )
-        if isinstance(model, nn.Module):
-            self._make: Callable[..., Any] = lambda: model
-        elif callable(model):
-            self._make = model
-        else:
-            raise ModelError(
-                "the model must be a linen module, or a class or function that makes a linen or "
-                f"nnx module, got {type(model).__name__}."
-            )
-        # Flax's classes are made by metaclasses, whose calls say nothing of the arguments.
-        made_by = getattr(self._make, "__init__") if inspect.isclass(self._make) else self._make  # noqa: B009
-        parameters = dict(inspect.signature(made_by).parameters)
-        parameters.pop("self", None)
-        self._at_width: dict[float, Model] = {}
-        self._at_rate: dict[float, Network] = {}
-        self.changes = frozenset(parameters) & frozenset(CHANGES)
-        self._is_nnx = "rngs" in parameters
-        missing = [
-            name
-            for name, parameter in parameters.items()
-            if parameter.default is parameter.empty
-            and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-            and name != "rngs"
-        ]
-        if missing:
-            raise ModelError(
-                f"what makes the model must need no arguments but rngs, got a parameter "
-                f"{missing[0]!r} without a default; give it one, or use functools.partial."
-            )
-
-    def network(
-        self,
-        at_dropout: Callable[[str, Array, Any], Array] | None = None,
-        **changes: Any,
-    ) -> Network:
-        """A network of this architecture.
-
-        Args:
-            at_dropout: in place of every dropout layer, see `jdrop.linen.as_network`.
-            **changes: of `rate` and `width_factor`, those in `changes`.
-        """
-        make = partial(self._make, **changes)
-        if self._is_nnx:
-            return jdrop.nnx.as_network(make, at_dropout=at_dropout)
-        module = make()
-        if not isinstance(module, nn.Module):
-            raise ModelError(
-                "what makes the model must make a linen module, or an nnx module from an argument "
-                f"named rngs, got {type(module).__name__}."
-            )
-        return jdrop.linen.as_network(module, at_dropout=at_dropout)
-
-    def at_width(self, factor: float) -> "Model":
-        """The model with hidden layers of other widths; for one factor always the same object."""
-        if factor == 1:
-            return self
-        if factor not in self._at_width:
-            self._at_width[factor] = Model(partial(self._make, width_factor=factor))
-        return self._at_width[factor]
-
-    @cached_property
-    def plain(self) -> Network:
-        """The network without dropout."""
-        return self.network(_no_dropout)
-
-    @cached_property
-    def dropout(self) -> Network:
-        """The network as it is."""
-        return self.network()
-
-    def at_rate(self, rate: float, inputs: Any) -> tuple[Network, bool]:
-        """The network with dropout at a rate, and whether its variables hold that.
-
-        Where the module takes a traced rate, one network serves all rates, so that it is compiled
-        once: its rate is the collection `rate` of its variables, a scalar.
-
-        Args:
-            rate: in [0, 1).
-            inputs: example inputs, `[batch, ...]`.
-        """
-        if rate not in self._at_rate:
-            self._at_rate[rate] = self.network(rate=rate)
-        if self._is_nnx:
-            return self._at_rate[rate], False  # Its attributes are static.
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        try:
-            variables = jax.eval_shape(self._any_rate.init, key, inputs)
-            jax.eval_shape(self._any_rate.apply_fn, variables, inputs, key)
-        except (TypeError, ValueError):
-            return self._at_rate[rate], False
-        return self._any_rate, True
-
-    @cached_property
-    def _any_rate(self) -> Network:
-        def apart(variables: Variables) -> tuple[Network, Variables]:
-            variables = dict(variables)
-            return self.network(rate=variables.pop("rate")), variables
-
-        def apply(variables: Variables, inputs: Array, key: Array | None) -> Array:
-            network, rest = apart(variables)
-            return network(rest, inputs, key)
-
-        def train(variables: Variables, inputs: Array, key: Array) -> tuple[Array, Variables]:
-            network, rest = apart(variables)
-            outputs, rest = network.apply_train(rest, inputs, key)
-            return outputs, {**rest, "rate": variables["rate"]}
-
-        def init(key: Array, inputs: Array) -> Variables:
-            return {**self.dropout.init(key, inputs), "rate": jnp.zeros(())}
-
-        return Network(apply, init, train)
-
-    def sites(self, inputs: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """By dropout layer, the shape of one example there and the rate."""
-        found: dict[str, tuple[tuple[int, ...], Any]] = {}
-
-        def look(name: str, x: Array, rate: Any) -> Array:
-            found[name] = x.shape[1:], rate
-            return x
-
-        network = self.network(look)
-
-        def read(key: Array) -> Array:
-            given = jnp.asarray(inputs)
-            return network(network.init(key, given), given, None)
-
-        jax.eval_shape(read, jax.eval_shape(lambda: jax.random.key(0)))
-        return found
-
-    def num_parameters(self, inputs: Any, **changes: Any) -> int:
-        """How many parameters the network has."""
-        network = self.network(_no_dropout, **changes)
-        variables = jax.eval_shape(network.init, jax.random.key(0), inputs)
-        return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-
-    def width_for(self, num_parameters: int | float, inputs: Any) -> float:
-        """The width factor of the largest network with at most so many parameters.
-
-        Raises:
-            ModelError: even the narrowest has more.
-        """
-        share = num_parameters / self.num_parameters(inputs)
-        low, high = min(1.0, share / 2), max(1.0, share)
-        if self.num_parameters(inputs, width_factor=low) > num_parameters:
-            raise ModelError(f"no width has as few as {num_parameters:.0f} parameters.")
-        while self.num_parameters(inputs, width_factor=high) <= num_parameters:
-            low, high = high, 2 * high
-        for _ in range(20):
-            middle = (low + high) / 2
-            few_enough = self.num_parameters(inputs, width_factor=middle) <= num_parameters
-            low, high = (middle, high) if few_enough else (low, middle)
-        return low
-
-    def masked(self, num_masks: int | None) -> Network:
-        """The network with masks that are drawn once, at its initialisation, and stay.
-
-        They are the collection `fixed masks`, one Boolean array for each dropout layer, shared by
-        all examples. What they keep is not scaled: the masks belong to the network.
-
-        Args:
-            num_masks: None for one mask. Otherwise Masksembles: so many, of which example `i` of a
-                batch sees number `i % num_masks`. Each keeps the same number of units, and each
-                unit is in one of them at least.
-
-        Reference:
-            Warde-Farley et al. 2014, arXiv:1312.6197 (untied weights); Durasov et al. 2021,
-            arXiv:2012.08334 (Masksembles).
-        """
-
-        def apart(variables: Variables) -> tuple[Network, Variables]:
-            variables = dict(variables)
-            masks = variables.pop("fixed masks")
-
-            def apply_mask(name: str, x: Array, rate: Any) -> Array:
-                mask = masks[name]
-                of_example = jnp.arange(len(x)) % num_masks if num_masks else None
-                return jnp.where(mask[of_example], x, 0)
-
-            return self.network(apply_mask), variables
-
-        def apply(variables: Variables, inputs: Array, key: Array | None) -> Array:
-            network, rest = apart(variables)
-            return network(rest, inputs, key)
-
-        def train(variables: Variables, inputs: Array, key: Array) -> tuple[Array, Variables]:
-            network, rest = apart(variables)
-            outputs, rest = network.apply_train(rest, inputs, key)
-            return outputs, {**rest, "fixed masks": variables["fixed masks"]}
-
-        def init(key: Array, inputs: Array) -> Variables:
-            init_key, mask_key = jax.random.split(key)
-            masks = {}
-            for index, (name, (shape, rate)) in enumerate(sorted(self.sites(inputs).items())):
-                site_key = jax.random.fold_in(mask_key, index)
-                if num_masks is None:
-                    masks[name] = jdrop.keep_mask(site_key, shape, rate)
-                else:
-                    masks[name] = _covering_masks(site_key, shape, rate, num_masks)
-            return {**self.plain.init(init_key, inputs), "fixed masks": masks}
-
-        return Network(apply, init, train)
-
-
-def _no_dropout(name: str, inputs: Array, rate: Any) -> Array:
-    return inputs
-
-
-def _covering_masks(key: Array, shape: tuple[int, ...], rate: Any, num_masks: int) -> Array:
-    """Masks `[mask, *shape]` that keep equally many units each, and every unit somewhere."""
-    owner_key, rest_key = jax.random.split(key)
-    num_units = 1
-    for length in shape:
-        num_units *= length
-    # Each unit is kept by the mask that owns it, and each mask by chance keeps others besides.
-    owner = jax.random.permutation(owner_key, num_units) % num_masks
-    owned = owner[None] == jnp.arange(num_masks)[:, None]
-    order = jax.random.uniform(rest_key, (num_masks, num_units)) + owned
-    kept = max(-(-num_units // num_masks), round((1 - float(rate)) * num_units))
-    rank = jnp.argsort(jnp.argsort(-order, axis=1), axis=1)
-    return (rank < kept).reshape(num_masks, *shape)
+class LeftOutError(ModelError):
+    """A model for which a method cannot be trained; the report says the message."""
 
 
 @dataclass(frozen=True)
-class Training:
-    """Networks of one kind.
+class NetworkGroup:
+    """Networks that are trained together, for one method or several.
 
     Attributes:
-        name: of the kind.
-        network: what is trained.
-        members: networks in each replicate.
-        epochs: passes over the training examples.
-        optimizer: any optax optimizer.
-        validate: whether a tenth of the training examples is held out, the best state by them is
-            kept, and members differ in their weight decay: `WEIGHT_DECAYS`.
-        watch: whether scores are taken while the networks train, and predictions on the training
-            examples after it.
+        name: of the part of the run folder that stores them.
+        key_index: which child of the run's key they are trained with. Recorded numbers depend on
+            it, so it never changes, and each group has its own.
+        make_spec: the spec from the settings, the model and example inputs `[batch, ...]`. Raises
+            `LeftOutError` if the model does not allow the method.
+        is_control: whether the group is trained only if `Settings.controls` is True.
     """
 
     name: str
-    network: Network
-    members: int
-    epochs: int
-    optimizer: optax.GradientTransformation
-    validate: bool = False
-    watch: bool = False
+    key_index: int
+    make_spec: Callable[[Settings, Model, Any], NetworkSpec]
+    is_control: bool = True
 
 
-TRAININGS = (
-    "plain",
-    "dropout",
-    "small",
-    "wide",
-    "long",
-    "regularised",
-    "fixed-masks",
-    "masksembles",
-    "exact",
-    "overfitting",
-    "sweep",
-    "dropout-thinned",
-)
-"""All kinds; a kind's place is its child of the key, so a new one belongs at the end."""
+@dataclass(frozen=True)
+class Method:
+    """A method of the comparison.
 
-
-def trainings(settings: Settings, model: Model, inputs: Any) -> tuple[list[Training], list[str]]:
-    """All kinds that a comparison trains, and a sentence on each that it leaves out.
-
-    Args:
-        settings: how much is trained.
-        model: the architecture.
-        inputs: example inputs, `[batch, ...]`.
+    Attributes:
+        name: as results hold it.
+        label: as tables show it; `{n}` is the size of an average, `{budget}` is in the settings.
+        explanation: what the method is, in a sentence or two; may hold `{budget}`.
+        group: the networks; methods that share a group share the training.
+        predict: `predict(key, predictor, spec, trained)`: predictions with trained networks.
+        unit: what a member is.
+        table_sizes: `table_sizes(num_members, budget)`: sizes of averages that tables show.
+        color: in figures; colors remain distinct for color-blind readers (Okabe and Ito).
+        marker: in figures; markers remain distinct in grey.
+        is_curve: whether figures show all sizes; otherwise the largest one only.
     """
-    adam = optax.adam(settings.learning_rate)
-    make = partial(Training, epochs=settings.epochs, optimizer=adam)
-    kinds = [
-        make("plain", model.plain, settings.ensemble_size, watch=True),
-        make("dropout", model.dropout, settings.budget, watch=True),
-    ]
-    left_out = []
+
+    name: str
+    label: str
+    explanation: str
+    group: NetworkGroup
+    predict: Callable[[Array, Predictor, NetworkSpec, TrainedNetworks], MethodPredictions]
+    unit: Literal["networks", "masks"] = "networks"
+    table_sizes: Callable[[int, int], tuple[int, ...]] = lambda num_members, budget: (num_members,)
+    color: str = "#444444"
+    marker: str = "h"
+    is_curve: bool = False
+
+
+@cache
+def adam(learning_rate: float) -> optax.GradientTransformation:
+    """Adam; the same object for equal rates, so that equal programs are compiled once."""
+    return optax.adam(learning_rate)
+
+
+# Networks to train.
+
+
+def _plain(settings: Settings, model: Model, inputs: Any) -> NetworkSpec:
+    optimizer = adam(settings.learning_rate)
+    return NetworkSpec(model.plain, settings.ensemble_size, settings.epochs, optimizer, record=True)
+
+
+def _dropout(settings: Settings, model: Model, inputs: Any) -> NetworkSpec:
+    optimizer = adam(settings.learning_rate)
+    return NetworkSpec(model.dropout, settings.budget, settings.epochs, optimizer, record=True)
+
+
+def _thinned(settings: Settings, model: Model, inputs: Any) -> NetworkSpec:
     try:
-        kinds.append(make("dropout-thinned", thin(model.dropout, inputs), 1))
+        network = thin(model.dropout, inputs)
     except ThinningError as error:
-        left_out.append(f"Thinned training was left out: {error}")
-    if not settings.controls:
-        return kinds, [*left_out, "Methods of equal budget were not asked for."]
-    if "width_factor" in model.changes:
-        one = model.num_parameters(inputs)
-        try:
-            narrow = model.width_for(one / settings.budget, inputs)
-            small = model.network(_no_dropout, width_factor=narrow)
-            kinds.append(make("small", small, settings.budget))
-        except ModelError as error:
-            left_out.append(f"Small networks were left out: {error}")
-        broad = model.width_for(one * settings.budget, inputs)
-        kinds.append(make("wide", model.network(_no_dropout, width_factor=broad), 1))
-    else:
-        left_out.append(
-            "Small and wide networks were left out: what makes the model takes no width_factor."
+        raise LeftOutError(f"Thinned training was left out: {error}") from error
+    return NetworkSpec(network, 1, settings.epochs, adam(settings.learning_rate))
+
+
+def _check_width(model: Model) -> None:
+    if "width_factor" not in model.changeable:
+        raise LeftOutError(
+            "Small and wide networks were left out: the model's factory takes no width_factor."
         )
-    kinds.append(make("long", model.dropout, 1, epochs=settings.budget * settings.epochs))
+
+
+def _small(settings: Settings, model: Model, inputs: Any) -> NetworkSpec:
+    _check_width(model)
+    num_parameters = model.num_parameters(inputs) / settings.budget
+    try:
+        width = model.width_for(num_parameters, inputs)
+    except ModelError as error:
+        raise LeftOutError(f"Small networks were left out: {error}") from error
+    network = model.plain_network(width_factor=width)
+    return NetworkSpec(network, settings.budget, settings.epochs, adam(settings.learning_rate))
+
+
+def _wide(settings: Settings, model: Model, inputs: Any) -> NetworkSpec:
+    _check_width(model)
+    width = model.width_for(model.num_parameters(inputs) * settings.budget, inputs)
+    network = model.plain_network(width_factor=width)
+    return NetworkSpec(network, 1, settings.epochs, adam(settings.learning_rate))
+
+
+def _long(settings: Settings, model: Model, inputs: Any) -> NetworkSpec:
+    epochs = settings.budget * settings.epochs
+    return NetworkSpec(model.dropout, 1, epochs, adam(settings.learning_rate))
+
+
+def _regularised(settings: Settings, model: Model, inputs: Any) -> NetworkSpec:
     adamw = optax.inject_hyperparams(optax.adamw)(settings.learning_rate, weight_decay=0.0)
-    kinds.append(
-        make("regularised", model.plain, len(WEIGHT_DECAYS), optimizer=adamw, validate=True)
-    )
-    if model.sites(inputs):
-        kinds.append(make("fixed-masks", model.masked(None), settings.budget))
-        kinds.append(make("masksembles", model.masked(settings.budget), 1))
-    else:
-        left_out.append(
+    members = len(WEIGHT_DECAYS)
+    return NetworkSpec(model.plain, members, settings.epochs, adamw, weight_decays=WEIGHT_DECAYS)
+
+
+def _check_dropout_layers(model: Model, inputs: Any) -> None:
+    if not model.sites(inputs):
+        raise LeftOutError(
             "Fixed masks and Masksembles were left out: the model has no dropout layer, only "
             "dropout of attention weights."
         )
-    return kinds, left_out
+
+
+def _fixed_masks(settings: Settings, model: Model, inputs: Any) -> NetworkSpec:
+    _check_dropout_layers(model, inputs)
+    optimizer = adam(settings.learning_rate)
+    return NetworkSpec(model.masked(None), settings.budget, settings.epochs, optimizer)
+
+
+def _masksembles(settings: Settings, model: Model, inputs: Any) -> NetworkSpec:
+    _check_dropout_layers(model, inputs)
+    optimizer = adam(settings.learning_rate)
+    return NetworkSpec(model.masked(settings.budget), 1, settings.epochs, optimizer)
+
+
+# Predictions.
+
+
+def _predict_with_all(
+    key: Array, predictor: Predictor, spec: NetworkSpec, trained: TrainedNetworks
+) -> MethodPredictions:
+    """Weight scaling of every network."""
+    return predictor.read_without_dropout(spec.network, trained.variables)
+
+
+def _predict_with_sampled_masks(
+    key: Array, predictor: Predictor, spec: NetworkSpec, trained: TrainedNetworks
+) -> MethodPredictions:
+    """Many masks of the first network of each replicate."""
+    firsts = first_members(trained.variables, predictor.settings.replicates)
+    return predictor.read_with_masks(key, spec.network, firsts)
+
+
+def _predict_with_best_state(
+    key: Array, predictor: Predictor, spec: NetworkSpec, trained: TrainedNetworks
+) -> MethodPredictions:
+    """The first network of each replicate, which has no weight decay, in its best state."""
+    firsts = first_members(trained.best_variables, predictor.settings.replicates)
+    return predictor.read_without_dropout(spec.network, firsts)
+
+
+def _predict_with_best_weight_decay(
+    key: Array, predictor: Predictor, spec: NetworkSpec, trained: TrainedNetworks
+) -> MethodPredictions:
+    """The network of each replicate whose weight decay is best on the held-out examples."""
+    replicates = predictor.settings.replicates
+    losses = np.reshape(trained.log.last_losses, (spec.members, replicates))
+    chosen = losses.argmin(0) * replicates + np.arange(replicates)
+    variables = jax.tree.map(lambda leaf: leaf[chosen], trained.variables)
+    return predictor.read_without_dropout(spec.network, variables, networks_per_member=spec.members)
+
+
+def _predict_with_each_mask(
+    key: Array, predictor: Predictor, spec: NetworkSpec, trained: TrainedNetworks
+) -> MethodPredictions:
+    """Every fixed mask of Masksembles, one after another."""
+    return predictor.read_without_dropout(spec.network, separate_masks(trained.variables))
+
+
+def separate_masks(variables: Variables) -> Variables:
+    """Masksembles as networks with one mask each.
+
+    Args:
+        variables: of R networks with M masks each.
+
+    Returns:
+        Variables of R M networks: R with their first mask, R with their second, ...
+    """
+    masks = jax.tree.map(
+        lambda mask: np.swapaxes(mask, 0, 1).reshape(-1, *mask.shape[2:]), variables[FIXED_MASKS]
+    )
+    num_masks = jax.tree.leaves(variables[FIXED_MASKS])[0].shape[1]
+    repeated = jax.tree.map(
+        lambda leaf: np.tile(leaf, (num_masks, *(1,) * (leaf.ndim - 1))),
+        {name: value for name, value in variables.items() if name != FIXED_MASKS},
+    )
+    return {**repeated, FIXED_MASKS: masks}
+
+
+# The table.
+
+_DROPOUT_NETWORKS = NetworkGroup("dropout", 1, _dropout, is_control=False)
+_REGULARISED_NETWORKS = NetworkGroup("regularised", 5, _regularised)
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method(
+            name="plain",
+            label="{n} plain",
+            explanation="Networks trained without dropout, averaged.",
+            group=NetworkGroup("plain", 0, _plain, is_control=False),
+            predict=_predict_with_all,
+            table_sizes=lambda num_members, budget: (1, min(budget, num_members), num_members),
+            color="#0072B2",
+            marker="o",
+            is_curve=True,
+        ),
+        Method(
+            name="dropout",
+            label="{n} dropout",
+            explanation="Networks trained with dropout. Each predicts once, without dropout (weight"
+            " scaling); the predictions are averaged.",
+            group=_DROPOUT_NETWORKS,
+            predict=_predict_with_all,
+            table_sizes=lambda num_members, budget: (1, num_members),
+            color="#D55E00",
+            marker="s",
+            is_curve=True,
+        ),
+        Method(
+            name="monte-carlo",
+            label="dropout, {n} masks",
+            explanation="One network trained with dropout. It predicts with masks drawn anew; the "
+            "predictions are averaged.",
+            group=_DROPOUT_NETWORKS,
+            predict=_predict_with_sampled_masks,
+            unit="masks",
+            color="#009E73",
+            marker="^",
+            is_curve=True,
+        ),
+        Method(
+            name="dropout-thinned",
+            label="thinned dropout",
+            explanation="A network trained with dropout that deletes blocks of units, the same for "
+            "the whole batch. Training computes only the thinned network. The network "
+            "predicts without dropout (weight scaling).",
+            group=NetworkGroup("dropout-thinned", 11, _thinned, is_control=False),
+            predict=_predict_with_all,
+            color="#000000",
+            marker="p",
+        ),
+        Method(
+            name="small",
+            label="{n} small plain",
+            explanation="Narrow networks without dropout, averaged. Together they have the "
+            "parameters of one network.",
+            group=NetworkGroup("small", 2, _small),
+            predict=_predict_with_all,
+            color="#56B4E9",
+            marker="v",
+        ),
+        Method(
+            name="wide",
+            label="{n} wide plain",
+            explanation="A network without dropout that has the parameters of {budget} networks.",
+            group=NetworkGroup("wide", 3, _wide),
+            predict=_predict_with_all,
+            color="#0072B2",
+            marker="D",
+        ),
+        Method(
+            name="long",
+            label="dropout, {budget}x epochs",
+            explanation="A network trained with dropout for {budget} times the epochs, predicting "
+            "by weight scaling.",
+            group=NetworkGroup("long", 4, _long),
+            predict=_predict_with_all,
+            color="#D55E00",
+            marker="P",
+        ),
+        Method(
+            name="early-stopping",
+            label="early stopping",
+            explanation="A network without dropout, taken at the epoch with the smallest loss on a "
+            "held-out tenth of the training examples. It is not trained again on all of"
+            " them.",
+            group=_REGULARISED_NETWORKS,
+            predict=_predict_with_best_state,
+            color="#8C8C8C",
+            marker="<",
+        ),
+        Method(
+            name="weight-decay",
+            label="weight decay",
+            explanation="A network without dropout trained by AdamW, with the decay that was best "
+            "on a held-out tenth of the training examples. It is not trained again on "
+            "all of them.",
+            group=_REGULARISED_NETWORKS,
+            predict=_predict_with_best_weight_decay,
+            color="#8C8C8C",
+            marker=">",
+        ),
+        Method(
+            name="fixed-masks",
+            label="{n} with fixed masks",
+            explanation="Thinned networks with separate weights, averaged. Each keeps one mask for "
+            "its whole training: dropout without shared weights.",
+            group=NetworkGroup("fixed-masks", 6, _fixed_masks),
+            predict=_predict_with_all,
+            color="#CC79A7",
+            marker="X",
+        ),
+        Method(
+            name="masksembles",
+            label="Masksembles, {n}",
+            explanation="One network trained with a few fixed masks in turn. It predicts with each "
+            "mask; the predictions are averaged.",
+            group=NetworkGroup("masksembles", 7, _masksembles),
+            predict=_predict_with_each_mask,
+            unit="masks",
+            color="#E69F00",
+            marker="*",
+        ),
+    )
+}
+"""The methods by name, in the order of the tables."""
+
+
+def network_groups() -> tuple[NetworkGroup, ...]:
+    """The groups of all methods, in the order of the methods."""
+    return tuple({method.group.name: method.group for method in METHODS.values()}.values())

@@ -1,118 +1,35 @@
-"""What a comparison found, as plain data, and the JSON that holds it.
+"""The results of a comparison as plain data, and their JSON.
 
-Every number that a table, a figure or the report shows is in a `Comparison`.
+A `Comparison` holds every number that a table, a figure or the report shows.
 """
 
 import json
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import pydantic
 
 from jdrop.statistics import EnsembleEquivalent, EquivalenceTest, Interval
+from jdrop.study.errors import UserError
+from jdrop.study.scores import CURVE_SCORES, SCORES
 
-
-@dataclass(frozen=True)
-class Score:
-    """How a score is shown.
-
-    Attributes:
-        title: its name for people.
-        unit: "%", "nats" or nothing.
-        about: its definition, a phrase.
-        lower_is_better: whether small values are good.
-    """
-
-    title: str
-    unit: str
-    about: str
-    lower_is_better: bool = True
-
-    @property
-    def scale(self) -> int:
-        """What a value is multiplied by to be shown."""
-        return 100 if self.unit == "%" else 1
-
-    @property
-    def digits(self) -> int:
-        """Digits after the point."""
-        return 2 if self.unit == "%" else 3
-
-
-SCORES = {
-    "nll": Score("NLL", "nats", "mean negative log-likelihood of the test labels"),
-    "calibrated_nll": Score(
-        "calibrated NLL",
-        "nats",
-        "NLL at the temperature (in regression: with the noise) fitted on the other half of the "
-        "test examples, mean of several halvings",
-    ),
-    "brier": Score(
-        "Brier", "", "squared distance of the probabilities from the truth, summed over classes"
-    ),
-    "error": Score("error", "%", "share of examples whose most probable class is wrong"),
-    "crps": Score("CRPS", "", "continuous ranked probability score, in the unit of the target"),
-    "mse": Score("MSE", "", "mean squared error of the average, in the squared unit of the target"),
-    "rmse": Score(
-        "RMSE", "", "root of the MSE and of the ends of its interval, in the unit of the target"
-    ),
-    "coverage": Score(
-        "coverage of 95 %",
-        "%",
-        "share of targets in the central 95 % interval, with the noise fitted on the other half of "
-        "the test examples, mean of several halvings; 95 is right",
-    ),
-    "ece": Score("ECE", "%", "calibration error of the top class, 15 bins of equal width"),
-    "ece_equal_mass": Score(
-        "ECE, equal mass", "%", "calibration error of the top class, 15 bins of equal mass"
-    ),
-    "debiased_ece": Score(
-        "ECE, debiased", "%", "root mean squared calibration error, less its bias (Kumar 2019)"
-    ),
-    "aurc": Score("AURC", "%", "mean error of the k most confident, over all k"),
-    "entropy": Score("entropy", "nats", "mean entropy of the predictions"),
-    "mutual_information": Score(
-        "mutual information",
-        "nats",
-        "entropy of the average less the mean entropy of what is averaged",
-    ),
-    "auroc_entropy": Score(
-        "OOD AUROC, entropy",
-        "%",
-        "probability that an input of the other set has the larger entropy",
-        lower_is_better=False,
-    ),
-    "auroc_mutual_information": Score(
-        "OOD AUROC, MI",
-        "%",
-        "probability that an input of the other set has the larger mutual information",
-        lower_is_better=False,
-    ),
-}
-"""By the name that they have in the results."""
-
-CURVE_SCORES = {
-    "classification": ("nll", "calibrated_nll", "brier", "error"),
-    "regression": ("calibrated_nll", "crps", "mse"),
-}
-"""The scores that are means over examples: those in which a method is said to be worth so many
-networks. The first is the headline's."""
+SCHEMA_VERSION = 1
+"""Version of the JSON; it rises when an older reader would misread the results."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a prediction cost, in everything that it can cost.
+    """What training the networks, and one prediction by them, cost.
 
     Attributes:
-        train_flops: floating-point operations to train it, as the compiler counts them, with the
-            search for its settings where there was one.
-        train_seconds: to train it, as its share of the networks trained at once, without
+        train_flops: floating-point operations of the training, counted by the compiler, including
+            the search for hyperparameters where there was one.
+        train_seconds: share of the time in which all networks trained together, without
             compilation.
-        predict_flops: to predict one example.
-        predict_seconds: to predict one example, as its share of a pass over all of them.
-        parameters: numbers to keep.
-        bytes: of these.
+        predict_flops: floating-point operations to predict one example.
+        predict_seconds: seconds to predict one example, as its share of a pass over all examples.
+        parameters: count of the stored parameters.
+        bytes: size of the stored parameters.
     """
 
     train_flops: float
@@ -123,25 +40,14 @@ class Cost:
     bytes: int
 
 
-COSTS = {
-    "train_flops": "training FLOPs",
-    "train_seconds": "training seconds",
-    "predict_flops": "inference FLOPs an example",
-    "predict_seconds": "inference seconds an example",
-    "parameters": "parameters",
-    "bytes": "bytes",
-}
-"""The attributes of `Cost`, for people."""
-
-
 @dataclass(frozen=True)
 class Reliability:
-    """How often the top class was right, by its probability: one value for each bin.
+    """How often the top class is right, by its probability. Each list has one value per bin.
 
     Attributes:
         confidence: mean probability of the top class; NaN in an empty bin.
-        accuracy: share of examples of which the top class was right; NaN in an empty bin.
-        share: of all examples.
+        accuracy: share of examples whose top class is right; NaN in an empty bin.
+        share: share of all examples that are in the bin.
     """
 
     confidence: list[float]
@@ -151,11 +57,11 @@ class Reliability:
 
 @dataclass(frozen=True)
 class RiskCoverage:
-    """The error of the most confident examples, against their share.
+    """The error on the most confident examples, against their share.
 
     Attributes:
         coverage: share of the examples, rising.
-        risk: their error, mean over replicates.
+        risk: error on these examples, mean over replicates.
     """
 
     coverage: list[float]
@@ -167,17 +73,17 @@ class Point:
     """One method at one size.
 
     Attributes:
-        size: how many networks or masks were averaged.
-        cost: of one prediction by them; None where it is not known.
+        size: count of averaged networks or masks.
+        cost: of training them, and of one prediction by them; None if unknown.
         scores: by name, the mean over replicates and test examples, with the 95 % interval for new
             trainings and new test examples.
-        over_seeds: by name, the same means with the interval for new trainings on these test
-            examples, whose luck is common to all methods.
-        worth: by name, the number of averaged plain networks that score as well.
+        over_seeds: by name, the same means with the 95 % interval for new trainings on these test
+            examples. All methods share the luck of the test examples.
+        worth: by name, how many plain networks must be averaged to score as well.
         against_ensemble: by name, the test of equivalence with the largest average of plain
             networks.
-        reliability: for the points of the table.
-        risk_coverage: likewise.
+        reliability: only for sizes that tables show.
+        risk_coverage: only for sizes that tables show.
     """
 
     size: int
@@ -191,52 +97,53 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Method:
-    """One way to make predictions, at every size that it was read at.
+class MethodResult:
+    """The results of one method at each of its sizes.
 
     Attributes:
         name: such as "plain" or "monte-carlo".
         label: for tables and figures; "{n}" stands for the size.
-        about: one sentence on what it is.
-        unit: what its size counts, "networks" or "masks".
+        explanation: a description of the method in a sentence.
+        unit: what the size counts, "networks" or "masks".
         points: by rising size.
         table: the sizes that tables show.
-        retrained: whether replicates have networks of their own. If not, one network was given,
-            and intervals hold for it, not for training it anew.
+        retrained: whether each replicate has networks of its own. If not, one network was given:
+            the intervals hold for this network, not for training it anew.
     """
 
     name: str
     label: str
-    about: str
+    explanation: str
     unit: str
     points: list[Point]
     table: list[int]
     retrained: bool = True
 
     def point(self, size: int) -> Point:
-        """The point of this size.
+        """Returns the point of this size.
 
         Raises:
-            KeyError: there is none.
+            KeyError: if the method was not evaluated at this size.
         """
         for point in self.points:
             if point.size == size:
                 return point
         raise KeyError(f"{self.name} has no point of size {size}")
 
-    def title(self, size: int) -> str:
-        """The label of one size."""
-        return self.label.format(n="one" if size == 1 else size)
+    def title(self, size: int | str) -> str:
+        """Returns the label for one size, or for a text in the place of the size."""
+        # Not `str.format`: the label of given predictions may hold other braces.
+        return self.label.replace("{n}", "one" if size == 1 else str(size))
 
 
 @dataclass(frozen=True)
 class Ambiguity:
-    """Why an average scores better than what it is the average of.
+    """Why an average scores better than its members: `pool = members - diversity`.
 
     Attributes:
         members: mean loss of the members.
-        diversity: by how much the average is better.
-        pool: loss of the average; it is `members - diversity`.
+        diversity: how much lower the loss of the average is.
+        pool: loss of the average.
     """
 
     members: Interval
@@ -246,13 +153,13 @@ class Ambiguity:
 
 @dataclass(frozen=True)
 class Diversity:
-    """How the members of an average differ; masks and seeds on one scale.
+    """How much the members of an average differ, for masks and seeds on one scale.
 
     Attributes:
-        method: its name.
-        size: how many networks or masks were compared, the same for every method where possible.
+        method: name of the method.
+        size: count of compared networks or masks, equal for all methods.
         disagreement: share of examples on which two members differ in their top class.
-        pairwise_kl: mean Kullback-Leibler divergence of ordered pairs, in nats.
+        pairwise_kl: mean Kullback-Leibler divergence over ordered pairs, in nats.
         q_statistic: Yule's Q of being right, mean over pairs.
         mutual_information: mean over examples, in nats.
         ambiguity: by loss and pool ("arithmetic NLL", ...).
@@ -269,13 +176,13 @@ class Diversity:
 
 @dataclass(frozen=True)
 class MaskCurve:
-    """The score of a Monte-Carlo average against its number of masks, beside weight scaling.
+    """The scores of Monte-Carlo averages by their count of masks, and those of weight scaling.
 
     Attributes:
-        num_masks: of each value.
-        scores: by score, one mean over replicates for each number.
-        weight_scaling: by score.
-        masks_needed: by score, how many masks reach weight scaling.
+        num_masks: counts of averaged masks.
+        scores: by score, the mean over replicates at each count.
+        weight_scaling: by score, for the same networks.
+        masks_needed: by score, how many masks score as well as weight scaling.
     """
 
     num_masks: list[int]
@@ -286,16 +193,16 @@ class MaskCurve:
 
 @dataclass(frozen=True)
 class Exact:
-    """A small dropout network of which every mask was enumerated.
+    """Scores of a small dropout network whose masks were all enumerated.
 
     Attributes:
         num_units: hidden units that may be dropped, in two layers.
         num_masks: 2 to the power of `num_units`.
         weight_scaling: by score.
-        geometric: the normalised geometric mean over all masks, by score.
-        arithmetic: the mean over all masks, by score.
-        nonlinearity_gap: weight scaling less geometric, by score: what the non-linearity costs.
-        pool_gap: geometric less arithmetic, by score: what the kind of average costs.
+        geometric: of the normalised geometric mean over all masks, by score.
+        arithmetic: of the mean over all masks, by score.
+        nonlinearity_gap: weight scaling minus geometric, by score: the cost of the non-linearity.
+        pool_gap: geometric minus arithmetic, by score: the cost of the pool.
     """
 
     num_units: int
@@ -309,14 +216,14 @@ class Exact:
 
 @dataclass(frozen=True)
 class Overfitting:
-    """Training and test scores of one network, for one kind and one number of examples.
+    """Training and test scores of single networks, for one method and one training size.
 
     Attributes:
         networks: "plain" or "dropout".
-        train_size: training examples.
+        train_size: count of training examples.
         train: by score.
         test: by score.
-        gap: test less training, by score.
+        gap: test minus training, by score.
     """
 
     networks: str
@@ -328,10 +235,10 @@ class Overfitting:
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """Scores while networks of one kind trained: the mean over them.
+    """Scores during training, mean over the first network of each replicate.
 
     Attributes:
-        epochs: after how many epochs each value was taken.
+        epochs: epochs after which the scores were taken.
         train: by score, on the training examples.
         test: by score, on the test examples.
     """
@@ -343,17 +250,17 @@ class LearningCurve:
 
 @dataclass(frozen=True)
 class CoAdaptation:
-    """What the hidden units of one kind of network do.
+    """Statistics of the hidden units of plain or dropout networks.
 
     Attributes:
         correlation: by layer, the mean absolute correlation of two units.
         zero_share: by layer, the share of activations that are zero.
-        sparseness: by layer, of Treves and Rolls, in [0, 1]: 1 for one active unit in many.
+        sparseness: by layer, after Treves and Rolls, in [0, 1]: 1 for one active unit in many.
         activation_counts: by layer, a histogram of activations, as shares, from `activation_min` to
             `activation_max`.
         activation_min: by layer, the smallest activation, or 0 where none is negative.
-        activation_max: by layer.
-        deleted: shares of hidden units deleted.
+        activation_max: by layer, the largest activation.
+        deleted: shares of hidden units that were deleted.
         deletion: by score, its mean at each share.
         features: weights into the first units, `[unit][feature]`, of one network; None where there
             is no such layer.
@@ -372,48 +279,50 @@ class CoAdaptation:
 
 @dataclass(frozen=True)
 class Cell:
-    """One place of a sweep.
+    """One combination of the swept settings.
 
     Attributes:
-        at: the value of every parameter of the sweep.
+        at: the value of each swept setting.
         scores: by "plain", "ensemble" and "dropout", then by score.
-        worth: of one dropout network read by weight scaling, by score.
+        worth: by score, the worth of one dropout network, predicting by weight scaling.
     """
 
-    at: dict[str, float]
+    at: dict[str, int | float]
     scores: dict[str, dict[str, Interval]]
     worth: dict[str, EnsembleEquivalent]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
-    """Everything that a run of the comparison found.
+    """All results of a comparison.
 
     In JSON, infinite numbers are the string "Infinity" and NaN is "NaN". A `worth` of
     "Infinity" lies beyond the largest ensemble.
 
     Attributes:
+        schema_version: version of the JSON.
         task: "classification" or "regression".
-        command: what made it.
-        settings: the settings that made it, as plain values.
+        command: the command or function call that made the results.
+        settings: all settings of the run, as plain values.
         data: name and sizes of the data set.
         versions: of the software, and the device.
-        seconds: where the time of the run went.
-        margins: by score, the difference that is held to be none.
-        replicates: how many whole repetitions stand behind every interval.
-        methods: all ways to predict, the plain networks first.
-        diversity: of those with several members.
+        seconds: the time of each stage of the run.
+        margins: by score, the largest difference that counts as none.
+        replicates: count of replicates, over which the intervals are taken.
+        methods: all methods, the plain networks first.
+        diversity: of methods with several members.
         mask_curve: None where no masks were drawn.
         exact: None where nothing was enumerated.
-        overfitting: by kind of network and number of training examples.
-        learning_curves: by kind of network.
-        co_adaptation: by kind of network.
-        sweep: empty where there was none.
-        left_out: what was not computed, a sentence each.
+        overfitting: by method and training size.
+        learning_curves: by method.
+        co_adaptation: by method.
+        sweep: empty where nothing was swept.
+        left_out: a sentence for each thing that was not computed.
     """
 
     __pydantic_config__ = pydantic.ConfigDict(ser_json_inf_nan="strings")
 
+    schema_version: int = field(default=SCHEMA_VERSION, kw_only=True)
     task: str
     command: str
     settings: dict[str, Any]
@@ -422,7 +331,7 @@ class Comparison:
     seconds: dict[str, float]
     margins: dict[str, float]
     replicates: int
-    methods: list[Method]
+    methods: list[MethodResult]
     diversity: list[Diversity]
     mask_curve: MaskCurve | None
     exact: Exact | None
@@ -432,11 +341,26 @@ class Comparison:
     sweep: list[Cell]
     left_out: list[str]
 
-    def method(self, name: str) -> Method:
-        """The method of this name.
+    def __repr__(self) -> str:
+        """The data set and each method's worth: all numbers would fill hundreds of screens."""
+        main_score = self.curve_scores[0]
+        worths = [
+            f"{method.title(point.size)}: {point.worth[main_score]}"
+            for method, point in self.table
+            if method.name != "plain"
+        ]
+        lines = [
+            f"Comparison on {self.data['name']!r}, {self.task}, {self.replicates} replicates; "
+            f"worth in plain networks by {SCORES[main_score].title}, of {self.ensemble.size}:",
+            *worths,
+        ]
+        return "\n  ".join(lines)
+
+    def method(self, name: str) -> MethodResult:
+        """Returns the method of this name.
 
         Raises:
-            KeyError: there is none.
+            KeyError: if the comparison has no such method.
         """
         for method in self.methods:
             if method.name == name:
@@ -445,8 +369,13 @@ class Comparison:
 
     @property
     def curve_scores(self) -> tuple[str, ...]:
-        """The scores that have a `worth`; the first is the headline's."""
+        """The scores in which methods have a `worth`, the main score first."""
         return CURVE_SCORES[self.task]
+
+    @property
+    def has_costs(self) -> bool:
+        """Whether the cost of each point is known."""
+        return all(point.cost is not None for method in self.methods for point in method.points)
 
     @property
     def ensemble(self) -> Point:
@@ -454,49 +383,42 @@ class Comparison:
         return self.method("plain").points[-1]
 
     @property
-    def table(self) -> list[tuple[Method, Point]]:
+    def table(self) -> list[tuple[MethodResult, Point]]:
         """The points that tables show."""
         return [(method, method.point(size)) for method in self.methods for size in method.table]
 
     def to_json(self) -> str:
-        """The comparison as JSON; `from_json` reads it back."""
+        """Returns the comparison as JSON, which `from_json` reads."""
         return _adapter().dump_json(self, indent=1).decode() + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Comparison":
-        """What `to_json` wrote.
+        """Reads the JSON that `to_json` wrote.
 
         Raises:
-            ValueError: something else, or a part of it.
+            UserError: if the text is not JSON, or has another `schema_version`.
+            ValueError: if the text is other JSON.
         """
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"results must be complete JSON, as to_json writes it: {error}."
+            ) from error
+        version = document.get("schema_version") if isinstance(document, dict) else None
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"results must have the schema_version {SCHEMA_VERSION}, got {version}. Read them "
+                "with the version of jdrop that wrote them, or draw the report of the run folder "
+                "again."
+            )
         return _adapter().validate_json(text)
 
     @classmethod
     def json_schema(cls) -> str:
-        """The JSON Schema of `to_json`, with what each part means."""
+        """Returns the JSON Schema of `to_json`, with a description of each field."""
         return json.dumps(_adapter().json_schema(mode="serialization"), indent=1) + "\n"
 
 
 def _adapter() -> Any:
     return pydantic.TypeAdapter(Comparison)
-
-
-def format_interval(score: str, interval: Interval, *, unit: bool = False) -> str:
-    """A score for people: its mean and, where there is one, half the width of its interval.
-
-    Example:
-        >>> format_interval("error", Interval(0.031, 0.03, 0.032, 5))
-        '3.10±0.10'
-    """
-    how = SCORES[score]
-    text = f"{interval.mean * how.scale:.{how.digits}f}"
-    if interval.low is not None and interval.high is not None:
-        text += f"±{(interval.high - interval.low) / 2 * how.scale:.{how.digits}f}"
-    return f"{text} {how.unit}".rstrip() if unit else text
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all: a run cut short leaves no half of one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

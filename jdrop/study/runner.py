@@ -1,280 +1,297 @@
-"""Goes through a comparison part by part, and keeps what is predicted in the folder of the run.
+"""Trains and reads everything that a comparison needs, and stores it in the run's folder.
 
-Nothing is scored here: `jdrop.study.evaluation` does that with what is kept.
+Nothing is scored here: `jdrop.study.evaluation` scores what is stored.
 """
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 
-from jdrop import inference
+from jdrop import ensemble, inference
 from jdrop.functional import apply_mask
-from jdrop.network import Network, Variables, network_log_probs
+from jdrop.network import DropoutSite, Network, Variables, predict
 from jdrop.study import theory
 from jdrop.study.data import Dataset, subset, with_label_noise
-from jdrop.study.methods import MLP, TRAININGS, Model, ModelError, Settings, Training, trainings
-from jdrop.study.run import Part, Run, versions
+from jdrop.study.methods import (
+    EXACT_KEY_INDEX,
+    METHODS,
+    OVERFITTING_KEY_INDEX,
+    SWEEP_KEY_INDEX,
+    LeftOutError,
+    NetworkGroup,
+    adam,
+    network_groups,
+)
+from jdrop.study.models import MLP, Model, ModelError
+from jdrop.study.predictor import Predictor
+from jdrop.study.run_folder import (
+    DataPart,
+    ExactPart,
+    NetworksPart,
+    OverfittingPart,
+    RunFolder,
+    SubsetPredictions,
+    SummaryPart,
+    SweepCell,
+    SweepPart,
+    versions,
+)
+from jdrop.study.settings import Settings
 from jdrop.study.training import (
+    NetworkSpec,
     Progress,
-    Trained,
     Trainer,
-    check_finite,
-    count_flops,
     example_losses,
     first_members,
-    predict,
 )
 
-ENUMERATED_UNITS = (6, 6)  # Two layers: of one, weight scaling is exactly the geometric mean.
+ENUMERATED_UNITS = (6, 6)  # With one layer, weight scaling would be exactly the geometric mean.
 ENUMERATED_RATE = 0.5
 MAX_ENUMERATED_EXAMPLES = 2000
 
 TRAIN_SHARES = (0.125, 0.25, 0.5)
-"""Of the training examples, at which overfitting is looked at, beside all of them."""
+"""Shares of the training examples on which overfitting is measured, besides all of them."""
+
+Sweep = Mapping[str, Sequence[float]]
+"""By parameter ("rate", "train_size", "width_factor", "label_noise"), its values."""
 
 
-class Runner:
-    """Runs what a folder does not hold yet.
+def run_parts(
+    run_folder: RunFolder,
+    settings: Settings,
+    model: Model,
+    data: Dataset,
+    *,
+    sweep: Sweep,
+    progress: Progress,
+    command: str,
+) -> None:
+    """Trains, reads and stores the parts that the folder does not hold yet.
+
+    Check the model and the sweep before, with `check_model` and `check_sweep`.
 
     Args:
-        run: where everything is kept.
-        settings: how much is trained.
+        run_folder: stores the parts.
+        settings: how many networks are trained, and how.
         model: the architecture.
         data: the examples.
-        progress: told how the work goes on.
-        sweep: by parameter ("rate", "train_size", "width_factor", "label_noise"), its values.
-        command: what began it, for the report.
+        sweep: the values to sweep; empty for no sweep.
+        progress: is called as the work goes on.
+        command: the command or call that began the run, for the report.
 
     Raises:
-        ModelError: a model that does not fit the data or the sweep, or draws no mask.
+        jdrop.study.training.DivergedError: networks whose predictions are NaN.
+        jdrop.study.run_folder.RunError: damaged files.
     """
+    start = time.perf_counter()
+    trainer, predictor = (
+        Trainer(run_folder, settings, progress),
+        Predictor(settings, data, progress),
+    )
+    work = _Work(settings, model, data, trainer, predictor)
 
-    def __init__(
-        self,
-        run: Run,
-        settings: Settings,
-        model: Model,
-        data: Dataset,
-        progress: Progress,
-        sweep: Mapping[str, Sequence[float]],
-        command: str,
-    ) -> None:
-        check_model(model, data, sweep)
-        self._run, self._settings, self._model, self._data = run, settings, model, data
-        self._progress, self._sweep, self._command = progress, sweep, command
-        self._train = Trainer(run, settings, progress)
-        self._adam = optax.adam(settings.learning_rate)
-        # Test inputs and those of another kind are read in one pass.
-        both = [data.test_inputs] + ([] if data.ood_inputs is None else [data.ood_inputs])
-        self._read_inputs = jnp.asarray(np.concatenate(both))
+    def store_once(name: str, make_part: Callable[[], Any]) -> None:
+        if not run_folder.has(name):
+            run_folder.store(name, make_part())
 
-    def __call__(self) -> None:
-        """Trains and reads what is missing."""
-        start = time.perf_counter()
-        self._part("data", self._about_data)
-        settings = self._settings
-        kinds, left_out = trainings(settings, self._model, self._data.train_inputs[:1])
-        missing = [training for training in kinds if self._run.part(training.name) is None]
-        self._train.compile([(training, self._data) for training in missing])
-        for training in kinds:
-            self._part(training.name, partial(self._kind, training))
-        if settings.theory:
-            self._part("overfitting", self._overfitting)
-        else:
-            left_out.append("The claims of the theory were not asked for.")
-        if settings.theory and not self._data.is_regression:
-            self._part("exact", self._exact)
-        if self._sweep:
-            self._part("sweep", self._sweeping)
-        facts = {
-            "command": self._command,
-            "left_out": left_out,
-            "versions": versions(),
-            "seconds": {"this run": time.perf_counter() - start},
-        }
-        self._part("run", lambda: Part({}, facts))
+    store_once("data", work.data_part)
+    specs, left_out = _specs(settings, model, data.train_inputs[:1])
+    missing = [spec for group, spec in specs if not run_folder.has(group.name)]
+    trainer.compile_programs([(spec, data) for spec in missing])
+    for group, spec in specs:
+        store_once(group.name, partial(work.networks_part, group, spec))
+    if settings.theory:
+        store_once("overfitting", work.overfitting_part)
+    else:
+        left_out.append("The claims of the theory were not asked for.")
+    if settings.theory and not data.is_regression:
+        store_once("exact", work.exact_part)
+    if sweep:
+        store_once("sweep", partial(work.sweep_part, sweep))
+    seconds = {"this run": time.perf_counter() - start}
+    store_once("summary", lambda: SummaryPart(command, left_out, versions(), seconds))
 
-    def _part(self, name: str, compute: Callable[[], Part]) -> None:
-        if self._run.part(name) is None:
-            self._run.keep(name, compute())
 
-    def _child(self, name: str) -> Array:
-        return jax.random.fold_in(jax.random.key(self._settings.seed), TRAININGS.index(name))
+def check_sweep(sweep: Sweep, model: Model, data: Dataset) -> None:
+    """Raises if a parameter cannot take a value that the sweep gives it.
 
-    def _about_data(self) -> Part:
-        data = self._data
-        facts = {
-            "name": data.name,
-            "task": "regression" if data.is_regression else "classification",
-            "train_size": len(data.train_labels),
-            "test_size": len(data.test_labels),
-            "num_classes": data.num_classes,
-            "label_noise": data.label_noise,
-            "target_mean": data.target_mean,
-            "target_scale": data.target_scale,
-            "ood_name": data.ood_name,
-        }
-        return Part({"test_labels": data.test_labels, "train_labels": data.train_labels}, facts)
-
-    def _kind(self, training: Training) -> Part:
-        """Trains one kind of network and reads it."""
-        train_key, read_key = jax.random.split(self._child(training.name))
-        trained = self._train(train_key, training, f"{training.name} networks", self._data)
-        network, variables = training.network, trained.variables
-        replicates = self._settings.replicates
-        if training.name == "masksembles":
-            network = self._model.masked(None)
-            variables = _one_mask_each(variables, self._settings.budget)
-        arrays: dict[str, np.ndarray] = {}
-        facts = trained.facts
-        arrays |= self._read("", network, variables)
-        facts |= self._reading_costs(network, variables)
-        firsts = first_members(variables, replicates)
-        if training.validate:
-            # Members of one weight decay stand together; those without any are the first.
-            best = first_members(trained.best_variables, replicates)
-            arrays |= self._read("early_", network, best)
-        if training.watch:
-            arrays["train_outputs"] = self._outputs(network, variables, self._data.train_inputs)
-            if self._settings.theory:
-                co_key, read_key = jax.random.split(read_key)
-                facts["co_adaptation"] = self._co_adaptation(co_key, firsts)
-        if training.name == "dropout":
-            sampled, costs = self._monte_carlo(read_key, network, firsts)
-            arrays |= sampled
-            facts |= costs
-        return Part(arrays, facts)
-
-    def _outputs(self, network: Network, variables: Variables, inputs: Any) -> np.ndarray:
-        """What the networks predict, `[replicate, member, example, ...]`."""
-        outputs = predict(
-            None, network, variables, jnp.asarray(inputs), regression=self._data.is_regression
-        )
-        array = np.asarray(outputs)
-        check_finite(np.isnan(array).any(tuple(range(1, array.ndim))))
-        array = array.reshape(-1, self._settings.replicates, *array.shape[1:])
-        return np.ascontiguousarray(array.swapaxes(0, 1))
-
-    def _read(self, prefix: str, network: Network, variables: Variables) -> dict[str, np.ndarray]:
-        """The same for test inputs and those of another kind, by name."""
-        return self._apart(prefix, self._outputs(network, variables, self._read_inputs))
-
-    def _apart(self, prefix: str, outputs: np.ndarray) -> dict[str, np.ndarray]:
-        num_test = len(self._data.test_labels)
-        arrays = {f"{prefix}outputs": outputs[:, :, :num_test]}
-        if self._data.ood_inputs is not None:
-            arrays[f"{prefix}ood_outputs"] = outputs[:, :, num_test:]
-        return arrays
-
-    def _reading_costs(self, network: Network, variables: Variables) -> dict[str, float]:
-        """Of one example and one network."""
-        start = time.perf_counter()
-        outputs = jax.block_until_ready(
-            predict(
-                None, network, variables, self._read_inputs, regression=self._data.is_regression
+    Raises:
+        ModelError: a model without the parameter; a value out of range.
+    """
+    num_examples = len(data.train_labels)
+    ranges = {
+        "rate": (0, 1, "[0, 1)"),
+        "label_noise": (0, 1, "[0, 1)"),
+        "width_factor": (1e-9, math.inf, "(0, inf)"),
+        "train_size": (2, num_examples + 1, f"[2, {num_examples}]"),
+    }
+    for name, values in sweep.items():
+        if name in ("rate", "width_factor") and name not in model.changeable:
+            raise ModelError(
+                f"{name} cannot be swept: the model's factory takes no argument {name}."
             )
+        minimum, end, allowed = ranges[name]
+        wrong = [value for value in values if not minimum <= value < end]
+        if wrong:
+            raise ModelError(f"values of {name} to sweep must lie in {allowed}, got {wrong[0]}.")
+
+
+def _specs(
+    settings: Settings, model: Model, inputs: Any
+) -> tuple[list[tuple[NetworkGroup, NetworkSpec]], list[str]]:
+    """The networks to train, and a sentence for every group that is left out."""
+    specs = []
+    left_out: dict[str, None] = {}  # Groups may share a sentence.
+    for group in network_groups():
+        if group.is_control and not settings.controls:
+            continue
+        try:
+            specs.append((group, group.make_spec(settings, model, inputs)))
+        except LeftOutError as error:
+            left_out[str(error)] = None
+    if not settings.controls:
+        left_out["Methods of equal budget were not asked for."] = None
+    return specs, list(left_out)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Makes the parts of a run."""
+
+    settings: Settings
+    model: Model
+    data: Dataset
+    trainer: Trainer
+    predictor: Predictor
+
+    def key(self, index: int) -> Array:
+        """A child of the run's key; groups and parts have indices of their own."""
+        return jax.random.fold_in(jax.random.key(self.settings.seed), index)
+
+    def spec(self, network: Network, members: int = 1) -> NetworkSpec:
+        """Networks that are trained in the ordinary way."""
+        return NetworkSpec(
+            network, members, self.settings.epochs, adam(self.settings.learning_rate)
         )
-        seconds = time.perf_counter() - start
-        return {
-            "predict_seconds": seconds / (outputs.shape[0] * outputs.shape[1]),
-            "predict_flops": self._pass_flops(network, variables, None),
-        }
 
-    def _pass_flops(self, network: Network, variables: Variables, key: Array | None) -> float:
-        """Of one example, as the compiler counts those of a hundred."""
-        member = jax.tree.map(lambda leaf: np.asarray(leaf)[0], variables)
-        inputs = np.zeros((100, *self._read_inputs.shape[1:]), self._read_inputs.dtype)
-        return count_flops(lambda v, x: network(v, x, key), member, inputs) / 100
+    def data_part(self) -> DataPart:
+        """Describes the examples."""
+        data = self.data
+        return DataPart(
+            name=data.name,
+            task="regression" if data.is_regression else "classification",
+            train_size=len(data.train_labels),
+            test_size=len(data.test_labels),
+            num_classes=data.num_classes,
+            label_noise=data.label_noise,
+            target_mean=data.target_mean,
+            target_scale=data.target_scale,
+            ood_name=data.ood_name,
+            test_labels=data.test_labels,
+            train_labels=data.train_labels,
+        )
 
-    def _monte_carlo(
-        self, key: Array, network: Network, firsts: Variables
-    ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-        """Reads the first dropout network of each replicate with many masks."""
-        num_samples = self._settings.num_samples
-        outputs = []
-        for sample in range(num_samples):
-            if sample == 1:  # The first is compiled.
-                start = time.perf_counter()
-            sampled = predict(
-                jax.random.fold_in(key, sample),
-                network,
-                firsts,
-                self._read_inputs,
-                regression=self._data.is_regression,
+    def networks_part(self, group: NetworkGroup, spec: NetworkSpec) -> NetworksPart:
+        """Trains a group of networks and reads them with all of its methods."""
+        train_key, read_key = jax.random.split(self.key(group.key_index))
+        trained = self.trainer.fit_networks(
+            train_key,
+            spec,
+            self.data,
+            checkpoint=group.name,
+            description=f"{group.name} networks",
+        )
+        train_outputs = co_adaptation = None
+        if spec.record:
+            train_inputs = self.data.train_inputs
+            train_outputs = self.predictor.predict(spec.network, trained.variables, train_inputs)
+        if spec.record and self.settings.theory:
+            co_adaptation_key, read_key = jax.random.split(read_key)
+            co_adaptation = theory.measure(
+                co_adaptation_key,
+                self.model.dropout,
+                first_members(trained.variables, self.settings.replicates),
+                jnp.asarray(self.data.test_inputs),
+                jnp.asarray(self.data.test_labels),
+                example_losses,
             )
-            outputs.append(np.asarray(sampled))
-            self._progress("sampling masks", sample + 1, num_samples)
-        seconds = time.perf_counter() - start
-        passes = (num_samples - 1) * outputs[0].shape[0] * outputs[0].shape[1]
-        costs = {
-            "sample_seconds": seconds / passes,
-            "sample_flops": self._pass_flops(network, firsts, jax.random.key(0)),
-        }
-        return self._apart("sampled_", np.stack(outputs, 1)), costs
-
-    def _co_adaptation(self, key: Array, firsts: Variables) -> dict[str, Any]:
-        """What the hidden units of the first network of each replicate do."""
-        found = theory.measure(
-            key,
-            self._model.network,
-            firsts,
-            jnp.asarray(self._data.test_inputs),
-            jnp.asarray(self._data.test_labels),
-            example_losses,
+        return NetworksPart(
+            num_networks=trained.num_networks,
+            num_parameters=trained.num_parameters,
+            num_bytes=trained.num_bytes,
+            train_flops=trained.train_flops,
+            train_seconds=trained.log.train_seconds,
+            methods={
+                method.name: method.predict(read_key, self.predictor, spec, trained)
+                for method in METHODS.values()
+                if method.group.name == group.name
+            },
+            train_outputs=train_outputs,
+            learning_curve=trained.log.learning_curve,
+            co_adaptation=co_adaptation,
         )
-        return dataclasses.asdict(found)
 
-    def _overfitting(self) -> Part:
-        """Trains on fewer examples, with dropout and without, for equally many steps.
+    def overfitting_part(self) -> OverfittingPart:
+        """Trains on fewer examples, with and without dropout, for equally many steps.
 
-        The examples are repeated up to the number of all: so the steps are as many, and the
-        programs the same.
+        The examples are repeated until they are as many as all training examples. So an epoch has
+        the same number of steps, and the programs are the same.
         """
-        settings, data = self._settings, self._data
-        arrays: dict[str, np.ndarray] = {}
-        least = max(settings.batch_size, 2 * (data.num_classes or 1))
+        settings, data = self.settings, self.data
+        min_size = max(settings.batch_size, 2 * (data.num_classes or 1))
         sizes = [round(share * len(data.train_labels)) for share in TRAIN_SHARES]
-        sizes = [size for size in sizes if size >= least]
-        networks = {"plain": self._model.plain, "dropout": self._model.dropout}
-        trainings_of = {
-            kind: Training(kind, network, 1, settings.epochs, self._adam)
-            for kind, network in networks.items()
+        specs: dict[Literal["plain", "dropout"], NetworkSpec] = {
+            "plain": self.spec(self.model.plain),
+            "dropout": self.spec(self.model.dropout),
         }
-        self._train.compile([(training, data) for training in trainings_of.values()])
-        for size, (kind, training) in product(sizes, trainings_of.items()):
-            network = training.network
+        self.trainer.compile_programs([(spec, data) for spec in specs.values()])
+        subsets = []
+        for size, (method, spec) in product(sizes, specs.items()):
+            if size < min_size:
+                continue
             chosen = np.flatnonzero(subset(data, size, settings.seed))
-            fewer = data.train_on(np.resize(chosen, len(data.train_labels)))
-            index = 2 * size + (kind == "dropout")
-            key = jax.random.fold_in(self._child("overfitting"), index)
-            what = f"{kind} networks on {size} examples"
-            variables = self._train(key, training, what, fewer).variables
-            prefix = f"{kind}_{size}"
-            arrays[f"{prefix}_test"] = self._outputs(network, variables, data.test_inputs)
-            train_outputs = self._outputs(network, variables, fewer.train_inputs)
-            arrays[f"{prefix}_train"] = train_outputs[:, :, :size]
-            arrays[f"labels_{size}"] = data.train_labels[chosen]
-        return Part(arrays, {"sizes": sizes})
+            repeated = data.train_on(np.resize(chosen, len(data.train_labels)))
+            key_index = 2 * size + (method == "dropout")
+            trained = self.trainer.fit_networks(
+                jax.random.fold_in(self.key(OVERFITTING_KEY_INDEX), key_index),
+                spec,
+                repeated,
+                checkpoint=f"overfitting-{method}-{size}",
+                description=f"{method} networks on {size} examples",
+            )
+            outputs_for = partial(self.predictor.predict, spec.network, trained.variables)
+            subsets.append(
+                SubsetPredictions(
+                    method=method,
+                    train_labels=data.train_labels[chosen],
+                    train_outputs=outputs_for(repeated.train_inputs)[:, :, :size],
+                    test_outputs=outputs_for(data.test_inputs),
+                )
+            )
+        return OverfittingPart(subsets)
 
-    def _exact(self) -> Part:
+    def exact_part(self) -> ExactPart:
         """Trains small dropout networks and enumerates all of their masks."""
-        data = self._data
+        data = self.data
         num_classes = data.num_classes
         assert num_classes is not None
-        model = Model(lambda: MLP(ENUMERATED_UNITS, num_classes, ENUMERATED_RATE))
-        training = Training("exact", model.dropout, 1, self._settings.epochs, self._adam)
-        what = "small networks to enumerate"
-        variables = self._train(self._child("exact"), training, what, data).variables
+        dropout = Model(lambda: MLP(ENUMERATED_UNITS, num_classes, ENUMERATED_RATE)).dropout
+        variables = self.trainer.fit_networks(
+            self.key(EXACT_KEY_INDEX),
+            self.spec(dropout),
+            data,
+            checkpoint="exact",
+            description="small networks to enumerate",
+        ).variables
         inputs = jnp.asarray(data.test_inputs[:MAX_ENUMERATED_EXAMPLES])
         rates = {
             f"Dropout_{layer}": np.full(units, ENUMERATED_RATE)
@@ -282,127 +299,77 @@ class Runner:
         }
 
         @jax.jit
-        def enumerated(variables: Variables) -> inference.Enumerated:
+        def enumerate_one(member: Variables) -> inference.Enumerated:
             def log_probs(masks: dict[str, Array]) -> Array:
-                thinned = model.network(
-                    lambda name, x, rate: apply_mask(masks[name][None], x, rate)
-                )
-                return network_log_probs(None, thinned, variables, inputs)
+                def apply_one_mask(site: DropoutSite, units: Array) -> Array:
+                    return apply_mask(masks[site.name][None], units, site.rate)
+
+                masked = dropout.replace_dropout(apply_one_mask)
+                return predict(None, masked, member, inputs)
 
             return inference.enumerate_masks(log_probs, rates)
 
-        averages = jax.lax.map(enumerated, variables)
-        arrays = {
-            "weight_scaling": predict(None, model.dropout, variables, inputs, regression=False),
-            "geometric": averages.geometric,
-            "arithmetic": averages.arithmetic,
-        }
-        num_units = sum(ENUMERATED_UNITS)
-        facts = {"num_units": num_units, "num_masks": 2**num_units}
-        return Part({name: np.asarray(array) for name, array in arrays.items()}, facts)
-
-    def _sweeping(self) -> Part:
-        """Plain ensembles and dropout networks at every place of the grid."""
-        names, values = list(self._sweep), list(self._sweep.values())
-        cells = [dict(zip(names, at, strict=True)) for at in product(*values)]
-        arrays: dict[str, np.ndarray] = {}
-        for index, cell in enumerate(cells):
-            # Plain networks know no rate: those of the first cell that differs only in it serve.
-            alike = [_without_rate(other) == _without_rate(cell) for other in cells]
-            first = alike.index(True)
-            if first == index:
-                trained, network = self._train_at(index, cell, "plain")
-                plain = self._outputs(network, trained.variables, self._data.test_inputs)
-                arrays[f"plain_{index}"] = plain
-            else:
-                arrays[f"plain_{index}"] = arrays[f"plain_{first}"]
-            trained, network = self._train_at(index, cell, "dropout")
-            dropout = self._outputs(network, trained.variables, self._data.test_inputs)
-            arrays[f"dropout_{index}"] = dropout
-        return Part(arrays, {"cells": cells})
-
-    def _train_at(
-        self, index: int, cell: Mapping[str, float], kind: str
-    ) -> tuple[Trained, Network]:
-        """One kind of network at one place of the grid."""
-        settings, data = self._settings, self._data
-        if "train_size" in cell:
-            data = data.train_on(subset(data, int(cell["train_size"]), settings.seed))
-        if "label_noise" in cell:
-            data = with_label_noise(data, cell["label_noise"], settings.seed)
-        model = self._model.at_width(cell.get("width_factor", 1.0))
-        network, rate = (model.plain if kind == "plain" else model.dropout), None
-        if kind == "dropout" and "rate" in cell:
-            network, holds_rate = model.at_rate(cell["rate"], data.train_inputs[:1])
-            rate = cell["rate"] if holds_rate else None
-        members = settings.ensemble_size if kind == "plain" else 1
-        training = Training(kind, network, members, settings.epochs, self._adam)
-        key = jax.random.fold_in(self._child("sweep"), 2 * index + (kind == "dropout"))
-        place = ", ".join(f"{name} {value:g}" for name, value in cell.items())
-        what = f"{kind} networks at {place}"
-        return self._train(key, training, what, data, rate=rate), network
-
-
-def _without_rate(cell: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in cell.items() if name != "rate"}
-
-
-def _one_mask_each(variables: Variables, num_masks: int) -> Variables:
-    """From those of R Masksembles: R networks with their first mask, R with their second, ..."""
-    masks = jax.tree.map(
-        lambda mask: np.swapaxes(mask, 0, 1).reshape(-1, *mask.shape[2:]),
-        variables["fixed masks"],
-    )
-    repeated = jax.tree.map(
-        lambda leaf: np.tile(leaf, (num_masks, *(1,) * (leaf.ndim - 1))),
-        {name: value for name, value in variables.items() if name != "fixed masks"},
-    )
-    return {**repeated, "fixed masks": masks}
-
-
-def check_model(model: Model, data: Dataset, sweep: Mapping[str, Sequence[float]]) -> None:
-    """Raises the error that a model deserves which cannot be compared on this data."""
-    for name in sweep:
-        if name in ("rate", "width_factor") and name not in model.changes:
-            raise ModelError(
-                f"{name} cannot be swept: what makes the model takes no argument {name}."
-            )
-        least, below, range_ = {
-            "rate": (0, 1, "[0, 1)"),
-            "label_noise": (0, 1, "[0, 1)"),
-            "width_factor": (1e-9, math.inf, "(0, inf)"),
-            "train_size": (2, len(data.train_labels) + 1, f"[2, {len(data.train_labels)}]"),
-        }[name]
-        wrong = [value for value in sweep[name] if not least <= value < below]
-        if wrong:
-            raise ModelError(f"values of {name} to sweep must lie in {range_}, got {wrong[0]}.")
-    inputs = jnp.asarray(data.train_inputs[:16])
-    network = model.dropout
-
-    @jax.jit
-    def outputs_of(key: Array, inputs: Array) -> list[Array]:
-        """Without dropout, and with two masks."""
-        init_key, *keys = jax.random.split(key, 3)
-        variables = network.init(init_key, inputs)
-        return [network(variables, inputs, mask_key) for mask_key in (None, *keys)]
-
-    try:
-        outputs, *drawn = outputs_of(jax.random.key(0), inputs)
-    except Exception as error:  # Whatever a user's model may raise.
-        raise ModelError(
-            f"the model cannot take inputs of shape {inputs.shape[1:]}: {error}"
-        ) from error
-    wanted: tuple[tuple[int | None, ...], ...] = ((len(inputs), data.num_classes),)
-    if data.is_regression:
-        wanted = ((len(inputs),), (len(inputs), 1))
-    if outputs.shape not in wanted:
-        raise ModelError(
-            f"the model must give outputs of shape {' or '.join(map(str, wanted))} for "
-            f"{len(inputs)} examples, got {outputs.shape}."
+        averages = jax.lax.map(enumerate_one, variables)
+        return ExactPart(
+            num_units=sum(ENUMERATED_UNITS),
+            num_masks=2 ** sum(ENUMERATED_UNITS),
+            weight_scaling=np.asarray(ensemble.predict(None, dropout, variables, inputs)),
+            geometric=np.asarray(averages.geometric),
+            arithmetic=np.asarray(averages.arithmetic),
         )
-    if np.array_equal(*drawn):
-        raise ModelError(
-            "the model draws no mask: two passes with different keys gave the same outputs. Put "
-            "jdrop.linen.Dropout or jdrop.nnx.Dropout with a rate above 0 into it, and let its "
-            "call take `deterministic` or `train`."
+
+    def sweep_part(self, sweep: Sweep) -> SweepPart:
+        """Trains plain networks and a dropout network for every combination of values."""
+        grid = [dict(zip(sweep, values, strict=True)) for values in product(*sweep.values())]
+        cells: list[SweepCell] = []
+        for index, values in enumerate(grid):
+            # Plain networks do not depend on the rate, so cells differing only in rate share them.
+            without_rate = [_without_rate(earlier) for earlier in grid[: index + 1]]
+            first = without_rate.index(_without_rate(values))
+            plain = cells[first].plain if first < index else self._plain_outputs(index, values)
+            cells.append(SweepCell(values, plain, self._dropout_outputs(index, values)))
+        return SweepPart(cells)
+
+    def _plain_outputs(self, cell_index: int, values: Mapping[str, float]) -> np.ndarray:
+        """Test outputs of plain networks at one cell of the grid."""
+        plain = self.model.at_width(values.get("width_factor", 1.0)).plain
+        spec = self.spec(plain, self.settings.ensemble_size)
+        return self._cell_outputs(2 * cell_index, "plain", spec, values, None)
+
+    def _dropout_outputs(self, cell_index: int, values: Mapping[str, float]) -> np.ndarray:
+        """Test outputs of one dropout network in each replicate, at one cell of the grid."""
+        model = self.model.at_width(values.get("width_factor", 1.0))
+        dropout, rate = model.dropout, None
+        if "rate" in values:
+            dropout, holds_rate = model.at_rate(values["rate"], self.data.train_inputs[:1])
+            rate = values["rate"] if holds_rate else None
+        return self._cell_outputs(2 * cell_index + 1, "dropout", self.spec(dropout), values, rate)
+
+    def _cell_outputs(
+        self,
+        index: int,
+        method: str,
+        spec: NetworkSpec,
+        values: Mapping[str, float],
+        rate: float | None,
+    ) -> np.ndarray:
+        """Trains one method at one cell; `index` counts the methods of all cells."""
+        data, seed = self.data, self.settings.seed
+        if "train_size" in values:
+            data = data.train_on(subset(data, int(values["train_size"]), seed))
+        if "label_noise" in values:
+            data = with_label_noise(data, values["label_noise"], seed)
+        where = ", ".join(f"{name} {value:g}" for name, value in values.items())
+        trained = self.trainer.fit_networks(
+            jax.random.fold_in(self.key(SWEEP_KEY_INDEX), index),
+            spec,
+            data,
+            checkpoint=f"sweep-{index}",
+            description=f"{method} networks at {where}",
+            rate=rate,
         )
+        return self.predictor.predict(spec.network, trained.variables, self.data.test_inputs)
+
+
+def _without_rate(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if name != "rate"}

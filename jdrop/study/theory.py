@@ -1,10 +1,9 @@
 """The claims of the theory on hidden units: do they co-adapt, and how sparse are they?
 
-Hidden units are what dropout layers take in, so a plain network and a dropout network of one
-architecture have the same ones. Numbers only.
+Hidden units are the inputs of dropout layers, so a plain network and a dropout network of one
+architecture have the same ones. Nothing is drawn or printed here.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,17 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.extend.core import Var, get_opaque_trace_state
+from jax.extend.core import Var
 
-from jdrop.network import AtDropout, Network, Variables
+from jdrop.network import DropoutSite, Network, Variables, read_sites
 from jdrop.statistics import mean_interval
 from jdrop.study.results import CoAdaptation
-
-MakeNetwork = Callable[..., Network]
-"""`make_network(at_dropout=...)`: a network whose dropout layers are replaced.
-
-Such as `partial(jdrop.linen.as_network, module)`.
-"""
 
 ExampleLosses = Callable[[Array, Array], dict[str, Array]]
 """Outputs and labels -> scores of each example, by name."""
@@ -31,87 +24,74 @@ ExampleLosses = Callable[[Array, Array], dict[str, Array]]
 NUM_BINS = 30  # Of histograms of activations.
 NUM_SHARES = 11  # Of deleted units: 0, 0.1, ..., 1.
 NUM_ORDERS = 5  # In which units are deleted.
-MAX_UNITS = 512  # Of a layer that are correlated.
+MAX_UNITS = 512  # Correlations of larger layers are those of a random choice.
 NUM_FEATURES = 64
 
 
-def hidden_units(
-    make_network: MakeNetwork, variables: Variables, inputs: Array
-) -> dict[str, Array]:
-    """What each dropout layer takes in, in the network without dropout.
+def hidden_units(network: Network, variables: Variables, inputs: Array) -> dict[str, Array]:
+    """The inputs of each dropout layer, in the network without dropout.
 
     Layers are in the order of their calls; the second call of a layer has a name of its own,
     "Dropout_0 (2)". A layer whose inputs depend on no parameter drops inputs of the network, not
-    hidden units, and is left out. So is one within a transformation such as `nn.scan`.
+    hidden units, and is left out. So is a layer inside a transformation such as `nn.scan`.
 
     Args:
-        make_network: makes the network.
+        network: made by `as_network`.
         variables: of one network.
         inputs: `[example, ...]`.
 
     Returns:
-        By layer, `[example, unit]`, at least float32. Of a layer with more axes than these, each
-        place is a unit.
+        By layer, `[example, unit]`, at least float32. If a layer has more axes, every position is
+        a unit.
 
     Example:
-        >>> def make_network(at_dropout):
-        ...     def apply_fn(variables, inputs, key):
-        ...         hidden = at_dropout("inputs", inputs, 0.2) @ variables["params"]
-        ...         return at_dropout("hidden", jax.nn.relu(hidden), 0.5)
-        ...     return Network(apply_fn)
-        >>> hidden_units(make_network, {"params": jnp.array([[-1.0, 2.0]])}, jnp.ones((1, 1)))
-        {'hidden': Array([[0., 2.]], dtype=float32)}
+        >>> import flax.linen as nn, jdrop.linen
+        >>> dropout = nn.Dropout(0.5, deterministic=False)
+        >>> module = nn.Sequential([nn.Dense(2, use_bias=False), nn.relu, dropout])
+        >>> params = {"layers_0": {"kernel": jnp.array([[-1.0, 2.0]])}}
+        >>> network = jdrop.linen.as_network(module)
+        >>> hidden_units(network, {"params": params}, jnp.ones((1, 1)))
+        {'layers_2': Array([[0., 2.]], dtype=float32)}
     """
-    hidden = _hidden_layers(make_network, variables, inputs)
-    taken_in = _taken_in(make_network, variables, inputs)
-    return {name: taken_in[name] for name in hidden}
+    units = _layer_inputs(network, variables, inputs)
+    return {name: units[name] for name in _hidden_layers(network, variables, inputs)}
 
 
-def _hidden_layers(make_network: MakeNetwork, variables: Variables, inputs: Array) -> list[str]:
+def _hidden_layers(network: Network, variables: Variables, inputs: Array) -> list[str]:
     """Dropout layers whose inputs depend on parameters, in the order of their calls."""
     names: list[str] = []
 
     def trace(params: Any) -> list[Array]:
-        taken_in = _taken_in(make_network, {**variables, "params": params}, inputs)
-        names.extend(taken_in)
-        return list(taken_in.values())
+        units = _layer_inputs(network, {**variables, "params": params}, inputs)
+        names.extend(units)
+        return list(units.values())
 
     jaxpr = jax.make_jaxpr(trace)(variables["params"]).jaxpr
-    depend = set(jaxpr.invars)
+    dependent = set(jaxpr.invars)
     for equation in jaxpr.eqns:
-        if any(isinstance(of, Var) and of in depend for of in equation.invars):
-            depend.update(equation.outvars)
+        if any(isinstance(operand, Var) and operand in dependent for operand in equation.invars):
+            dependent.update(equation.outvars)
     return [
         name
-        for name, of in zip(names, jaxpr.outvars, strict=True)
-        if isinstance(of, Var) and of in depend
+        for name, output in zip(names, jaxpr.outvars, strict=True)
+        if isinstance(output, Var) and output in dependent
     ]
 
 
-def _taken_in(make_network: MakeNetwork, variables: Variables, inputs: Array) -> dict[str, Array]:
-    found: dict[str, Array] = {}
-    level = get_opaque_trace_state(convention="flax")
+def _layer_inputs(network: Network, variables: Variables, inputs: Array) -> dict[str, Array]:
+    """The inputs of every dropout layer outside transformations, `[example, unit]`."""
 
-    def look(name: str, x: Array, rate: Any) -> Array:
-        # What is within a transformation has no one value, and cannot leave it.
-        if get_opaque_trace_state(convention="flax") == level:
-            wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-            found[name] = wide.reshape(len(x), -1)
-        return x
+    def read(site: DropoutSite, units: Array) -> tuple[Array, Array]:
+        precise = units.astype(jnp.promote_types(units.dtype, jnp.float32))
+        return units, precise.reshape(len(units), -1)
 
-    make_network(at_dropout=_each_call(look))(variables, inputs, None)
-    return found
+    _, values, _ = read_sites(None, read, network, variables, inputs)
+    return {_call_name(name, index): units for (name, index), units in values.items()}
 
 
-def _each_call(at_dropout: AtDropout) -> AtDropout:
-    """Gives every call of a layer in one pass a name of its own."""
-    calls: Counter[str] = Counter()
-
-    def numbered(name: str, x: Array, rate: Any) -> Array:
-        calls[name] += 1
-        return at_dropout(name if calls[name] == 1 else f"{name} ({calls[name]})", x, rate)
-
-    return numbered
+def _call_name(name: str, index: int) -> str:
+    """The name of a layer's call."""
+    return name if index == 0 else f"{name} ({index + 1})"
 
 
 @jax.jit
@@ -119,7 +99,7 @@ def mean_correlation(activations: Array) -> Array:
     r"""The mean absolute correlation of two different units, over units that vary.
 
     $\frac{2}{U (U - 1)} \sum_{i < j} |\mathrm{corr}(h_i, h_j)|$; 0 where fewer than two units vary.
-    Of more than `MAX_UNITS`, so many are drawn, for layers of one width the same.
+    Of a layer with more units, `MAX_UNITS` are drawn: the same ones for layers of one width.
 
     Args:
         activations: `[example, unit]`.
@@ -131,13 +111,13 @@ def mean_correlation(activations: Array) -> Array:
     """
     num_units = activations.shape[1]
     if num_units > MAX_UNITS:
-        # Drawn, as neighbours in a layer of convolutions are more alike than others.
+        # Not the first ones: neighbours in a layer of convolutions are more alike than others.
         drawn = np.random.default_rng(0).choice(num_units, MAX_UNITS, replace=False)
         activations = activations[:, np.sort(drawn)]
     deviations = activations - jnp.mean(activations, 0, keepdims=True)
     norms = jnp.linalg.norm(deviations, axis=0)
     size = jnp.max(jnp.abs(activations), 0) * jnp.sqrt(len(activations))
-    # The mean of a constant may be off by its rounding.
+    # Rounding of the mean leaves small deviations of a constant.
     varies = norms > 1e-5 * size
     scaled = deviations / jnp.where(varies, norms, 1)[None]
     pairs = varies[:, None] & varies[None] & ~jnp.eye(len(norms), dtype=bool)
@@ -148,14 +128,14 @@ def mean_correlation(activations: Array) -> Array:
 
 @jax.jit
 def sparseness(activations: Array) -> Array:
-    r"""How few units are active for an example, by Treves and Rolls, in [0, 1].
+    r"""The sparseness of Treves and Rolls, in [0, 1]: how few units are active for an example.
 
     $\left(1 - \frac{(\sum_j |h_j| / U)^2}{\sum_j h_j^2 / U}\right) \frac{U}{U - 1}$, mean over
-    examples: 0 where all are equally active, 1 where one is. Examples without any are left out;
-    0 where that leaves none.
+    examples: 0 if all units are equally active, 1 if a single unit is. Examples without an active
+    unit are left out; if none remains, the sparseness is 0.
 
     Args:
-        activations: `[example, unit]`; of a single unit it is 0.
+        activations: `[example, unit]`; a single unit has sparseness 0.
 
     Example:
         >>> round(float(sparseness(jnp.array([[0.0, 3.0], [1.0, 1.0]]))), 4)
@@ -165,7 +145,7 @@ def sparseness(activations: Array) -> Array:
         Vinje and Gallant 2000, doi:10.1126/science.287.5456.1273.
     """
     num_units = activations.shape[1]
-    # Relative to the largest, as squares of small numbers underflow.
+    # Relative to the largest, since squares of small numbers underflow.
     largest = jnp.max(jnp.abs(activations), 1, keepdims=True)
     active = largest[:, 0] > 0
     relative = jnp.abs(activations) / jnp.where(largest > 0, largest, 1)
@@ -176,7 +156,7 @@ def sparseness(activations: Array) -> Array:
 
 def deletion_curve(
     key: Array,
-    make_network: MakeNetwork,
+    network: Network,
     variables: Variables,
     inputs: Array,
     labels: Array,
@@ -184,13 +164,13 @@ def deletion_curve(
 ) -> dict[str, Array]:
     """Mean losses as hidden units are deleted one after another, in random order.
 
-    The network is read without dropout. Of every layer the same share is deleted: 0, 0.1, ..., 1,
-    rounded to whole units. What remains is not scaled: the question is what the others make of the
-    loss. The mean over `NUM_ORDERS` orders.
+    The network is read without dropout. Every layer loses the same share of its units: 0, 0.1, ...,
+    1, rounded to whole units. The remaining units are not scaled, so the loss shows how much they
+    depend on the deleted ones. The mean over `NUM_ORDERS` orders.
 
     Args:
         key: consumed.
-        make_network: makes the network.
+        network: made by `as_network`.
         variables: of one network.
         inputs: `[example, ...]`.
         labels: `[example]`.
@@ -200,52 +180,53 @@ def deletion_curve(
         By name of a loss, `[share]`.
 
     Example:
-        >>> def make_network(at_dropout):
-        ...     def apply_fn(variables, inputs, key):
-        ...         return at_dropout("hidden", inputs @ variables["params"], 0.5).sum(1)
-        ...     return Network(apply_fn)
+        >>> import flax.linen as nn, jdrop.linen
+        >>> dropout = nn.Dropout(0.5, deterministic=False)
+        >>> module = nn.Sequential([nn.Dense(10), dropout, lambda hidden: hidden.sum(1)])
+        >>> params = {"layers_0": {"kernel": jnp.full((1, 10), 0.1), "bias": jnp.zeros(10)}}
         >>> def squared_error(outputs, labels):
         ...     return {"mse": (outputs - labels) ** 2}
-        >>> x, variables = jnp.ones((1, 1)), {"params": jnp.full((1, 10), 0.1)}
         >>> losses = deletion_curve(
-        ...     jax.random.key(0), make_network, variables, x, jnp.ones(1), squared_error
+        ...     jax.random.key(0), jdrop.linen.as_network(module), {"params": params},
+        ...     jnp.ones((1, 1)), jnp.ones(1), squared_error,
         ... )
         >>> [round(float(loss), 2) for loss in losses["mse"]]
         [0.0, 0.01, 0.04, 0.09, 0.16, 0.25, 0.36, 0.49, 0.64, 0.81, 1.0]
     """
-    units = jax.eval_shape(partial(hidden_units, make_network), variables, inputs)
+    units = jax.eval_shape(partial(hidden_units, network), variables, inputs)
 
-    def losses(ranks: dict[str, Array], share: Array) -> dict[str, Array]:
-        def delete(name: str, x: Array, rate: Any) -> Array:
+    def mean_losses(ranks: dict[str, Array], share: Array) -> dict[str, Array]:
+        def delete(site: DropoutSite, layer_inputs: Array) -> Array:
+            name = _call_name(site.name, site.index)
             if name not in units:
-                return x
-            kept = ranks[name] >= jnp.round(share * len(ranks[name]))
-            return jnp.where(kept.reshape(1, *x.shape[1:]), x, 0)
+                return layer_inputs
+            is_kept = ranks[name] >= jnp.round(share * len(ranks[name]))
+            return jnp.where(is_kept.reshape(1, *layer_inputs.shape[1:]), layer_inputs, 0)
 
-        outputs = make_network(at_dropout=_each_call(delete))(variables, inputs, None)
+        outputs = network.replace_dropout(delete)(variables, inputs, None)
         return jax.tree.map(jnp.mean, example_losses(outputs, labels))
 
-    def order(order_key: Array) -> dict[str, Array]:
-        keys = jax.random.split(order_key, len(units))
+    def one_order(order_key: Array) -> dict[str, Array]:
+        layer_keys = jax.random.split(order_key, len(units))
         ranks = {
             name: jax.random.permutation(layer_key, units[name].shape[1])
-            for name, layer_key in zip(sorted(units), keys, strict=True)
+            for name, layer_key in zip(sorted(units), layer_keys, strict=True)
         }
-        return jax.lax.map(partial(losses, ranks), jnp.linspace(0, 1, NUM_SHARES))
+        return jax.lax.map(partial(mean_losses, ranks), jnp.linspace(0, 1, NUM_SHARES))
 
-    orders = jax.lax.map(order, jax.random.split(key, NUM_ORDERS))
-    return jax.tree.map(lambda values: values.mean(0), orders)
+    curves = jax.lax.map(one_order, jax.random.split(key, NUM_ORDERS))
+    return jax.tree.map(lambda values: values.mean(0), curves)
 
 
 def first_layer_features(variables: Variables, num_inputs: int) -> np.ndarray | None:
-    """Weights into the first units, `[unit, input]`.
+    """The weights of the first layer, `[unit, input]`.
 
-    Those of the first matrix named `kernel` that takes so many inputs; None where there is none,
-    in a convolutional network for instance.
+    They are the first matrix named `kernel` with `num_inputs` rows; None if there is none, as in a
+    convolutional network.
 
     Args:
         variables: of one network.
-        num_inputs: how many numbers an example has.
+        num_inputs: how many values an example has.
 
     Example:
         >>> params = {"Dense_0": {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}}
@@ -261,94 +242,96 @@ def first_layer_features(variables: Variables, num_inputs: int) -> np.ndarray | 
 
 def measure(
     key: Array,
-    make_network: MakeNetwork,
+    network: Network,
     variables: Variables,
     inputs: Array,
     labels: Array,
     example_losses: ExampleLosses,
 ) -> CoAdaptation:
-    """All of this for one kind of network.
+    """Measures the hidden units of one network in each replicate.
 
     Args:
         key: consumed.
-        make_network: makes the network.
+        network: made by `as_network`.
         variables: of one network in each replicate, with a leading axis.
         inputs: test inputs, `[example, ...]`.
         labels: `[example]`.
         example_losses: losses of each example, by name.
 
     Example:
-        >>> def make_network(at_dropout):
-        ...     def apply_fn(variables, inputs, key):
-        ...         return at_dropout("hidden", inputs @ variables["params"], 0.5).sum(1)
-        ...     return Network(apply_fn)
-        >>> variables = {"params": jnp.array([[[1.0, -2.0]], [[3.0, 4.0]]])}
-        >>> found = measure(
-        ...     jax.random.key(0), make_network, variables, jnp.arange(4.0)[:, None], jnp.zeros(4),
-        ...     lambda outputs, labels: {"mse": (outputs - labels) ** 2},
+        >>> import flax.linen as nn, jdrop.linen
+        >>> dropout = nn.Dropout(0.5, deterministic=False)
+        >>> module = nn.Sequential([nn.Dense(2, use_bias=False), dropout])
+        >>> kernels = jnp.array([[[1.0, -2.0]], [[3.0, 4.0]]])
+        >>> result = measure(
+        ...     jax.random.key(0), jdrop.linen.as_network(module),
+        ...     {"params": {"layers_0": {"kernel": kernels}}}, jnp.arange(4.0)[:, None],
+        ...     jnp.zeros(4), lambda outputs, labels: {"mse": (outputs.sum(1) - labels) ** 2},
         ... )
-        >>> round(found.correlation["hidden"].mean, 4)
+        >>> round(result.correlation["layers_1"].mean, 4)
         1.0
     """
     num_replicates = len(jax.tree.leaves(variables)[0])
     first = jax.tree.map(lambda leaf: leaf[0], variables)
-    layers = _hidden_layers(make_network, first, inputs)
+    layers = _hidden_layers(network, first, inputs)
 
-    def of_units(activations: Array) -> dict[str, Array]:
+    def describe(activations: Array) -> dict[str, Array]:
         return {
             "correlation": mean_correlation(activations),
             "zero_share": jnp.mean((activations == 0).astype(jnp.float32)),
             "sparseness": sparseness(activations),
-            # The bins begin at 0, or where a unit gives less.
+            # The bins begin at 0, or at the smallest activation if it is negative.
             "min": jnp.minimum(jnp.min(activations), 0),
             "max": jnp.max(activations),
         }
 
     @jax.jit
-    def of_layers(variables: Variables, inputs: Array) -> tuple[Any, Any, Any]:
+    def measure_layers(variables: Variables, inputs: Array) -> tuple[Any, Any, Any]:
         def units(member: Variables) -> dict[str, Array]:
-            return hidden_units(make_network, member, inputs)
+            return hidden_units(network, member, inputs)
 
-        def counts(member: Variables) -> dict[str, Array]:
+        def shares_of_bins(member: Variables) -> dict[str, Array]:
             return {
-                name: jnp.histogram(of, NUM_BINS, ends[name])[0] / of.size
-                for name, of in units(member).items()
+                name: jnp.histogram(activations, NUM_BINS, bounds[name])[0] / activations.size
+                for name, activations in units(member).items()
             }
 
-        numbers = jax.lax.map(
-            lambda member: {name: of_units(of) for name, of in units(member).items()}, variables
+        measures = jax.lax.map(
+            lambda member: {name: describe(layer) for name, layer in units(member).items()},
+            variables,
         )
         # The bins are the same in every replicate.
-        ends = {}
-        for name, of in numbers.items():
-            low, high = jnp.min(of["min"]), jnp.max(of["max"])
-            ends[name] = low, jnp.where(high > low, high, low + 1)
-        shares = jax.lax.map(counts, variables)
-        return numbers, ends, {name: of.mean(0) for name, of in shares.items()}
+        bounds = {}
+        for name, values in measures.items():
+            low, high = jnp.min(values["min"]), jnp.max(values["max"])
+            bounds[name] = low, jnp.where(high > low, high, low + 1)
+        shares = jax.lax.map(shares_of_bins, variables)
+        return measures, bounds, {name: values.mean(0) for name, values in shares.items()}
 
     @jax.jit
-    def deleted(keys: Array, variables: Variables, inputs: Array, labels: Array) -> Any:
-        def one(both: tuple[Array, Variables]) -> dict[str, Array]:
-            return deletion_curve(both[0], make_network, both[1], inputs, labels, example_losses)
+    def mean_deletion(keys: Array, variables: Variables, inputs: Array, labels: Array) -> Any:
+        def delete(key_and_member: tuple[Array, Variables]) -> dict[str, Array]:
+            member_key, member = key_and_member
+            return deletion_curve(member_key, network, member, inputs, labels, example_losses)
 
-        curves = jax.lax.map(one, (keys, variables))
+        curves = jax.lax.map(delete, (keys, variables))
         return jax.tree.map(lambda values: values.mean(0), curves)
 
-    numbers, ends, shares = jax.device_get(of_layers(variables, inputs))
+    measures, bounds, shares = jax.device_get(measure_layers(variables, inputs))
     keys = jax.random.split(key, num_replicates)
-    deletion = jax.device_get(deleted(keys, variables, inputs, labels)) if layers else {}
+    deletion = jax.device_get(mean_deletion(keys, variables, inputs, labels)) if layers else {}
     features = first_layer_features(first, int(np.prod(inputs.shape[1:])))
 
     def intervals(name: str) -> dict[str, Any]:
-        return {layer: mean_interval(numbers[layer][name].tolist()) for layer in layers}
+        return {layer: mean_interval(measures[layer][name].tolist()) for layer in layers}
 
     return CoAdaptation(
         correlation=intervals("correlation"),
         zero_share=intervals("zero_share"),
         sparseness=intervals("sparseness"),
         activation_counts={layer: shares[layer].tolist() for layer in layers},
-        activation_min={layer: float(ends[layer][0]) for layer in layers},
-        activation_max={layer: float(ends[layer][1]) for layer in layers},
+        activation_min={layer: float(bounds[layer][0]) for layer in layers},
+        activation_max={layer: float(bounds[layer][1]) for layer in layers},
         deleted=np.linspace(0, 1, NUM_SHARES).tolist(),
         deletion={name: values.tolist() for name, values in deletion.items()},
         features=None if features is None else features[:NUM_FEATURES].tolist(),

@@ -1,8 +1,6 @@
-"""What predictions say: made-up ones, of which the answer is known."""
+"""The evaluation of made-up predictions whose scores are known."""
 
-import csv
 import dataclasses
-import json
 import math
 
 import jax
@@ -12,11 +10,16 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
+from jdrop import metrics
 from jdrop.statistics import Interval, bootstrap_weights, crossed_interval
-from jdrop.study import bootstrap, evaluation, figures, report
-from jdrop.study.evaluation import Reading, losses_by_size, of_predictions
-from jdrop.study.results import COSTS
-from jdrop.study.tables import Predictions
+from jdrop.study import report
+from jdrop.study.data import Predictions
+from jdrop.study.errors import UserError
+from jdrop.study.evaluation import bootstrap, of_predictions
+from jdrop.study.evaluation.losses import losses_by_size
+from jdrop.study.evaluation.margins import regression_margins
+from jdrop.study.evaluation.points import regression_profile
+from jdrop.study.evaluation.readings import Reading
 
 N, C = 150, 3
 
@@ -41,81 +44,91 @@ def members(labels, count, noise, seed):
 def predictions(labels):
     plain = members(labels, 12, 2.0, 1)
     average = np.log(np.exp(plain.astype(np.float64)).mean(0)).astype(np.float32)
-    fresh = np.stack([average] * 3)
+    averages = np.stack([average] * 3)
     return Predictions(
-        {"plain": plain, "all": fresh, "monte_carlo": members(labels, 6, 3.0, 1)[None]}, labels
+        {"plain": plain, "all": averages, "monte_carlo": members(labels, 6, 3.0, 1)[None]}, labels
     )
 
 
-def test_given_predictions_are_dealt_out_and_compared(predictions):
-    found = of_predictions(predictions, "made up", replicates=3)
-    assert found.replicates == 3
-    assert [point.size for point in found.method("plain").points] == [1, 2, 3, 4]
-    # The average of all twelve does better than that of any four.
-    worth = found.method("all").points[0].worth["nll"]
-    assert worth.value == math.inf
-    assert worth.largest == 4
-    assert found.method("all").points[0].against_ensemble["nll"].verdict == "better"
-    masks = found.method("monte-carlo")
+def test_given_networks_are_dealt_out_and_compared(predictions):
+    comparison = of_predictions(predictions, "made up", replicates=3)
+    assert comparison.replicates == 3
+    assert [point.size for point in comparison.method("plain").points] == [1, 2, 3, 4]
+    # The average of all twelve scores better than that of any four.
+    point = comparison.method("all").points[0]
+    assert point.worth["nll"].value == math.inf
+    assert point.worth["nll"].largest == 4
+    assert point.against_ensemble["nll"].verdict == "better"
+    assert comparison.method("all").retrained
+    assert not comparison.has_costs
+    assert "cost" not in report.sentence(comparison)
+    assert "On made up dropout, 6 masks is worth" in report.sentence(comparison)
+
+
+def test_the_intervals_of_a_single_given_network_hold_for_it_alone(predictions):
+    comparison = of_predictions(predictions, "made up", replicates=3)
+    masks = comparison.method("monte-carlo")
     assert masks.unit == "masks"
     assert [point.size for point in masks.points] == [1, 2, 3, 5, 6]
-    assert "monte_carlo is one network: its intervals hold for that" in " ".join(found.left_out)
-    assert "for this one network, not for training it anew" in report.sentence(found)
+    assert "monte_carlo is one network: its intervals hold for this" in " ".join(
+        comparison.left_out
+    )
+    assert "for this one network, not for training it anew" in report.sentence(comparison)
     assert not masks.retrained
     assert masks.points[-1].over_seeds["nll"].low is None
-    spread = {one.method: one.disagreement.low for one in found.diversity}
+    spread = {result.method: result.disagreement.low for result in comparison.diversity}
     assert spread["monte-carlo"] is None
     assert spread["plain"] is not None
-    assert "A row without ± is of one given network" in report.table_note(found)
-    assert found.method("all").retrained
-    assert not report.costs_known(found)
-    assert "cost" not in report.sentence(found)
-    assert "On made up dropout, 6 masks is worth" in report.sentence(found)
 
 
-def test_what_is_in_no_replicate_is_said(labels):
+def test_networks_in_no_replicate_are_listed(labels):
     plain, few = members(labels, 13, 2.0, 1), members(labels, 5, 2.0, 7)
     masks = np.stack([members(labels, 2, 3.0, seed) for seed in range(10)])
     log_probs = {"plain": plain, "dropout": few, "monte_carlo": masks}
-    found = of_predictions(Predictions(log_probs, labels), "x", 9)
-    assert found.replicates == 5
-    said = " ".join(found.left_out)
-    assert "There are 5 replicates, not 9: each has two plain networks at least" in said
-    assert "The last 3 of plain are in none" in said
-    assert "The last 5 of monte_carlo are in none" in said
-    assert found.mask_curve is not None
-    assert all(method.retrained for method in found.methods)
-    one = {**log_probs, "monte_carlo": masks[:1]}
-    found = of_predictions(Predictions(one, labels), "x", 5)
-    assert found.mask_curve is None
-    assert "How many masks reach weight scaling is not said" in " ".join(found.left_out)
+    comparison = of_predictions(Predictions(log_probs, labels), "x", 9)
+    assert comparison.replicates == 5
+    notes = " ".join(comparison.left_out)
+    assert "There are 5 replicates, not 9: each has at least two plain networks" in notes
+    assert "The last 3 of plain are in none" in notes
+    assert "The last 5 of monte_carlo are in none" in notes
+    assert comparison.mask_curve is not None
+    assert all(method.retrained for method in comparison.methods)
 
 
-def test_costs_that_are_not_known_are_blank(predictions):
-    found = of_predictions(predictions, "x", 3)
-    assert all(point.cost is None for method in found.methods for point in method.points)
-    read = json.loads(found.to_json())
-    assert read["methods"][0]["points"][0]["cost"] is None
-    assert type(found).from_json(found.to_json()).to_json() == found.to_json()
-    for row in csv.DictReader(report.scores_csv(found).splitlines()):
-        assert {row[name] for name in COSTS} == {""}
-    assert figures.score_against_cost(found) is None
-    assert figures.score_against_other_costs(found) is None
-    for template in ("report.md.jinja", "report.html.jinja"):
-        text = report._render(template, found, [])
-        assert "FLOPs" not in text
-        assert "each stands alone" in text
-    assert "training FLOPs" not in report.score_table(found)[0]
-    assert report.terminal(found).columns[-1].header.strip() == "enough?"
+def test_masks_of_a_single_network_are_not_compared_with_weight_scaling_of_others(labels):
+    log_probs = {
+        "plain": members(labels, 13, 2.0, 1),
+        "dropout": members(labels, 5, 2.0, 7),
+        "monte_carlo": members(labels, 2, 3.0, 0)[None],
+    }
+    comparison = of_predictions(Predictions(log_probs, labels), "x", 5)
+    assert comparison.mask_curve is None
+    assert "How many masks score as well as weight scaling is not computed" in " ".join(
+        comparison.left_out
+    )
 
 
-def test_a_temperature_at_a_bound_is_said(predictions, labels):
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["my_net", "my-net"], "names of methods must differ in more than '_' and '-'"),
+        (["monte-carlo"], "masks must be named 'monte_carlo', got 'monte-carlo'"),
+    ],
+)
+def test_ambiguous_names_are_refused(predictions, names, message):
+    given = {name: predictions.log_probs["all"] for name in names}
+    log_probs = {"plain": predictions.log_probs["plain"], **given}
+    with pytest.raises(UserError, match=message):
+        of_predictions(Predictions(log_probs, predictions.labels), "x", 3)
+
+
+def test_a_temperature_at_a_bound_is_reported(predictions, labels):
     right = log_softmax(30 * np.eye(C)[labels])
     log_probs = {"plain": predictions.log_probs["plain"], "right": np.stack([right] * 3)}
-    said = of_predictions(Predictions(log_probs, labels), "x", 3).left_out[-1]
-    assert said.startswith("The calibrated scores of right, one are unreliable: ")
-    said = of_predictions(predictions, "x", 3).left_out
-    assert "unreliable" not in " ".join(said)
+    note = of_predictions(Predictions(log_probs, labels), "x", 3).left_out[-1]
+    assert note.startswith("The calibrated scores of right, one are unreliable.")
+    notes = of_predictions(predictions, "x", 3).left_out
+    assert "unreliable" not in " ".join(notes)
 
 
 def test_a_method_that_is_the_ensemble_is_worth_the_ensemble(labels):
@@ -123,29 +136,29 @@ def test_a_method_that_is_the_ensemble_is_worth_the_ensemble(labels):
     plain = members(labels, 8, 2.0, 1)
     dealt = np.exp(plain.astype(np.float64)).reshape(4, 2, N, C)
     average = np.log(dealt.mean(0)).astype(np.float32)
-    found = of_predictions(Predictions({"plain": plain, "same": average}, labels), "x", 2)
-    point = found.method("same").points[0]
+    comparison = of_predictions(Predictions({"plain": plain, "same": average}, labels), "x", 2)
+    point = comparison.method("same").points[0]
     assert point.worth["nll"].value == pytest.approx(4, abs=1e-3)
     assert point.against_ensemble["brier"].verdict == "equivalent"
-    assert found.method("plain").points[0].worth["nll"].value == 1
+    assert comparison.method("plain").points[0].worth["nll"].value == 1
 
 
 def test_unknown_margins_are_refused(predictions):
-    with pytest.raises(ValueError, match=r"margins must be of nll, .* got one of crps"):
+    with pytest.raises(UserError, match=r"margins must be of nll, .* got one of crps"):
         of_predictions(predictions, "x", 3, {"crps": 0.1})
 
 
 def test_calibration_is_of_the_average_and_not_of_its_members(predictions, labels):
     plain = predictions.log_probs["plain"]
     reading = Reading("plain", plain[None], None, "networks", None, (), (1, 12))
-    found = losses_by_size(reading, labels)
+    losses = losses_by_size(reading, labels)
     average = np.log(np.exp(plain.astype(np.float64)).mean(0))
     key = jax.random.key(0)
-    expected = evaluation.metrics.calibrated_losses(
+    expected = metrics.calibrated_losses(
         key, jnp.asarray(average, jnp.float32), jnp.asarray(labels)
     )
-    np.testing.assert_allclose(found["calibrated_nll"][0, 1], expected, rtol=1e-3, atol=1e-4)
-    assert found["calibrated_nll"].shape == (1, 2, N)
+    np.testing.assert_allclose(losses["calibrated_nll"][0, 1], expected, rtol=1e-3, atol=1e-4)
+    assert losses["calibrated_nll"].shape == (1, 2, N)
 
 
 def test_regression_is_scored_by_mixtures():
@@ -154,15 +167,15 @@ def test_regression_is_scored_by_mixtures():
     targets = rng.normal(size=80).astype(np.float32)
     outputs = (targets + 0.5 * rng.normal(size=(1, 4, 80))).astype(np.float32)
     reading = Reading("plain", outputs, None, "networks", None, (), (1, 4))
-    found = losses_by_size(reading, targets)
-    assert found["mse"][0, 1] == pytest.approx((outputs[0].mean(0) - targets) ** 2, rel=1e-4)
+    losses = losses_by_size(reading, targets)
+    assert losses["mse"][0, 1] == pytest.approx((outputs[0].mean(0) - targets) ** 2, rel=1e-4)
     singles = ((outputs[0] - targets) ** 2).mean(0)
-    assert found["mse"][0, 0] == pytest.approx(singles, rel=1e-4)
+    assert losses["mse"][0, 0] == pytest.approx(singles, rel=1e-4)
     residuals = outputs[0] - targets
     likely = [-stats.norm.logpdf(row, 0, np.sqrt((row**2).mean())).mean() for row in residuals]
     # The scale is of another half of 40, so it differs by chance: by some 11 % each.
-    assert found["calibrated_nll"][0, 0].mean() == pytest.approx(np.mean(likely), abs=0.1)
-    assert found["crps"][0, 1].mean() < found["crps"][0, 0].mean()
+    assert losses["calibrated_nll"][0, 0].mean() == pytest.approx(np.mean(likely), abs=0.1)
+    assert losses["crps"][0, 1].mean() < losses["crps"][0, 0].mean()
 
 
 def test_the_margin_of_the_mse_is_one_of_its_root():
@@ -170,40 +183,40 @@ def test_the_margin_of_the_mse_is_one_of_its_root():
     targets = rng.normal(size=80)
     outputs = targets + 30 + rng.normal(size=(2, 4, 80))
     plain = Reading("plain", outputs, None, "networks", None, (), (1, 4))
-    found = evaluation._regression_margins(plain, targets, scale=5.0)
+    margins = regression_margins(plain, targets, scale=5.0)
     mse = ((outputs.mean(1) - targets) ** 2).mean()
-    assert np.sqrt(mse + found["mse"]) - np.sqrt(mse) == pytest.approx(0.05, rel=0.01)
-    assert (found["crps"], found["calibrated_nll"]) == (0.05, 0.01)
+    assert np.sqrt(mse + margins["mse"]) - np.sqrt(mse) == pytest.approx(0.05, rel=0.01)
+    assert (margins["crps"], margins["calibrated_nll"]) == (0.05, 0.01)
 
 
 def test_rmse_and_coverage_of_regression():
-    """The interval of the MSE, its root taken; and a 95 % interval of what is not in the fit."""
+    """The RMSE is the root of the MSE and its ends; coverage is of intervals fitted elsewhere."""
     rng = np.random.default_rng(0)
     targets = rng.normal(size=80)
     outputs = targets + 0.5 * rng.standard_t(3, size=(3, 1, 80))
     residuals = (outputs - targets)[:, 0]
     mse = crossed_interval(residuals**2)
-    given = outputs.astype(np.float32), targets.astype(np.float32)
-    found = evaluation._regression_profile(mse, *given)
-    assert dataclasses.astuple(found["rmse"])[:3] == pytest.approx(
+    float32_arrays = outputs.astype(np.float32), targets.astype(np.float32)
+    profile = regression_profile(mse, *float32_arrays)
+    assert dataclasses.astuple(profile["rmse"])[:3] == pytest.approx(
         np.sqrt([mse.mean, mse.low, mse.high])
     )
-    inside = np.zeros((3, 5, 80))
-    for halving, key in enumerate(jax.random.split(jax.random.key(0), 5)):
+    covered = np.zeros((3, 5, 80))
+    for split, key in enumerate(jax.random.split(jax.random.key(0), 5)):
         first, second = np.split(np.asarray(jax.random.permutation(key, 80)), 2)
         for fitted, scored in ((first, second), (second, first)):
             scale = np.sqrt((residuals[:, fitted] ** 2).mean(1, keepdims=True))
-            inside[:, halving, scored] = abs(residuals[:, scored]) <= 1.959964 * scale
-    expected = crossed_interval(inside.mean(1))
-    assert dataclasses.astuple(found["coverage"]) == pytest.approx(
+            covered[:, split, scored] = abs(residuals[:, scored]) <= 1.959964 * scale
+    expected = crossed_interval(covered.mean(1))
+    assert dataclasses.astuple(profile["coverage"]) == pytest.approx(
         dataclasses.astuple(expected), rel=1e-5
     )
-    wide = evaluation._regression_profile(Interval(0.1, -0.2, 0.4, 3), *given)["rmse"]
+    wide = regression_profile(Interval(0.1, -0.2, 0.4, 3), *float32_arrays)["rmse"]
     assert wide.low == 0
 
 
-def test_draws_of_scores_are_the_scores_of_what_was_drawn(predictions, labels):
-    """Against the examples repeated as often as they were drawn."""
+def test_bootstrap_draws_equal_scores_of_the_drawn_examples(predictions, labels):
+    """The draws equal the scores of a data set that repeats each example as often as drawn."""
     plain = predictions.log_probs["plain"][None, :3]
     ood = log_softmax(np.random.default_rng(5).normal(size=(1, 3, 70, C)))
     weights = bootstrap_weights(np.random.default_rng(0), N, 20)
@@ -213,13 +226,13 @@ def test_draws_of_scores_are_the_scores_of_what_was_drawn(predictions, labels):
     pooled = np.log(np.exp(plain[0].astype(np.float64)).mean(0))
     confidence, right = np.exp(pooled.max(1)), pooled.argmax(1) == labels
     log_probs = jnp.asarray(pooled, jnp.float32)
-    found, _ = bootstrap._of_average(log_probs, jnp.asarray(labels), jnp.asarray(weights))
+    values, _ = bootstrap._average_scores(log_probs, jnp.asarray(labels), jnp.asarray(weights))
     edges = np.linspace(0, 1, 16)
     for draw in range(3):
         again = np.repeat(np.arange(N), weights[draw].astype(int))
         which = np.digitize(confidence[again], edges[1:-1], right=True)
         gaps = [abs((right[again] - confidence[again])[which == b].sum()) / N for b in range(15)]
-        assert float(found["ece"][1][draw]) == pytest.approx(sum(gaps), rel=1e-4)
+        assert float(values["ece"][1][draw]) == pytest.approx(sum(gaps), rel=1e-4)
     entropy = -(np.exp(pooled) * pooled).sum(1)
     others = np.log(np.exp(ood[0].astype(np.float64)).mean(0))
     other_entropy = -(np.exp(others) * others).sum(1)

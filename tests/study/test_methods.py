@@ -1,161 +1,153 @@
-"""Networks made of a user's model: plain, masked for life, at any rate and width."""
+"""The table of methods: an entry is all that a method needs, and keys are those of old numbers."""
 
-import flax.linen as nn
+import dataclasses
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-import jdrop.linen
-import jdrop.nnx
+from jdrop.study import methods
 from jdrop.study.data import Dataset
-from jdrop.study.methods import MLP, Model, ModelError, Settings
-from jdrop.study.runner import _one_mask_each, check_model
+from jdrop.study.evaluation import evaluate
+from jdrop.study.methods import (
+    METHODS,
+    LeftOutError,
+    Method,
+    NetworkGroup,
+    adam,
+    network_groups,
+    separate_masks,
+)
+from jdrop.study.models import FIXED_MASKS, MLP, Model
+from jdrop.study.report.figures.style import style_of
+from jdrop.study.run_folder import NetworksPart, RunError, RunFolder
+from jdrop.study.runner import run_parts
+from jdrop.study.settings import Settings
+from jdrop.study.training import NetworkSpec
 
 X = jax.random.normal(jax.random.key(0), (12, 5))
+MODEL = Model(lambda rate=0.5, width_factor=1.0: MLP((10,), 3, rate, 0.0, width_factor))
 
 
-class NnxNet(nnx.Module):
-    def __init__(self, rngs: nnx.Rngs, rate: float = 0.5, width_factor: float = 1.0) -> None:
-        units = round(10 * width_factor)
-        self.hidden = nnx.Linear(5, units, rngs=rngs)
-        self.drop = jdrop.nnx.Dropout(rate, rngs=rngs)
-        self.out = nnx.Linear(units, 3, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.out(self.drop(nnx.relu(self.hidden(x))))
-
-
-def linen_model(rate=0.5, width_factor=1.0):
-    return MLP((10,), 3, rate, 0.0, width_factor)
-
-
-MODELS = {"linen": Model(linen_model), "nnx": Model(NnxNet)}
+def test_key_indices_are_those_of_recorded_numbers():
+    assert {group.name: group.key_index for group in network_groups()} == {
+        "plain": 0,
+        "dropout": 1,
+        "small": 2,
+        "wide": 3,
+        "long": 4,
+        "regularised": 5,
+        "fixed-masks": 6,
+        "masksembles": 7,
+        "dropout-thinned": 11,
+    }
+    indices = (methods.EXACT_KEY_INDEX, methods.OVERFITTING_KEY_INDEX, methods.SWEEP_KEY_INDEX)
+    assert indices == (8, 9, 10)
 
 
-@pytest.fixture(params=MODELS)
-def model(request):
-    return MODELS[request.param]
+def test_groups_have_names_of_their_own_in_the_run_folder():
+    groups = {id(method.group): method.group for method in METHODS.values()}
+    names = [group.name for group in groups.values()]
+    assert len(names) == len({*names})
+    assert not {*names} & {"data", "overfitting", "exact", "sweep", "summary"}
 
 
-def test_what_can_be_changed_is_read_off_the_signature():
-    assert MODELS["linen"].changes == MODELS["nnx"].changes == {"rate", "width_factor"}
-    assert Model(MLP((4,), 3)).changes == frozenset()
+def test_methods_of_the_same_networks_share_their_training():
+    assert METHODS["dropout"].group is METHODS["monte-carlo"].group
+    assert METHODS["early-stopping"].group is METHODS["weight-decay"].group
 
 
-def test_the_plain_network_draws_nothing_and_is_the_network_read_once(model):
-    variables = model.plain.init(jax.random.key(1), X)
-    with_key = model.plain(variables, X, jax.random.key(2))
-    np.testing.assert_array_equal(with_key, model.dropout(variables, X, None))
-    trained, _ = model.plain.apply_train(variables, X, jax.random.key(2))
-    np.testing.assert_array_equal(trained, with_key)
-    assert not np.array_equal(with_key, model.dropout(variables, X, jax.random.key(2)))
+def test_methods_are_told_apart_by_label_and_style():
+    for attributes in (("name",), ("label",), ("color", "marker")):
+        values = [tuple(getattr(m, name) for name in attributes) for m in METHODS.values()]
+        assert len(values) == len({*values})
 
 
-def test_a_rate_is_that_of_the_network_made_with_it(model):
-    """In linen one network serves all rates; its variables hold the rate."""
-    drawn = {}
-    for rate in (0.0, 0.2, 0.5):
-        network, holds_rate = model.at_rate(rate, X)
-        assert holds_rate == (model is MODELS["linen"])
-        variables = network.init(jax.random.key(1), X)
-        if holds_rate:
-            variables["rate"] = jnp.asarray(rate)
-        drawn[rate] = network(variables, X, jax.random.key(2))
-    rest = {name: value for name, value in variables.items() if name != "rate"}
-    np.testing.assert_allclose(drawn[0.0], model.dropout(rest, X, None), rtol=1e-5, atol=1e-6)
-    assert not np.allclose(drawn[0.2], drawn[0.5])
+def test_the_spec_of_every_group_follows_the_settings():
+    settings = Settings(ensemble_size=7, budget=3, epochs=4)
+    specs = {group.name: group.make_spec(settings, MODEL, X[:1]) for group in network_groups()}
+    assert {name: (spec.members, spec.epochs) for name, spec in specs.items()} == {
+        "plain": (7, 4),
+        "dropout": (3, 4),
+        "dropout-thinned": (1, 4),
+        "small": (3, 4),
+        "wide": (1, 4),
+        "long": (1, 12),
+        "regularised": (4, 4),
+        "fixed-masks": (3, 4),
+        "masksembles": (1, 4),
+    }
+    assert {name for name, spec in specs.items() if spec.record} == {"plain", "dropout"}
+    assert {name for name, spec in specs.items() if spec.weight_decays} == {"regularised"}
 
 
-def test_a_fixed_mask_is_of_the_network_and_for_all_examples(model):
-    network = model.masked(None)
-    variables = network.init(jax.random.key(1), X)
-    ((name, mask),) = variables["fixed masks"].items()
-    assert mask.shape == (10,)
-    rest = {key: value for key, value in variables.items() if key != "fixed masks"}
-    expected = model.network(lambda _, x, rate: x * mask[None])(rest, X, None)
-    np.testing.assert_allclose(network(variables, X, None), expected, rtol=1e-6)
-    np.testing.assert_array_equal(
-        network(variables, X, None), network(variables, X, jax.random.key(5))
-    )
-    other = network.init(jax.random.key(7), X)["fixed masks"][name]
-    assert not np.array_equal(mask, other)
+@pytest.mark.parametrize("name", ["small", "wide"])
+def test_small_and_wide_networks_are_left_out_of_a_model_of_one_width(name):
+    with pytest.raises(LeftOutError, match=r"Small and wide networks .*width_factor"):
+        METHODS[name].group.make_spec(Settings(), Model(MLP((10,), 3)), X[:1])
 
 
-def test_masksembles_shares_its_masks_out_and_covers_every_unit(model):
-    network = model.masked(3)
-    variables = network.init(jax.random.key(1), X)
-    ((name, masks),) = variables["fixed masks"].items()
-    assert masks.shape == (3, 10)
-    assert masks.any(0).all()
-    np.testing.assert_array_equal(masks.sum(1), [5, 5, 5])
-    outputs = network(variables, X, None)
-    singles = _one_mask_each(jax.tree.map(lambda leaf: np.asarray(leaf)[None], variables), 3)
-    for number in range(3):
-        one = jax.tree.map(lambda leaf, number=number: leaf[number], singles)
-        np.testing.assert_array_equal(one["fixed masks"][name], masks[number])
-        alone = model.masked(None)(one, X, None)
-        np.testing.assert_allclose(alone[number::3], outputs[number::3], rtol=1e-5, atol=1e-6)
+def test_small_networks_are_left_out_if_no_width_is_small_enough():
+    with pytest.raises(LeftOutError, match="Small networks were left out: no width has as few"):
+        METHODS["small"].group.make_spec(Settings(budget=100), MODEL, X[:1])
 
 
-def test_masks_of_several_masksembles_stand_by_mask_and_then_by_replicate():
-    variables = {"fixed masks": {"d": np.arange(6).reshape(2, 3, 1)}, "params": np.arange(2)}
-    single = _one_mask_each(variables, 3)
-    np.testing.assert_array_equal(single["fixed masks"]["d"][:, 0], [0, 3, 1, 4, 2, 5])
+def test_separate_masks_are_ordered_by_mask_and_then_by_replicate():
+    variables = {FIXED_MASKS: {"d": np.arange(6).reshape(2, 3, 1)}, "params": np.arange(2)}
+    single = separate_masks(variables)
+    np.testing.assert_array_equal(single[FIXED_MASKS]["d"][:, 0], [0, 3, 1, 4, 2, 5])
     np.testing.assert_array_equal(single["params"], [0, 1, 0, 1, 0, 1])
 
 
-@pytest.mark.parametrize("share", [0.3, 1.0, 4.0])
-def test_the_width_is_the_largest_within_the_parameters(model, share):
-    target = share * model.num_parameters(X[:1])
-    factor = model.width_for(target, X[:1])
-    assert model.num_parameters(X[:1], width_factor=factor) <= target
-    one_more = (round(10 * factor) + 1) / 10
-    assert model.num_parameters(X[:1], width_factor=one_more) > target
+def toy_spec(settings, model, inputs):
+    return NetworkSpec(model.plain, 2, settings.epochs, adam(0.1))
 
 
-def test_what_is_no_model_is_refused():
-    with pytest.raises(ModelError, match="is an nnx module, NnxNet; give what makes it"):
-        Model(NnxNet(nnx.Rngs(0)))
-    with pytest.raises(ModelError, match="must be a linen module, or a class or function"):
-        Model(3)
-    with pytest.raises(ModelError, match="a parameter 'units' without a default"):
-        Model(lambda units: MLP((units,), 3))
-    with pytest.raises(ModelError, match=r"must make a linen module.*got int"):
-        Model(lambda: 3).plain  # noqa: B018
+def toy_predictions(key, predictor, spec, trained):
+    return predictor.read_without_dropout(spec.network, trained.variables)
 
 
-def dataset(num_classes=3):
-    inputs = np.asarray(X)
-    labels = np.arange(12, dtype=np.int32) % 3
-    if num_classes is None:
-        return Dataset("x", inputs, labels.astype(np.float32), inputs, labels / 3, None)
-    return Dataset("x", inputs, labels, inputs, labels, num_classes)
+TOY = Method(
+    name="toy",
+    label="{n} toys",
+    explanation="A toy that costs {budget}.",
+    group=NetworkGroup("toy", 99, toy_spec, is_control=False),
+    predict=toy_predictions,
+    color="#123456",
+    marker="d",
+)
 
 
-def test_a_model_that_does_not_fit_is_refused():
-    check_model(Model(linen_model), dataset(), {})
-    with pytest.raises(ModelError, match=r"outputs of shape \(12, 4\) .* got \(12, 3\)"):
-        check_model(Model(linen_model), dataset(4), {})
-    with pytest.raises(ModelError, match=r"\(12,\) or \(12, 1\)"):
-        check_model(Model(linen_model), dataset(None), {})
-    with pytest.raises(ModelError, match="draws no mask"):
-        check_model(Model(nn.Dense(3)), dataset(), {})
-    with pytest.raises(ModelError, match="draws no mask"):
-        check_model(Model(lambda: linen_model(rate=0.0)), dataset(), {})
-    with pytest.raises(ModelError, match="rate cannot be swept"):
-        check_model(Model(MLP((4,), 3)), dataset(), {"rate": [0.1]})
-    for name, value in (("label_noise", 1.0), ("train_size", 13.0), ("train_size", 1.0)):
-        with pytest.raises(ModelError, match=f"values of {name} to sweep must lie in"):
-            check_model(Model(linen_model), dataset(), {name: [value]})
-    with pytest.raises(ModelError, match=r"values of rate to sweep must lie in \[0, 1\), got 1.5"):
-        check_model(Model(linen_model), dataset(), {"rate": [0.1, 1.5]})
-    with pytest.raises(ModelError, match=r"cannot take inputs of shape \(5,\)"):
-        check_model(Model(nn.Sequential([nn.ConvTranspose(3, (3, 3)), nn.Dense(3)])), dataset(), {})
+def test_an_entry_is_all_that_a_new_method_needs(tmp_path, monkeypatch):
+    """The method is trained, stored, scored and drawn; without its predictions it is named."""
+    monkeypatch.setitem(METHODS, "toy", TOY)
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(60, 5)).astype(np.float32)
+    labels = np.argmax(inputs[:, :3], 1).astype(np.int32)
+    data = Dataset("noise", inputs[:40], labels[:40], inputs[40:], labels[40:], 3)
+    settings = Settings(
+        replicates=2, ensemble_size=2, budget=2, num_samples=2, epochs=1, batch_size=20,
+        controls=False, theory=False,
+    )  # fmt: skip
+    run_folder = RunFolder(tmp_path, dataclasses.asdict(settings))
+    progress = []
+    run_parts(
+        run_folder, settings, MODEL, data, sweep={}, command="test",
+        progress=lambda *call: progress.append(call),
+    )  # fmt: skip
+    assert ("training toy networks", 1, 1) in progress
+    comparison = evaluate(run_folder)
+    assert [method.name for method in comparison.methods] == [
+        "plain", "dropout", "monte-carlo", "dropout-thinned", "toy"
+    ]  # fmt: skip
+    toy = comparison.method("toy")
+    assert (toy.label, toy.unit, toy.table) == ("{n} toys", "networks", [2])
+    assert [point.size for point in toy.points] == [1, 2]
+    assert toy.points[1].worth["nll"].largest == 2
+    assert style_of("toy") == ("#123456", "d")
+    assert "Methods of equal budget were not asked for." in comparison.left_out
 
-
-@pytest.mark.parametrize("name", ["replicates", "ensemble_size", "budget", "num_samples"])
-def test_settings_out_of_range_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 2, got 1"):
-        Settings(**{name: 1})
+    part = run_folder.require("toy", NetworksPart)
+    run_folder.store("toy", dataclasses.replace(part, methods={}))
+    with pytest.raises(RunError, match="holds the networks of 'toy' but not its predictions"):
+        evaluate(run_folder)

@@ -1,4 +1,4 @@
-"""What hidden units do, against numpy and networks whose units are known."""
+"""Hidden units, against NumPy and networks whose units are known."""
 
 import itertools
 from functools import partial
@@ -13,10 +13,9 @@ from flax import nnx
 
 import jdrop.linen
 import jdrop.nnx
-from jdrop.network import Network
 from jdrop.statistics import mean_interval
 from jdrop.study import theory
-from jdrop.study.methods import MLP
+from jdrop.study.models import MLP
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(20, 4)), jnp.float32)
 
@@ -36,7 +35,7 @@ def sparseness_by_hand(activations):
     return np.mean(values)
 
 
-def test_mean_correlation_is_numpys():
+def test_mean_correlation_equals_that_of_numpy():
     rng = np.random.default_rng(1)
     activations = rng.normal(size=(50, 9)) @ rng.normal(size=(9, 9)) + 10
     activations = np.maximum(activations, 9)
@@ -62,7 +61,7 @@ def test_mean_correlation_of_known_units(activations, expected):
     np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 
-def test_of_a_wide_layer_units_are_drawn():
+def test_correlations_of_a_wide_layer_are_those_of_drawn_units():
     rng = np.random.default_rng(1)
     # The first half are copies of one unit, so the first ones tell nothing of the others.
     activations = rng.normal(size=(20, 4)) @ rng.normal(size=(4, 2 * theory.MAX_UNITS))
@@ -117,16 +116,16 @@ def relu_layers(params, x):
     return layers
 
 
-MAKE_MLP = partial(jdrop.linen.as_network, MLP(hidden=(4, 6), num_outputs=3, input_rate=0.2))
+NETWORK = jdrop.linen.as_network(MLP(hidden=(4, 6), num_outputs=3, input_rate=0.2))
 
 
-def test_hidden_units_are_what_layers_after_the_inputs_take_in():
+def test_hidden_units_are_the_inputs_of_dropout_layers_that_depend_on_parameters():
     params = dense_params([4, 4, 6, 3])
-    units = theory.hidden_units(MAKE_MLP, {"params": params}, X)
+    units = theory.hidden_units(NETWORK, {"params": params}, X)
     assert list(units) == ["Dropout_1", "Dropout_2"]
     for ours, expected in zip(units.values(), relu_layers(params, np.asarray(X)), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
-    jitted = jax.jit(partial(theory.hidden_units, MAKE_MLP))({"params": params}, X)
+    jitted = jax.jit(partial(theory.hidden_units, NETWORK))({"params": params}, X)
     np.testing.assert_allclose(jitted["Dropout_1"], units["Dropout_1"], rtol=1e-5)
 
 
@@ -144,16 +143,16 @@ class Shared(nnx.Module):
         return self.dropout(self.narrow(x))
 
 
-def test_a_layer_called_several_times():
-    make = partial(jdrop.nnx.as_network, Shared)
+def test_each_call_of_a_layer_has_a_name_of_its_own():
+    network = jdrop.nnx.as_network(Shared)
     x = X.reshape(20, 2, 2)
-    variables = jax.jit(make().init)(jax.random.key(0), x)
-    units = theory.hidden_units(make, variables, x)
+    variables = jax.jit(network.init)(jax.random.key(0), x)
+    units = theory.hidden_units(network, variables, x)
     assert {name: (of.shape, of.dtype) for name, of in units.items()} == {
         "dropout (2)": ((20, 6), jnp.float32),
         "dropout (3)": ((20, 2), jnp.float32),
     }
-    losses = theory.deletion_curve(jax.random.key(1), make, variables, x, x, size_of_outputs)
+    losses = theory.deletion_curve(jax.random.key(1), network, variables, x, x, size_of_outputs)
     assert losses["size"].shape == (theory.NUM_SHARES,)
     assert losses["size"][0] > 0
     assert losses["size"][-1] == 0
@@ -174,10 +173,10 @@ class PartlyLifted(nn.Module):
 
 
 def test_layers_within_transformations_are_left_out():
-    make = partial(jdrop.linen.as_network, PartlyLifted())
-    variables = jax.jit(make().init)(jax.random.key(0), X)
+    network = jdrop.linen.as_network(PartlyLifted())
+    variables = jax.jit(network.init)(jax.random.key(0), X)
     with jax.checking_leaks():
-        units = jax.jit(partial(theory.hidden_units, make))(variables, X)
+        units = jax.jit(partial(theory.hidden_units, network))(variables, X)
     assert list(units) == ["plain/Dropout_0"]
 
 
@@ -189,33 +188,45 @@ def squared_error(outputs, labels):
     return {"mse": (outputs[:, 0] - labels) ** 2}
 
 
-def linear_network(at_dropout):
-    """The sum of hidden units, and a bias."""
+def sum_of_units(hidden):
+    return hidden.sum(1, keepdims=True)
 
-    def apply_fn(variables, inputs, key):
-        params = variables["params"]
-        hidden = at_dropout("hidden", inputs @ params["kernel"], 0.5)
-        return hidden.sum(1, keepdims=True) + params["bias"]
 
-    return Network(apply_fn)
+LINEAR = jdrop.linen.as_network(
+    nn.Sequential(
+        [
+            nn.Dense(10, use_bias=False),
+            nn.Dropout(0.5, deterministic=False),
+            sum_of_units,
+            nn.Dense(1),
+        ]
+    )
+)
+"""The sum of ten hidden units, and a bias."""
+
+
+def linear_variables(kernel, bias):
+    """The variables of `LINEAR`, whose last layer has the weight 1."""
+    last = {"kernel": jnp.ones((*jnp.shape(bias)[:-1], 1, 1)), "bias": jnp.asarray(bias)}
+    return {"params": {"layers_0": {"kernel": jnp.asarray(kernel)}, "layers_3": last}}
 
 
 def test_deletion_counts_units_and_ends_at_the_bias():
     # Ten units of 1 each: with k deleted the output is 10 - k + bias, whatever the order.
-    params = {"kernel": jnp.ones((1, 10)), "bias": jnp.full((1, 1), 3.0)}
+    variables = linear_variables(jnp.ones((1, 10)), jnp.full(1, 3.0))
     ones, labels = jnp.ones((5, 1)), jnp.arange(5.0)
     losses = theory.deletion_curve(
-        jax.random.key(0), linear_network, {"params": params}, ones, labels, squared_error
+        jax.random.key(0), LINEAR, variables, ones, labels, squared_error
     )
     outputs = 10 - np.arange(11) + 3
     expected = ((outputs[:, None] - np.arange(5)) ** 2).mean(1)
     np.testing.assert_allclose(losses["mse"], expected, rtol=1e-5)
 
 
-def test_deletion_is_in_random_orders_that_go_on():
+def test_deletion_deletes_units_one_by_one_in_random_orders():
     # Units of 1, 2, 4, ...: the output tells which are left.
     values = 2.0 ** np.arange(10)
-    params = {"kernel": jnp.asarray(values[None], jnp.float32), "bias": jnp.zeros((1, 1))}
+    variables = linear_variables(jnp.asarray(values[None], jnp.float32), jnp.zeros(1))
     outputs = []
 
     def look(out, labels):
@@ -223,7 +234,7 @@ def test_deletion_is_in_random_orders_that_go_on():
         return {"output": out[:, 0]}
 
     losses = theory.deletion_curve(
-        jax.random.key(0), linear_network, {"params": params}, jnp.ones((1, 1)), jnp.ones(1), look
+        jax.random.key(0), LINEAR, variables, jnp.ones((1, 1)), jnp.ones(1), look
     )
     jax.effects_barrier()
     orders = np.array(outputs).reshape(theory.NUM_ORDERS, 11)
@@ -235,7 +246,7 @@ def test_deletion_is_in_random_orders_that_go_on():
     np.testing.assert_allclose(losses["output"], orders.mean(0), rtol=1e-6)
 
 
-def test_features_are_those_of_the_first_layer():
+def test_features_are_the_weights_of_the_first_layer():
     params = {
         "a_head": {"kernel": np.zeros((6, 2))},
         "conv": {"kernel": np.zeros((3, 3, 1, 5))},
@@ -255,30 +266,30 @@ def test_measure_is_the_mean_over_replicates():
         return {"size": jnp.abs(outputs).sum(1), "first": outputs[:, 0]}
 
     labels = jnp.zeros(20)
-    found = theory.measure(jax.random.key(0), MAKE_MLP, variables, X, labels, losses)
+    measured = theory.measure(jax.random.key(0), NETWORK, variables, X, labels, losses)
     by_hand = [relu_layers(params, np.asarray(X)) for params in members]
-    for place, layer in enumerate(["Dropout_1", "Dropout_2"]):
-        units = [layers[place] for layers in by_hand]
+    for index, layer in enumerate(["Dropout_1", "Dropout_2"]):
+        units = [layers[index] for layers in by_hand]
         for ours, reference in (
-            (found.correlation, correlation_by_hand),
-            (found.zero_share, lambda of: np.mean(of == 0)),
-            (found.sparseness, sparseness_by_hand),
+            (measured.correlation, correlation_by_hand),
+            (measured.zero_share, lambda of: np.mean(of == 0)),
+            (measured.sparseness, sparseness_by_hand),
         ):
             expected = mean_interval([float(reference(of)) for of in units])
             assert ours[layer].mean == pytest.approx(expected.mean, rel=1e-4)
             assert ours[layer].low == pytest.approx(expected.low, rel=1e-3)
             assert list(ours) == ["Dropout_1", "Dropout_2"]
         top = np.max(units)
-        assert found.activation_max[layer] == pytest.approx(top, rel=1e-5)
+        assert measured.activation_max[layer] == pytest.approx(top, rel=1e-5)
         # A value at the edge of a bin may be in either, by its rounding.
-        assert found.activation_min[layer] == min(0, np.min(units))
-        counts, _ = np.histogram(units, theory.NUM_BINS, (found.activation_min[layer], top))
+        assert measured.activation_min[layer] == min(0, np.min(units))
+        counts, _ = np.histogram(units, theory.NUM_BINS, (measured.activation_min[layer], top))
         np.testing.assert_allclose(
-            found.activation_counts[layer], counts / np.size(units), atol=2.1 / np.size(units)
+            measured.activation_counts[layer], counts / np.size(units), atol=2.1 / np.size(units)
         )
-        assert sum(found.activation_counts[layer]) == pytest.approx(1, abs=1e-5)
-    np.testing.assert_allclose(found.deleted, np.linspace(0, 1, theory.NUM_SHARES))
-    ends = {name: (curve[0], curve[-1]) for name, curve in found.deletion.items()}
+        assert sum(measured.activation_counts[layer]) == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(measured.deleted, np.linspace(0, 1, theory.NUM_SHARES))
+    ends = {name: (curve[0], curve[-1]) for name, curve in measured.deletion.items()}
     whole, biases = [], []
     for params, layers in zip(members, by_hand, strict=True):
         last = jax.tree.map(np.asarray, params["Dense_2"])
@@ -292,25 +303,28 @@ def test_measure_is_the_mean_over_replicates():
             (np.mean(whole, (0, 1))[0], np.mean(biases, 0)[0]), rel=1e-4, abs=1e-5
         ),
     }
-    np.testing.assert_allclose(found.features, np.asarray(members[0]["Dense_0"]["kernel"]).T)
+    np.testing.assert_allclose(measured.features, np.asarray(members[0]["Dense_0"]["kernel"]).T)
 
 
-def test_activations_below_zero_are_counted_too():
+def test_histograms_count_negative_activations():
     values = np.linspace(-3, 1, 10)
-    params = {"kernel": jnp.asarray(values[None, None], jnp.float32), "bias": jnp.zeros((1, 1, 1))}
+    kernel = jnp.asarray(values[None, None], jnp.float32)
+    variables = linear_variables(kernel, jnp.zeros((1, 1)))
     ones = jnp.ones((5, 1))
-    found = theory.measure(
-        jax.random.key(0), linear_network, {"params": params}, ones, jnp.zeros(5), squared_error
+    measured = theory.measure(
+        jax.random.key(0), LINEAR, variables, ones, jnp.zeros(5), squared_error
     )
-    assert (found.activation_min["hidden"], found.activation_max["hidden"]) == (-3, 1)
+    assert (measured.activation_min["layers_1"], measured.activation_max["layers_1"]) == (-3, 1)
     counts, _ = np.histogram(values, theory.NUM_BINS, (-3, 1))
     # A value at the edge of a bin may be in either, by its rounding.
-    np.testing.assert_allclose(np.cumsum(found.activation_counts["hidden"])[-1], 1, rtol=1e-5)
-    np.testing.assert_allclose(found.activation_counts["hidden"], counts / 10, atol=0.101)
+    np.testing.assert_allclose(np.cumsum(measured.activation_counts["layers_1"])[-1], 1, rtol=1e-5)
+    np.testing.assert_allclose(measured.activation_counts["layers_1"], counts / 10, atol=0.101)
 
 
-def test_measure_of_a_network_without_hidden_units():
-    make = partial(jdrop.linen.as_network, nn.Dense(3))
+def test_a_network_without_hidden_units_has_no_measures():
+    network = jdrop.linen.as_network(nn.Dense(3))
     variables = {"params": {"kernel": jnp.ones((2, 4, 3)), "bias": jnp.ones((2, 3))}}
-    found = theory.measure(jax.random.key(0), make, variables, X, jnp.zeros(20), size_of_outputs)
-    assert found.correlation == found.activation_counts == found.deletion == {}
+    measured = theory.measure(
+        jax.random.key(0), network, variables, X, jnp.zeros(20), size_of_outputs
+    )
+    assert measured.correlation == measured.activation_counts == measured.deletion == {}

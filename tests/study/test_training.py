@@ -1,4 +1,4 @@
-"""Members trained at once: on every device, from any checkpoint, and each by its own number."""
+"""Networks trained together: on every device, from any checkpoint, each with its own key."""
 
 import dataclasses
 
@@ -9,9 +9,11 @@ import pytest
 
 from jdrop.study import training as training_module
 from jdrop.study.data import Dataset
-from jdrop.study.methods import MLP, WEIGHT_DECAYS, Model, Settings, Training
-from jdrop.study.run import Run
-from jdrop.study.training import DivergedError, Trainer, member_losses
+from jdrop.study.methods import WEIGHT_DECAYS
+from jdrop.study.models import MLP, Model
+from jdrop.study.run_folder import RunFolder
+from jdrop.study.settings import Settings
+from jdrop.study.training import DivergedError, NetworkSpec, Trainer, member_losses
 
 SETTINGS = Settings(replicates=2, batch_size=10)
 MODEL = Model(lambda: MLP((4,), 3))
@@ -27,16 +29,18 @@ def data():
 
 
 def train(folder, data, progress=lambda *call: None, **changes):
-    kind = Training("dropout", MODEL.dropout, 2, 6, ADAM, watch=True)
-    trainer = Trainer(Run(folder, {}), SETTINGS, progress)
-    return trainer(jax.random.key(0), dataclasses.replace(kind, **changes), "networks", data)
+    spec = dataclasses.replace(NetworkSpec(MODEL.dropout, 2, 6, ADAM, record=True), **changes)
+    trainer = Trainer(RunFolder(folder, {}), SETTINGS, progress)
+    return trainer.fit_networks(
+        jax.random.key(0), spec, data, checkpoint="networks", description="networks"
+    )
 
 
 class KilledError(Exception):
     pass
 
 
-def test_a_training_stopped_anywhere_ends_the_same(tmp_path, data, monkeypatch):
+def test_a_training_that_is_stopped_anywhere_ends_the_same(tmp_path, data, monkeypatch):
     """Each stop is at another epoch, and a new trainer goes on from the last checkpoint."""
     whole = train(tmp_path / "whole", data)
     monkeypatch.setattr(training_module, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
@@ -58,12 +62,12 @@ def test_a_training_stopped_anywhere_ends_the_same(tmp_path, data, monkeypatch):
         first_epochs.append(epochs[0])
     assert first_epochs == [1, 3, 5]
     jax.tree.map(np.testing.assert_array_equal, parts.variables, whole.variables)
-    for name in ("epochs", "train", "test", "train_flops"):
-        assert parts.facts[name] == whole.facts[name]
+    assert parts.log.learning_curve == whole.log.learning_curve
+    assert parts.train_flops == whole.train_flops
     assert not list((tmp_path / "parts" / "checkpoints").iterdir())
 
 
-def test_a_member_is_the_same_among_more(tmp_path, data):
+def test_a_member_is_the_same_among_more_members(tmp_path, data):
     few = train(tmp_path / "few", data, members=1).variables
     many = train(tmp_path / "many", data, members=3).variables
     for one, other in zip(jax.tree.leaves(few), jax.tree.leaves(many), strict=True):
@@ -76,39 +80,39 @@ def test_a_member_is_the_same_among_more(tmp_path, data):
 def test_validation_keeps_the_best_state_and_varies_the_decay(tmp_path, data):
     adamw = optax.inject_hyperparams(optax.adamw)(0.05, weight_decay=0.0)
     members = len(WEIGHT_DECAYS)
-    found = train(
-        tmp_path, data, network=MODEL.plain, members=members, optimizer=adamw, validate=True,
-        epochs=30,
+    trained = train(
+        tmp_path, data, network=MODEL.plain, members=members, optimizer=adamw, epochs=30,
+        weight_decays=WEIGHT_DECAYS,
     )  # fmt: skip
-    kernel = found.variables["params"]["Dense_0"]["kernel"]
+    kernel = trained.variables["params"]["Dense_0"]["kernel"]
     norms = np.sqrt((kernel**2).sum((1, 2))).reshape(members, 2)
     assert (np.diff(norms, axis=0)[1:] < 0).all()
-    best, last = np.array(found.facts["best_loss"]), np.array(found.facts["last_loss"])
+    best, last = np.array(trained.log.best_losses), np.array(trained.log.last_losses)
     assert (best <= last).all()
     assert len(best) == 2 * members
     # 36 of 40 examples are trained on, in batches of 10: 3 steps an epoch, and not 4.
     plain = train(tmp_path / "all", data, network=MODEL.plain, optimizer=adamw, epochs=30)
-    assert found.facts["train_flops"] == pytest.approx(plain.facts["train_flops"] * 3 / 4)
+    assert trained.train_flops == pytest.approx(plain.train_flops * 3 / 4)
 
 
-def test_the_best_state_has_the_best_loss(tmp_path, data, monkeypatch):
-    seen = {}
+def test_the_best_state_has_the_best_loss_on_held_out_examples(tmp_path, data, monkeypatch):
+    held_out = {}
 
-    def losses(network, variables, inputs, labels):
-        loss = member_losses(network, variables, inputs, labels)
-        seen["examples"] = inputs, labels
-        return loss
+    def member_losses_on(network, variables, inputs, labels):
+        held_out["examples"] = inputs, labels
+        return member_losses(network, variables, inputs, labels)
 
-    monkeypatch.setattr(training_module, "member_losses", losses)
+    monkeypatch.setattr(training_module, "member_losses", member_losses_on)
     adamw = optax.inject_hyperparams(optax.adamw)(0.3, weight_decay=0.0)
-    found = train(
-        tmp_path, data, network=MODEL.plain, members=4, optimizer=adamw, validate=True, epochs=8
-    )
-    again = member_losses(MODEL.plain, found.best_variables, *seen["examples"])
-    np.testing.assert_allclose(again, found.facts["best_loss"], rtol=1e-5)
-    assert len(seen["examples"][1]) == 4
+    trained = train(
+        tmp_path, data, network=MODEL.plain, members=4, optimizer=adamw, epochs=8,
+        weight_decays=WEIGHT_DECAYS,
+    )  # fmt: skip
+    again = member_losses(MODEL.plain, trained.best_variables, *held_out["examples"])
+    np.testing.assert_allclose(again, trained.log.best_losses, rtol=1e-5)
+    assert len(held_out["examples"][1]) == 4
 
 
-def test_divergence_is_told(tmp_path, data):
+def test_networks_that_diverge_are_reported(tmp_path, data):
     with pytest.raises(DivergedError, match="4 of 4 networks"):
         train(tmp_path, data, optimizer=optax.sgd(float("inf")))

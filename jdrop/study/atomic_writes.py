@@ -1,0 +1,31 @@
+"""Writes files whole or not at all: an interrupted run leaves no piece of one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields the path of a temporary file, which takes the place of `path` at the end.
+
+    If the block raises, `path` stays as it was.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "numbers.txt")
+        ...     with replacing(path) as partial:
+        ...         _ = partial.write_text("1 2 3")
+        ...     path.read_text()
+        '1 2 3'
+    """
+    partial = path.with_name(path.name + ".partial")
+    yield partial
+    partial.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text in UTF-8."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")

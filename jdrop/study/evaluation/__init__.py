@@ -1,0 +1,147 @@
+"""Evaluates predictions: scores, worth in plain networks, diversity. Nothing is trained here.
+
+Scores are kept by replicate and, where they are means over examples, by example. Intervals are
+taken over both.
+"""
+
+from collections.abc import Mapping
+
+from jdrop.study.data import Predictions
+from jdrop.study.evaluation.diversity import diversity_of_methods
+from jdrop.study.evaluation.given_predictions import deal
+from jdrop.study.evaluation.losses import losses_by_size
+from jdrop.study.evaluation.margins import (
+    CLASSIFICATION_MARGINS,
+    choose_margins,
+    regression_margins,
+)
+from jdrop.study.evaluation.masks import mask_curve, score_enumerated
+from jdrop.study.evaluation.overfitting import score_overfitting
+from jdrop.study.evaluation.points import method_results, unreliable_calibration
+from jdrop.study.evaluation.readings import (
+    in_target_unit,
+    load_co_adaptation,
+    load_learning_curves,
+    load_readings,
+    load_subsets,
+    load_sweep,
+)
+from jdrop.study.evaluation.sweep import score_sweep
+from jdrop.study.results import Comparison
+from jdrop.study.run_folder import DataPart, ExactPart, RunFolder, SummaryPart, versions
+
+__all__ = ["evaluate", "of_predictions"]
+
+
+def evaluate(run: RunFolder, margins: Mapping[str, float] | None = None) -> Comparison:
+    """Evaluates the predictions in a run folder.
+
+    Args:
+        run: a complete run.
+        margins: by score, the largest difference that counts as none. The defaults in
+            classification are 0.01 nats in NLL and 0.005 in Brier and error. In regression they
+            are 0.01 nats, and a hundredth of the targets' standard deviation in CRPS. The margin
+            of the MSE moves the RMSE of the largest plain ensemble by the same hundredth.
+
+    Raises:
+        UserError: if the run is incomplete, or a margin is of an unknown score.
+    """
+    data = run.require("data", DataPart)
+    labels = in_target_unit(data.test_labels, data)
+    readings = load_readings(run, data)
+    defaults = CLASSIFICATION_MARGINS
+    if data.task == "regression":
+        plain = next(reading for reading in readings if reading.name == "plain")
+        defaults = regression_margins(plain, labels, data.target_scale)
+    all_margins = choose_margins(defaults, margins)
+    losses = {reading.name: losses_by_size(reading, labels) for reading in readings}
+    methods = method_results(readings, losses, labels, all_margins, run.run_config["budget"])
+    summary = run.require("summary", SummaryPart)
+    return Comparison(
+        task=data.task,
+        command=summary.command,
+        settings=run.run_config,
+        data=data.metadata,
+        versions=summary.versions,
+        seconds=summary.seconds,
+        margins=all_margins,
+        replicates=len(readings[0].outputs),
+        methods=methods,
+        diversity=diversity_of_methods(readings, labels),
+        mask_curve=mask_curve(readings, losses, labels),
+        exact=score_enumerated(run.load("exact", ExactPart), labels),
+        overfitting=score_overfitting(load_subsets(run, data), labels),
+        learning_curves=load_learning_curves(run, data),
+        co_adaptation=load_co_adaptation(run),
+        sweep=score_sweep(load_sweep(run, data), labels),
+        left_out=[*summary.left_out, *unreliable_calibration(readings, methods, labels)],
+    )
+
+
+def of_predictions(
+    predictions: Predictions,
+    name: str,
+    replicates: int,
+    margins: Mapping[str, float] | None = None,
+    command: str = "jdrop.study.evaluation.of_predictions",
+) -> Comparison:
+    """Evaluates given predictions.
+
+    The networks of each method are dealt out to replicates. A replicate gets at least two plain
+    networks and one network of each method with several, so there may be fewer replicates than
+    asked for. If a method has one network, all replicates share it, and its intervals hold for
+    this network only. `left_out` says which of these happened, and which networks are unused.
+
+    Args:
+        predictions: of all methods.
+        name: of the data set.
+        replicates: how many groups the networks form, at least 2.
+        margins: see `evaluate`.
+        command: the command that made the predictions, for the report.
+
+    Raises:
+        UserError: if the names of two methods differ only in "_" and "-", or a margin is of an
+            unknown score.
+    """
+    labels = predictions.labels
+    readings, notes = deal(predictions.log_probs, replicates)
+    num_replicates, num_plain = readings[0].outputs.shape[:2]
+    all_margins = choose_margins(CLASSIFICATION_MARGINS, margins)
+    losses = {reading.name: losses_by_size(reading, labels) for reading in readings}
+    methods = method_results(readings, losses, labels, all_margins, num_plain)
+    curve = mask_curve(readings, losses, labels)
+    if curve is None and {"dropout", "monte-carlo"} <= {*losses}:
+        notes.append(
+            "How many masks score as well as weight scaling is not computed: this compares the "
+            "same networks, and one of dropout and monte_carlo is a single network."
+        )
+    return Comparison(
+        task="classification",
+        command=command,
+        settings={"replicates": num_replicates},
+        data={
+            "name": name,
+            "train_size": None,
+            "test_size": len(labels),
+            "num_classes": predictions.log_probs["plain"].shape[-1],
+            "label_noise": 0.0,
+            "ood_name": None,
+        },
+        versions=versions(),
+        seconds={},
+        margins=all_margins,
+        replicates=num_replicates,
+        methods=methods,
+        diversity=diversity_of_methods(readings, labels),
+        mask_curve=curve,
+        exact=None,
+        overfitting=[],
+        learning_curves={},
+        co_adaptation={},
+        sweep=[],
+        left_out=[
+            "Costs, training and the claims of the theory are not in predictions.",
+            *notes,
+            *unreliable_calibration(readings, methods, labels),
+        ],
+    )

@@ -1,0 +1,129 @@
+"""The titles and captions of the figures, with their main numbers."""
+
+from jdrop.study.report.sentence import headline, subject
+from jdrop.study.report.tables import plain_interval
+from jdrop.study.results import CoAdaptation, Comparison, Exact, Overfitting
+from jdrop.study.scores import SCORES, format_interval
+
+TITLES = {
+    "score_against_cost": "Score against cost",
+    "score_against_size": "What worth means",
+    "worth_chart": "What each method is worth",
+    "score_against_other_costs": "Score against other costs",
+    "mask_curve": "How many masks",
+    "exact": "All masks of a small network",
+    "overfitting": "Overfitting",
+    "learning_curves": "Learning curves",
+    "diversity": "Why averages are better",
+    "calibration": "Calibration and selective prediction",
+    "co_adaptation": "Co-adaptation",
+    "features": "First-layer weights",
+    "sweep": "Worth by swept settings",
+}
+"""By the name of the figure."""
+
+
+def captions(comparison: Comparison) -> dict[str, str]:
+    """Explains each figure in a sentence or two, by the name of the figure."""
+    method, point = headline(comparison)
+    score = comparison.curve_scores[0]
+    title = SCORES[score].title
+    ensemble = comparison.ensemble
+    texts = {
+        "score_against_cost": (
+            f"The {title} of {subject(method, point)} is "
+            f"{format_interval(score, point.over_seeds[score], unit=True)}. The average of "
+            f"{ensemble.size} plain networks has "
+            f"{format_interval(score, ensemble.over_seeds[score], unit=True)}. Lower is better, "
+            "further left is cheaper. A point below the blue curve beats an ensemble of the same "
+            "cost. Bands and bars are 95 % intervals for new trainings on these test examples."
+        ),
+        "score_against_size": (
+            "The blue curve meets a method's line at the method's worth: the count of averaged "
+            "plain networks with the same score. The thick stretch of the line is the worth's "
+            f"95 % interval. In {title} the worth of {subject(method, point)} is "
+            f"{point.worth[score]}."
+        ),
+        "worth_chart": (
+            "How many averaged plain networks each method equals, with 95 % intervals. In the "
+            f"grey zone the average of all {ensemble.size} does not reach the method's score."
+        ),
+        "score_against_other_costs": (
+            f"The {title} against seconds, parameters and bytes. A Monte-Carlo average stores the "
+            "parameters of one network."
+        ),
+        "learning_curves": (
+            "Mean over one network of each replicate; solid lines on test examples, dashed lines "
+            "on training examples. The distance between the two lines is overfitting."
+        ),
+        "diversity": (
+            "The loss of an average is its members' mean loss minus their diversity. Members are "
+            "better further left and more diverse further up. Along a grey line the average has "
+            "the same loss."
+        ),
+        "calibration": (
+            "Left: predictions on the diagonal are calibrated; below it they are overconfident. "
+            "Right: the error if only the most confident predictions are used."
+        ),
+        "features": (
+            "Each tile shows the weights into one unit, red positive and blue negative, divided by "
+            "the unit's largest weight."
+        ),
+        "sweep": (
+            f"The worth of one dropout network in {title}, at each combination of the swept "
+            "settings. A dotted line marks the largest average of plain networks."
+        ),
+    }
+    if comparison.mask_curve is not None:
+        texts["mask_curve"] = (
+            "Weight scaling needs a single prediction of the network. In "
+            f"{title} the average over masks needs {comparison.mask_curve.masks_needed[score]} "
+            "masks to score as well."
+        )
+    if comparison.exact is not None:
+        texts["exact"] = _exact_caption(comparison.exact)
+    if comparison.overfitting:
+        texts["overfitting"] = _overfitting_caption(comparison.overfitting)
+    if comparison.co_adaptation:
+        texts["co_adaptation"] = _co_adaptation_caption(comparison.co_adaptation)
+    return texts
+
+
+def _exact_caption(exact: Exact) -> str:
+    nonlinearity_gap = plain_interval(exact.nonlinearity_gap["nll"], 4)
+    pool_gap = plain_interval(exact.pool_gap["nll"], 4)
+    return (
+        f"A network of {exact.num_units} hidden units, averaged over all {exact.num_masks:,} "
+        "masks. The NLL of weight scaling minus that of the geometric mean is "
+        f"{nonlinearity_gap} nats, the cost of the non-linearity. The NLL of the geometric mean "
+        f"minus that of the arithmetic mean is {pool_gap} nats, the cost of the pool."
+    )
+
+
+def _overfitting_caption(results: list[Overfitting]) -> str:
+    score = "error" if "error" in results[0].gap else "mse"
+    largest_last = sorted(results, key=lambda result: result.train_size)
+    gaps = {
+        result.networks: format_interval(score, result.gap[score], unit=True)
+        for result in largest_last
+    }
+    return (
+        "One network trained on fewer examples for as many steps. With all training examples the "
+        f"gap between test and training {SCORES[score].title} is {gaps['plain']} without dropout "
+        f"and {gaps['dropout']} with dropout."
+    )
+
+
+def _co_adaptation_caption(results: dict[str, CoAdaptation]) -> str:
+    text = "Hidden units of networks that predict without dropout."
+    if all(result.correlation for result in results.values()):
+        last_layer = {
+            networks: plain_interval(list(result.correlation.values())[-1], 3)
+            for networks, result in results.items()
+        }
+        text += (
+            " In the last hidden layer the mean absolute correlation of two units is "
+            f"{last_layer['plain']} after training without dropout and {last_layer['dropout']} "
+            "after training with dropout."
+        )
+    return text

@@ -1,0 +1,92 @@
+"""Figures of the worth in plain networks."""
+
+import math
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from jdrop.statistics import EnsembleEquivalent
+from jdrop.study.report.figures.style import (
+    add_grid,
+    axis_label,
+    draw_band,
+    label_log_ticks,
+    literal,
+    style_of,
+)
+from jdrop.study.results import Comparison
+from jdrop.study.scores import SCORES
+
+
+def score_against_size(comparison: Comparison) -> Figure | None:
+    """The worth of a method: where the curve of plain ensembles meets the method's score."""
+    plain = comparison.method("plain")
+    methods = [m for m in comparison.methods if m.name in ("dropout", "monte-carlo")]
+    scores = comparison.curve_scores
+    num_rows = -(-len(scores) // 2)
+    figure = Figure(figsize=(10, 3.3 * num_rows), layout="constrained")
+    grid = figure.subplots(num_rows, 2, squeeze=False)
+    sizes = [point.size for point in plain.points]
+    for axes, score in zip(grid.flat, scores, strict=False):
+        intervals = [point.over_seeds[score] for point in plain.points]
+        label = "average of plain networks"
+        draw_band(axes, sizes, intervals, score, "plain", ms=4, label=label)
+        for method in methods:
+            point = method.points[-1] if method.unit == "masks" else method.points[0]
+            color, marker = style_of(method.name)
+            mean = point.over_seeds[score].mean * SCORES[score].scale
+            line = "--" if method.unit == "masks" else "-"
+            worth = point.worth[score]
+            label = literal(f"{method.title(point.size)}: {worth}")
+            axes.axhline(mean, color=color, ls=line, lw=1.5, label=label)
+            ends = [min(end, sizes[-1] + 0.4) for end in (worth.low, worth.high)]
+            axes.plot(ends, [mean] * 2, color=color, lw=6, alpha=0.35, solid_capstyle="butt")
+            if math.isfinite(worth.value):
+                axes.plot([worth.value], [mean], color=color, marker=marker, ms=8)
+        axes.set_xlim(0.6, sizes[-1] + 0.4)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("networks averaged")
+        axes.set_ylabel(f"test {axis_label(score)}")
+        axes.legend(frameon=False, fontsize=9)
+        add_grid(axes)
+    for axes in grid.flat[len(scores) :]:
+        axes.set_visible(False)
+    return figure
+
+
+def worth_chart(comparison: Comparison) -> Figure | None:
+    """The worth of each method in each score, with intervals."""
+    rows = [(method, point) for method, point in comparison.table if method.name != "plain"]
+    if not rows:
+        return None
+    scores = comparison.curve_scores
+    figure = Figure(figsize=(10, 0.9 + 0.36 * len(rows)), layout="constrained")
+    largest = comparison.ensemble.size
+    panels = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
+    for axes, score in zip(panels, scores, strict=True):
+        for row, (method, point) in enumerate(rows):
+            _draw_worth(axes, row, point.worth[score], style_of(method.name))
+        axes.set_xscale("log")
+        axes.set_xlim(0.85, largest * 1.6)
+        axes.axvspan(largest, largest * 1.6, color="#888888", alpha=0.12, lw=0)
+        ticks = [tick for tick in (1, 2, 3, 5, 10, 20, 50, 100) if tick <= largest]
+        axes.set_xticks(ticks)
+        label_log_ticks(axes)
+        axes.set_title(SCORES[score].title, loc="left", fontsize=10)
+        axes.set_xlabel("plain networks")
+        add_grid(axes)
+    titles = [literal(method.title(point.size)) for method, point in rows]
+    panels[0].set_yticks(range(len(rows)), titles)
+    panels[0].invert_yaxis()
+    return figure
+
+
+def _draw_worth(axes: Axes, row: int, worth: EnsembleEquivalent, style: tuple[str, str]) -> None:
+    color, marker = style
+    beyond = worth.largest * 1.3
+    low, value, high = (min(end, beyond) for end in (worth.low, worth.value, worth.high))
+    axes.plot([low, high], [row, row], color=color, lw=2, solid_capstyle="butt")
+    axes.plot([value], [row], color=color, marker=marker, ms=7)
+    if worth.high == math.inf:
+        axes.plot([beyond], [row], color=color, marker=">", ms=5)

@@ -1,0 +1,498 @@
+"""The folder of a run: every finished part is stored at once, so that nothing is computed twice.
+
+Files are written whole or not at all, so a run that is killed at any moment goes on from here.
+
+| file | holds |
+|---|---|
+| `run.json` | what the run is: its settings, hashes of data and model, and `format`, the version of this layout |
+| `parts/data.*` | a `DataPart` |
+| `parts/GROUP.*` | a `NetworksPart` for each group of networks in `jdrop.study.methods.METHODS` |
+| `parts/overfitting.*` | an `OverfittingPart` |
+| `parts/exact.*` | an `ExactPart` |
+| `parts/sweep.*` | a `SweepPart` |
+| `parts/summary.json` | a `SummaryPart`, written last |
+| `checkpoints/NAME/` | an Orbax checkpoint of a training that is under way |
+
+A part is a dataclass. `NAME.json` holds its fields; where a field is an array, it holds
+`{"array": KEY, "shape": [...], "dtype": "..."}` and `NAME.npz` holds the array under that key. The
+key is the path of the field, as in `methods/monte-carlo/outputs`. A part without arrays has no
+`.npz`. The dataclasses below say the shape and dtype of every array.
+"""  # noqa: E501
+
+import dataclasses
+import hashlib
+import json
+import platform
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pydantic
+
+from jdrop.study.atomic_writes import replacing, write_text
+from jdrop.study.data import Dataset
+from jdrop.study.errors import UserError
+from jdrop.study.results import CoAdaptation, LearningCurve
+
+FORMAT = 1
+"""The version of the layout; a change that older versions of jdrop cannot read increases it."""
+
+PartType = TypeVar("PartType")
+
+
+class RunError(UserError):
+    """A folder that does not hold the run that was asked for, or holds damaged files."""
+
+
+def _check_axes(*num_axes: int) -> Callable[[Any], np.ndarray]:
+    """A check that a value is an array with one of these numbers of axes."""
+
+    def check(value: Any) -> np.ndarray:
+        if not isinstance(value, np.ndarray):
+            raise ValueError("must be an array")
+        if value.ndim not in num_axes:
+            allowed = " or ".join(map(str, num_axes))
+            raise ValueError(f"must have {allowed} axes, has shape {value.shape}")
+        return value
+
+    return check
+
+
+Labels = Annotated[np.ndarray, pydantic.PlainValidator(_check_axes(1))]
+"""`[example]`: int32 in classification, float32 standardised targets in regression."""
+
+Outputs = Annotated[np.ndarray, pydantic.PlainValidator(_check_axes(3, 4))]
+"""`[replicate, member, example, class]` log-probabilities, float32.
+
+In regression `[replicate, member, example]` standardised targets. A member is a network or a mask.
+"""
+
+LogProbs = Annotated[np.ndarray, pydantic.PlainValidator(_check_axes(3))]
+"""`[replicate, example, class]`, float32."""
+
+
+@dataclass(frozen=True)
+class DataPart:
+    """The examples of a run.
+
+    Attributes:
+        name: of the data set.
+        task: "classification" or "regression".
+        train_size: how many training examples.
+        test_size: how many test examples.
+        num_classes: None in regression.
+        label_noise: the share of training labels that were replaced.
+        target_mean: was subtracted from the targets of regression.
+        target_scale: then divided them.
+        ood_name: of the out-of-distribution inputs, if there are any.
+        test_labels: `[test_size]`.
+        train_labels: `[train_size]`.
+    """
+
+    name: str
+    task: Literal["classification", "regression"]
+    train_size: int
+    test_size: int
+    num_classes: int | None
+    label_noise: float
+    target_mean: float
+    target_scale: float
+    ood_name: str | None
+    test_labels: Labels
+    train_labels: Labels
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """All fields but the labels."""
+        fields = (field.name for field in dataclasses.fields(self))
+        return {name: getattr(self, name) for name in fields if not name.endswith("_labels")}
+
+
+@dataclass(frozen=True)
+class MethodPredictions:
+    """What one method predicts, and what a prediction costs.
+
+    Attributes:
+        outputs: for the test inputs, `[replicate, member, example, class]`.
+        ood_outputs: for the out-of-distribution inputs, if there are any.
+        predict_flops: floating-point operations for one member and example.
+        predict_seconds: for one member and example.
+        networks_per_member: how many networks were trained for each that is read.
+    """
+
+    outputs: Outputs
+    ood_outputs: Outputs | None
+    predict_flops: float
+    predict_seconds: float
+    networks_per_member: int = 1
+
+
+@dataclass(frozen=True)
+class NetworksPart:
+    """A group of networks that were trained together, and the predictions of its methods.
+
+    Attributes:
+        num_networks: how many were trained, over all replicates.
+        num_parameters: of one network.
+        num_bytes: of the variables of one network.
+        train_flops: floating-point operations in the training of one network.
+        train_seconds: of the training of all networks together.
+        methods: the predictions, by name of the method.
+        train_outputs: for the training examples, `[replicate, member, example, class]`; for
+            recorded groups only.
+        learning_curve: mean scores of the first member of each replicate; for recorded groups only.
+        co_adaptation: what the hidden units do; for recorded groups in a run with theory only.
+    """
+
+    num_networks: int
+    num_parameters: int
+    num_bytes: int
+    train_flops: float
+    train_seconds: float
+    methods: dict[str, MethodPredictions]
+    train_outputs: Outputs | None
+    learning_curve: LearningCurve | None
+    co_adaptation: CoAdaptation | None
+
+
+@dataclass(frozen=True)
+class SubsetPredictions:
+    """What networks predict that were trained on some of the training examples.
+
+    Attributes:
+        method: "plain" or "dropout".
+        train_labels: of those examples, `[size]`.
+        train_outputs: for those examples, `[replicate, 1, size, class]`.
+        test_outputs: for the test inputs, `[replicate, 1, example, class]`.
+    """
+
+    method: Literal["plain", "dropout"]
+    train_labels: Labels
+    train_outputs: Outputs
+    test_outputs: Outputs
+
+
+@dataclass(frozen=True)
+class OverfittingPart:
+    """Networks trained on few examples.
+
+    Attributes:
+        subsets: in order of their size.
+    """
+
+    subsets: list[SubsetPredictions]
+
+
+@dataclass(frozen=True)
+class ExactPart:
+    """Small dropout networks, all of whose masks were enumerated.
+
+    Attributes:
+        num_units: how many units dropout may drop.
+        num_masks: 2 to the power of that.
+        weight_scaling: log-probabilities `[replicate, example, class]` without dropout.
+        geometric: of the normalised geometric mean over all masks.
+        arithmetic: of the arithmetic mean over all masks.
+    """
+
+    num_units: int
+    num_masks: int
+    weight_scaling: LogProbs
+    geometric: LogProbs
+    arithmetic: LogProbs
+
+
+@dataclass(frozen=True)
+class SweepCell:
+    """The predictions at one point of the sweep's grid, for the test inputs.
+
+    Attributes:
+        values: by swept parameter.
+        plain: of the plain networks, `[replicate, member, example, class]`.
+        dropout: of one dropout network, `[replicate, 1, example, class]`.
+    """
+
+    values: dict[str, int | float]
+    plain: Outputs
+    dropout: Outputs
+
+
+@dataclass(frozen=True)
+class SweepPart:
+    """A sweep over rates, widths, sizes of the training set or label noise.
+
+    Attributes:
+        cells: all combinations of values; the last parameter varies fastest.
+    """
+
+    cells: list[SweepCell]
+
+
+@dataclass(frozen=True)
+class SummaryPart:
+    """What is known when all other parts are complete.
+
+    Attributes:
+        command: the command or call that began the run.
+        left_out: a sentence for everything that the run does not compare.
+        versions: of the software, and the device; see `versions`.
+        seconds: how long the run took, by stage.
+    """
+
+    command: str
+    left_out: list[str]
+    versions: dict[str, str]
+    seconds: dict[str, float]
+
+
+class RunFolder:
+    """A run in its folder, new or continued.
+
+    Args:
+        folder: made if it does not exist.
+        run_config: everything that the run's numbers depend on, as values that JSON holds. The
+            folder of another run is refused.
+
+    Raises:
+        RunError: the folder holds another run, or one of another format.
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, run_config: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.run_config = json.loads(json.dumps(run_config))
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "run.json"
+        if not path.exists():
+            stored = {"format": FORMAT, **self.run_config}
+            write_text(path, json.dumps(stored, indent=1) + "\n")
+            return
+        stored = _read_run_config(path)
+        differences = [
+            f"{name} is {stored.get(name)!r} there and {self.run_config.get(name)!r} here"
+            for name in sorted({*stored, *self.run_config})
+            if stored.get(name) != self.run_config.get(name)
+        ]
+        if differences:
+            raise RunError(
+                f"{folder} holds another run: {'; '.join(differences)}. Take another folder, or "
+                "delete this one."
+            )
+
+    @classmethod
+    def open(cls, folder: Path) -> "RunFolder":
+        """Opens the folder of a run that was begun.
+
+        Raises:
+            RunError: the folder holds no run, or one of another format.
+        """
+        path = folder / "run.json"
+        if not path.exists():
+            raise RunError(f"{folder} holds no run: there is no run.json in it.")
+        return cls(folder, _read_run_config(path))
+
+    def has(self, name: str) -> bool:
+        """Whether a part is complete."""
+        return self._json_path(name).exists()
+
+    def load(self, name: str, part_type: type[PartType]) -> PartType | None:
+        """A part; None if it is not complete.
+
+        Raises:
+            RunError: a file is damaged, or lacks a field or an array.
+        """
+        path = self._json_path(name)
+        if not path.exists():
+            return None
+        fields = _read_json(path)
+        arrays_path = path.with_suffix(".npz")
+        try:
+            # NumPy leaves a damaged file open that it opened itself.
+            with arrays_path.open("rb") as file:
+                archive = np.load(file, allow_pickle=False)
+                arrays = {key: archive[key] for key in archive.files}
+        except FileNotFoundError:
+            arrays = {}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise _damaged(arrays_path, error) from error
+        try:
+            part = _insert_arrays(fields, arrays, arrays_path)
+            return pydantic.TypeAdapter(part_type).validate_python(part)
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            field = "/".join(map(str, first["loc"]))
+            raise _damaged(path, f"the field {field}: {first['msg']}") from error
+
+    def require(self, name: str, part_type: type[PartType]) -> PartType:
+        """A part that must be complete.
+
+        Raises:
+            RunError: as `load` does, and if the part is not complete.
+        """
+        part = self.load(name, part_type)
+        if part is None:
+            raise RunError(
+                f"{self.folder} holds no complete run: the part {name!r} is missing. Give the "
+                "command that began the run again, and the run goes on."
+            )
+        return part
+
+    def store(self, name: str, part: Any) -> None:
+        """Writes a part; its JSON last, since that marks the part as complete."""
+        path = self._json_path(name)
+        path.parent.mkdir(exist_ok=True)
+        arrays: dict[str, Any] = {}
+        fields = _extract_arrays(part, "", arrays)
+        if arrays:
+            with replacing(path.with_suffix(".npz")) as partial, partial.open("wb") as file:
+                np.savez(file, **arrays)
+        write_text(path, json.dumps(fields, indent=1) + "\n")
+
+    def checkpoints(self, name: str) -> "Checkpoints":
+        """The checkpoints of a training that is under way."""
+        return Checkpoints(self.folder.absolute() / "checkpoints" / name)
+
+    def _json_path(self, name: str) -> Path:
+        return self.folder / "parts" / f"{name}.json"
+
+
+class Checkpoints:
+    """The last state of one training: its arrays, and a log that JSON holds."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def _manager(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        return ocp.CheckpointManager(self._folder, options=options)
+
+    def save(self, step: int, state: Any, log: dict[str, Any]) -> None:
+        """Writes a checkpoint, then removes the one before it."""
+        with self._manager() as manager:
+            manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), log=ocp.args.JsonSave(log)
+                ),
+            )
+
+    def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """Step, state and log of the last complete checkpoint; None if there is none.
+
+        Args:
+            like: a state with arrays of the same shapes and dtypes.
+        """
+        if not self._folder.exists():
+            return None
+        with self._manager() as manager:
+            step = manager.latest_step()
+            if step is None:
+                return None
+            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+            restored = manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract), log=ocp.args.JsonRestore()
+                ),
+            )
+            return step, restored["state"], restored["log"]
+
+    def delete(self) -> None:
+        """Removes the checkpoints when the training is complete."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _extract_arrays(value: Any, path: str, arrays: dict[str, Any]) -> Any:
+    """The value as JSON holds it; its arrays go into `arrays`, under their paths."""
+    if isinstance(value, np.ndarray):
+        arrays[path] = value
+        return {"array": path, "shape": list(value.shape), "dtype": str(value.dtype)}
+    if dataclasses.is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        children = value.items()
+        return {name: _extract_arrays(child, _join(path, name), arrays) for name, child in children}
+    if isinstance(value, list | tuple):
+        return [_extract_arrays(child, _join(path, i), arrays) for i, child in enumerate(value)]
+    return value
+
+
+def _join(path: str, name: Any) -> str:
+    return f"{path}/{name}" if path else str(name)
+
+
+def _insert_arrays(value: Any, arrays: Mapping[str, np.ndarray], path: Path) -> Any:
+    """Reverses `_extract_arrays`; `path` is that of the arrays, for errors."""
+    if isinstance(value, list):
+        return [_insert_arrays(child, arrays, path) for child in value]
+    if not isinstance(value, dict):
+        return value
+    if set(value) != {"array", "shape", "dtype"}:
+        return {name: _insert_arrays(child, arrays, path) for name, child in value.items()}
+    array = arrays.get(value["array"])
+    if array is None:
+        raise _damaged(path, f"it holds no array {value['array']}")
+    if list(array.shape) != value["shape"] or str(array.dtype) != value["dtype"]:
+        raise _damaged(
+            path,
+            f"the array {value['array']} is {array.dtype}{list(array.shape)}, not "
+            f"{value['dtype']}{value['shape']}",
+        )
+    return array
+
+
+def fingerprint(data: Dataset) -> str:
+    """A hash of all examples and labels."""
+    digest = hashlib.sha256()
+    arrays = (data.train_inputs, data.train_labels, data.test_inputs, data.test_labels)
+    for array in (*arrays, *([] if data.ood_inputs is None else [data.ood_inputs])):
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _read_run_config(path: Path) -> dict[str, Any]:
+    """What `run.json` says of the run, without its format, which must be this version's."""
+    run_config = _read_json(path)
+    stored_format = run_config.pop("format", None)
+    if stored_format != FORMAT:
+        raise RunError(
+            f"{path} is of format {stored_format}, this version of jdrop reads format {FORMAT}. "
+            "Take another folder, or the version of jdrop that began the run."
+        )
+    return run_config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    if not isinstance(values, dict):
+        raise _damaged(path, "it must hold an object")
+    return values
+
+
+def _damaged(path: Path, reason: object) -> RunError:
+    return RunError(
+        f"{path} cannot be read ({reason}); delete it and the file of the same name with the "
+        "other ending. The command that began the run then computes the part again."
+    )
+
+
+def versions() -> dict[str, str]:
+    """The versions of jdrop, JAX, Flax, Optax, NumPy and Python; the platform and the device."""
+    device = jax.devices()[0]
+    return {
+        **{name: version(name) for name in ("jdrop", "jax", "flax", "optax", "numpy")},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": f"{jax.device_count()} x {device.device_kind}",
+    }
