@@ -1,24 +1,31 @@
-"""The comparison from Python: a model and examples in, what was found out."""
+"""`compare`, and the one place where a comparison gets its folder and its identity."""
 
+import contextlib
 import dataclasses
 import hashlib
 import math
+import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax import Array
 from jax.typing import ArrayLike
 
+from jdrop.network import Network
 from jdrop.study import report
-from jdrop.study.data import Dataset
+from jdrop.study.data import Dataset, from_arrays
+from jdrop.study.errors import UserError
 from jdrop.study.evaluation import evaluate
-from jdrop.study.methods import Model, Settings
+from jdrop.study.models import Model, check_model
 from jdrop.study.results import Comparison
-from jdrop.study.run import Run, fingerprint
-from jdrop.study.runner import Runner
-from jdrop.study.tables import from_arrays
+from jdrop.study.run_folder import RunFolder, fingerprint
+from jdrop.study.runner import check_sweep, run_parts
+from jdrop.study.scores import CURVE_SCORES
+from jdrop.study.settings import Settings, checked_sweep
 from jdrop.study.training import Progress
 
 
@@ -33,39 +40,45 @@ def compare(
     name: str = "your data",
     out: str | Path | None = None,
     margins: Mapping[str, float] | None = None,
-    sweep: Mapping[str, Sequence[float]] | None = None,
+    sweep: Mapping[str, Iterable[int | float]] | None = None,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Comparison:
     """How many independently trained networks is one dropout network worth, on your data?
 
-    Trains plain networks, dropout networks and, at equal budget, what else the same cost could
-    buy; reads them in every way; and scores them with intervals over whole repetitions.
+    Trains plain networks, dropout networks, and control methods of equal cost. Scores all of them,
+    with intervals over replicates and test examples.
 
     Args:
         model: a linen module, or a class or function that makes a linen module or, from an
-            argument `rngs`, an nnx one. It draws masks in dropout layers of jdrop or Flax. If the
-            function also takes `width_factor`, small and wide networks are compared too, and if it
-            takes `rate`, that can be swept. Outputs are logits `[batch, class]`, in regression
-            `[batch]` or `[batch, 1]`.
-        inputs: training examples, `[example, ...]`, scaled as the model wants them.
+            argument `rngs`, an nnx module. It has dropout layers of jdrop or Flax. If the function
+            takes `width_factor`, narrow and wide networks are compared too; if it takes `rate`,
+            the rate can be swept. Outputs are logits `[batch, class]`, in regression `[batch]` or
+            `[batch, 1]`.
+        inputs: training examples, `[example, ...]`, scaled as the model needs them.
         labels: integers in [0, classes), or floats for regression, `[example]`.
-        test_inputs: what is scored.
-        test_labels: likewise.
-        ood_inputs: inputs of another kind, to be told from the test inputs by their uncertainty.
+        test_inputs: test examples, as `inputs`.
+        test_labels: their labels, as `labels`.
+        ood_inputs: out-of-distribution inputs, as `inputs`; by default test inputs with shuffled
+            features.
         name: of the data, for the report.
         out: folder of the results: predictions, tables, figures, `report.html`. A run that was
-            stopped goes on from there. Without it nothing is kept.
-        margins: by score, the difference that is held to be none; see
+            stopped goes on from there. By default nothing is kept.
+        margins: by score, the largest difference that counts as none; see
             `jdrop.study.evaluation.evaluate`.
-        sweep: by `rate`, `train_size`, `width_factor` or `label_noise`, values of which every
+        sweep: by `rate`, `train_size`, `width_factor` or `label_noise`, a list of values. Every
             combination is compared too.
-        progress: `progress(what, done, total)`, called as the work goes on.
-        **settings: see `jdrop.study.methods.Settings`: `replicates`, `ensemble_size`, `epochs`, ...
+        progress: called as `progress(what, done, total)` while the networks train, for instance
+            `lambda what, done, total: print(f"{what}: {done}/{total}")`. By default nothing is
+            printed.
+        **settings: fields of `jdrop.study.Settings`: `replicates`, `ensemble_size`, `epochs`, ...
+
+    Returns:
+        All scores; `report.html` in `out` shows them.
 
     Raises:
-        ValueError: a model, examples, labels or settings that do not fit; the message says which.
-        jdrop.study.training.DivergedError: networks whose predictions are not numbers.
+        UserError: a model, examples, labels or settings that do not fit, or networks that diverge.
+            It is a ValueError; the message says what to change.
         OSError: `out` cannot be written.
 
     Example:
@@ -79,91 +92,204 @@ def compare(
         >>> rng = np.random.default_rng(0)
         >>> x = rng.normal(size=(60, 3)).astype("float32")
         >>> y = (x.sum(1) > 0).astype("int32")
-        >>> found = jdrop.compare(
+        >>> comparison = jdrop.compare(
         ...     Net(), x[:40], y[:40], x[40:], y[40:], replicates=2, ensemble_size=3, budget=2,
         ...     num_samples=4, epochs=2, batch_size=10, controls=False, theory=False,
         ... )
-        >>> found.method("dropout").points[0].worth["nll"].largest
+        >>> comparison.method("dropout").points[0].worth["nll"].largest
         3
     """
     data = from_arrays(name, inputs, labels, test_inputs, test_labels, ood_inputs)
-    unknown = set(settings) - {field.name for field in dataclasses.fields(Settings)}
-    if unknown:
-        raise ValueError(
-            f"settings must be of {', '.join(f.name for f in dataclasses.fields(Settings))}, got "
-            f"{', '.join(sorted(unknown))}."
-        )
-    chosen = Settings(**settings)
-    for name, margin in (margins or {}).items():
-        if not 0 < margin < math.inf:  # Said now, not after the training.
-            raise ValueError(f"the margin of {name} must be a number above 0, got {margin}.")
-
-    def in_folder(folder: Path) -> Comparison:
-        return run_comparison(
-            chosen,
-            Model(model),
-            data,
-            folder,
-            progress or (lambda what, done, total: None),
-            margins=margins,
-            sweep=sweep,
-            described=repr(model),
-            command=f"jdrop.compare({type(model).__name__}, ...)",
-        )
-
+    prepare = partial(
+        Experiment,
+        Settings.from_mapping(settings),
+        Model(model),
+        data,
+        model_name=name_of(model),
+        margins=margins,
+        sweep=sweep,
+        command=f"jdrop.compare({name_of(model)}, ...)",
+    )
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
-            return in_folder(Path(folder))
-    comparison = in_folder(Path(out))
+            return prepare(folder=Path(folder)).run(progress)
+    comparison = prepare(folder=Path(out)).run(progress)
     report.write(comparison, Path(out))
     return comparison
 
 
-def about(
+class Experiment:
+    """A comparison that has its folder, and all that can be checked before training is checked.
+
+    Args:
+        settings: how many networks are trained, and how.
+        model: the architecture.
+        data: the examples.
+        folder: of the results; by default a folder in `./comparison`, another for each identity.
+        model_name: for people; part of the identity.
+        margins: see `compare`.
+        sweep: see `compare`.
+        command: what the user called, for the report.
+
+    Raises:
+        UserError: arguments that do not fit each other, or a folder that holds another run.
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: Model,
+        data: Dataset,
+        *,
+        folder: Path | None,
+        model_name: str,
+        margins: Mapping[str, float] | None,
+        sweep: Mapping[str, Iterable[int | float]] | None,
+        command: str,
+    ) -> None:
+        self._settings, self._model, self._data, self._command = settings, model, data, command
+        self._margins = checked_margins(margins, data)
+        self._sweep = checked_sweep(sweep)
+        if "label_noise" in self._sweep:
+            _check_labels_can_be_swept(data)
+        if len(data.test_labels) < 2:
+            raise UserError(
+                f"there must be at least 2 test examples, since calibration fits on one half and "
+                f"scores the other, got {len(data.test_labels)}; give more, or train on fewer."
+            )
+        check_sweep(self._sweep, model, data)
+        check_model(model, data)
+        config = run_config(settings, model, data, model_name, self._sweep)
+        self.folder = default_folder(config) if folder is None else folder
+        self._run_folder = RunFolder(self.folder, config)
+        tempfile.TemporaryFile(dir=self.folder).close()  # Fails now, not after the training.
+
+    def run(self, progress: Progress | None) -> Comparison:
+        """Trains what the folder does not hold yet, and scores all that it holds.
+
+        Raises:
+            UserError: networks that diverge.
+            OSError: the folder cannot be written.
+        """
+        run_parts(
+            self._run_folder,
+            self._settings,
+            self._model,
+            self._data,
+            sweep=self._sweep,
+            progress=progress or _print_nothing,
+            command=self._command,
+        )
+        return evaluate(self._run_folder, self._margins)
+
+
+def _print_nothing(what: str, done: int, total: int) -> None:
+    pass
+
+
+def checked_margins(margins: Mapping[str, float] | None, data: Dataset) -> dict[str, float]:
+    """Converts margins to Python numbers.
+
+    Raises:
+        UserError: a name that is no score of the task, or a margin that is not above 0.
+    """
+    task = "regression" if data.is_regression else "classification"
+    if not isinstance(margins, Mapping | None):
+        raise UserError(
+            f"margins must be a dict such as {{'nll': 0.02}}, got {type(margins).__name__}."
+        )
+    checked = {}
+    for score, margin in (margins or {}).items():
+        if score not in CURVE_SCORES[task]:
+            raise UserError(
+                f"margins must be of {', '.join(CURVE_SCORES[task])}, the scores of a {task}, got "
+                f"{score}."
+            )
+        try:
+            checked[score] = float(margin)
+        except (TypeError, ValueError):
+            checked[score] = math.nan
+        if not 0 < checked[score] < math.inf:
+            raise UserError(f"the margin of {score} must be a number above 0, got {margin!r}.")
+    return checked
+
+
+def _check_labels_can_be_swept(data: Dataset) -> None:
+    """Raises if the share of wrong labels cannot be swept."""
+    if data.is_regression:
+        raise UserError("label_noise can be swept in classification only; sweep something else.")
+    if data.label_noise:
+        raise UserError(
+            f"label_noise cannot be swept where {data.label_noise:.0%} of the labels are made "
+            "wrong already; leave one of the two out."
+        )
+
+
+def run_config(
     settings: Settings,
     model: Model,
     data: Dataset,
-    described: str,
-    sweep: Mapping[str, Sequence[float]] | None,
+    model_name: str,
+    sweep: Mapping[str, Sequence[float]],
 ) -> dict[str, Any]:
-    """What makes a run the same run: all that its numbers depend on, as plain values."""
-    inputs = jax.ShapeDtypeStruct((2, *data.train_inputs.shape[1:]), data.train_inputs.dtype)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    variables = jax.eval_shape(model.dropout.init, key, inputs)
-    program = jax.jit(model.dropout.apply_fn).lower(variables, inputs, key).as_text()
+    """All that the results of a run depend on, as plain values: its identity."""
     return {
         "dataset": data.name,
-        "model": described,
-        "program": hashlib.sha256(program.encode()).hexdigest()[:16],
+        "model": model_name,
+        "program": hash_program(model, data),
         "examples": fingerprint(data),
+        "target_mean": data.target_mean,
+        "target_scale": data.target_scale,
         **dataclasses.asdict(settings),
-        "sweep": {name: list(values) for name, values in (sweep or {}).items()},
+        "sweep": {parameter: list(values) for parameter, values in sweep.items()},
     }
 
 
-def default_folder(identity: Mapping[str, Any]) -> Path:
-    """A folder of its own for every different run: `comparison/` and a name."""
-    digest = hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()[:8]
-    return Path("comparison") / f"{identity['dataset']}-{digest}"
+def hash_program(model: Model, data: Dataset) -> str:
+    """Hashes what the networks compute: initialisation, training pass, and prediction."""
+
+    def all_passes(network: Network, key: Array, inputs: Array) -> Any:
+        variables = network.init(jax.random.clone(key), inputs)
+        predictions = [network(variables, inputs, None)]
+        predictions.append(network(variables, inputs, jax.random.clone(key)))
+        trained = network.apply_train(variables, inputs, jax.random.clone(key))
+        return variables, predictions, trained
+
+    def all_networks(key: Array, inputs: Array) -> Any:
+        results = [all_passes(model.dropout, key, inputs)]
+        for parameter in sorted(model.changeable):
+            # What the model makes of its parameters counts too. A model that fails at this value
+            # may still be fine at the values that the comparison takes.
+            with contextlib.suppress(Exception):
+                changes: dict[str, Any] = {parameter: 0.5}
+                results.append(all_passes(model.network(**changes), key, inputs))
+        return results
+
+    inputs = jax.ShapeDtypeStruct((2, *data.train_inputs.shape[1:]), data.train_inputs.dtype)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    program = jax.jit(all_networks).lower(key, inputs).as_text()
+    return hashlib.sha256(program.encode()).hexdigest()[:16]
 
 
-def run_comparison(
-    settings: Settings,
-    model: Model,
-    data: Dataset,
-    folder: Path,
-    progress: Progress,
-    *,
-    margins: Mapping[str, float] | None,
-    sweep: Mapping[str, Sequence[float]] | None,
-    described: str,
-    command: str,
-) -> Comparison:
-    """Trains what the folder does not hold yet, and scores all that it holds.
+def default_folder(config: Mapping[str, Any]) -> Path:
+    """The folder of a run in `./comparison`: other configurations have other folders."""
+    digest = hashlib.sha256(repr(sorted(config.items())).encode()).hexdigest()[:8]
+    return Path("comparison") / f"{config['dataset']}-{digest}"
 
-    Raises:
-        jdrop.study.run.RunError: the folder holds another run.
+
+def name_of(model: Any) -> str:
+    """A name of a model that is the same in every process: without addresses in memory.
+
+    Example:
+        >>> import functools
+        >>> name_of(functools.partial(compare, name="digits"))
+        "functools.partial(jdrop.study.comparison.compare, name='digits')"
     """
-    run = Run(folder, about(settings, model, data, described, sweep))
-    Runner(run, settings, model, data, progress, sweep or {}, command)()
-    return evaluate(run, margins)
+    if isinstance(model, partial):
+        arguments = [*map(name_of, model.args)]
+        arguments += [f"{name}={name_of(value)}" for name, value in model.keywords.items()]
+        return f"functools.partial({', '.join([name_of(model.func), *arguments])})"
+    if callable(model) and hasattr(model, "__qualname__"):
+        return f"{model.__module__}.{model.__qualname__}"
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(model))

@@ -1,37 +1,38 @@
-"""A whole comparison, as its user runs it: one tiny run of the script, and what it left."""
+"""A whole comparison, as a user runs it: one tiny run, its results, and its identity."""
 
-import csv
 import dataclasses
-import importlib.util
+import functools
 import itertools
-import json
-import math
-import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import flax.linen as nn
 import numpy as np
 import pytest
 
+import jdrop.linen
 from jdrop.statistics import EnsembleCurve, crossed_interval
 from jdrop.study import evaluation, report
-from jdrop.study.figures import FIGURES
-from jdrop.study.results import COSTS, CURVE_SCORES, SCORES, Comparison
-from jdrop.study.run import Run
+from jdrop.study.comparison import (
+    Experiment,
+    default_folder,
+    hash_program,
+    name_of,
+    run_config,
+)
+from jdrop.study.data import from_arrays
+from jdrop.study.errors import UserError
+from jdrop.study.models import MLP, Model
+from jdrop.study.results import Comparison
+from jdrop.study.run_folder import DataPart, NetworksPart, RunError, RunFolder
+from jdrop.study.scores import COSTS, CURVE_SCORES
+from jdrop.study.settings import Settings
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "compare_ensembles.py"
 TINY = ["--replicates", "2", "--ensemble-size", "3", "--budget", "2", "--num-samples", "4"]
 TINY += ["--epochs", "2", "--hidden", "8", "--train-size", "120", "--batch-size", "20"]
-
-
-@pytest.fixture(scope="module")
-def run_command():
-    spec = importlib.util.spec_from_file_location("compare_ensembles", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script.run_command
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +56,8 @@ def test_the_terminal_tells_the_answer_and_the_time_left(finished):
     assert "0 s left" in printed
     assert "one dropout network (weight scaling) is worth" in printed
     assert "enough" in printed
-    for line in finished[0].splitlines():
-        if not line.startswith("Written:"):
-            assert len(line) <= 80
+    for line in finished[0].splitlines()[2:]:  # After the two lines that say what will be done.
+        assert len(line) <= 80
 
 
 def test_every_method_is_there_with_its_sizes(comparison):
@@ -119,9 +119,10 @@ def test_costs_are_those_of_the_networks(comparison):
 
 def test_scores_are_those_of_the_predictions_that_were_saved(finished, comparison):
     """Averages of probabilities formed in float64, all groups of neighbours on the circle."""
-    run = Run.open(finished[1])
-    labels = run.part("data").arrays["test_labels"]
-    probs = np.exp(run.part("plain").arrays["outputs"].astype(np.float64))
+    run = RunFolder.open(finished[1])
+    labels = run.require("data", DataPart).test_labels
+    plain = run.require("plain", NetworksPart).methods["plain"].outputs
+    probs = np.exp(plain.astype(np.float64))
     losses = []
     for size in (1, 2, 3):
         groups = [[(start + step) % 3 for step in range(size)] for start in range(3)]
@@ -132,7 +133,8 @@ def test_scores_are_those_of_the_predictions_that_were_saved(finished, compariso
         assert point.scores["nll"].mean == pytest.approx(curve[:, index].mean(), rel=1e-5)
         expected = crossed_interval(curve[:, index])
         assert point.scores["nll"].high == pytest.approx(expected.high, rel=1e-4)
-    dropout = np.exp(run.part("dropout").arrays["outputs"].astype(np.float64))
+    dropout = run.require("dropout", NetworksPart).methods["dropout"].outputs
+    dropout = np.exp(dropout.astype(np.float64))
     one = -np.log(dropout[..., np.arange(len(labels)), labels]).mean(1)
     worth = EnsembleCurve(curve).equivalent(one)
     found = comparison.method("dropout").point(1).worth["nll"]
@@ -140,12 +142,12 @@ def test_scores_are_those_of_the_predictions_that_were_saved(finished, compariso
 
 
 def test_masks_of_one_network_are_averaged_and_differ(finished):
-    run = Run.open(finished[1])
-    sampled = run.part("dropout").arrays["sampled_outputs"]
+    run = RunFolder.open(finished[1])
+    sampled = run.require("dropout", NetworksPart).methods["monte-carlo"].outputs
     assert sampled.shape[:2] == (2, 4)
     for first, second in itertools.combinations(range(4), 2):
         assert not np.array_equal(sampled[0, first], sampled[0, second])
-    fixed = run.part("fixed-masks").arrays["outputs"]
+    fixed = run.require("fixed-masks", NetworksPart).methods["fixed-masks"].outputs
     assert not np.array_equal(fixed[0, 0], fixed[0, 1])
 
 
@@ -196,169 +198,130 @@ def test_the_sweep_has_every_place(comparison):
 
 
 def test_evaluating_again_changes_nothing(finished, comparison):
-    again = evaluation.evaluate(Run.open(finished[1]))
+    again = evaluation.evaluate(RunFolder.open(finished[1]))
     assert again.to_json() == comparison.to_json()
-    margins = evaluation.evaluate(Run.open(finished[1]), {"nll": 10.0})
+    margins = evaluation.evaluate(RunFolder.open(finished[1]), {"nll": 10.0})
     point = margins.method("dropout").point(1)
     assert point.against_ensemble["nll"].verdict == "equivalent"
     assert "equivalent to the average of all 3 within 10 nats" in report.sentence(margins)
 
 
-def test_a_folder_of_an_earlier_version_is_drawn_again(
-    finished, comparison, run_command, capsys, tmp_path
-):
-    folder = shutil.copytree(finished[1], tmp_path / "old")
-    for name, key in (("run", "command"), ("plain", "activation_min")):
-        path = folder / "parts" / f"{name}.json"
-        facts = json.loads(path.read_text())
-        facts.get("co_adaptation", facts).pop(key)
-        path.write_text(json.dumps(facts))
-    assert run_command(["report", str(folder)]) == 0, capsys.readouterr().err
-    found = Comparison.from_json((folder / "results.json").read_text())
-    assert found.command == "unknown"
-    assert found.co_adaptation == comparison.co_adaptation
+class Net(nn.Module):
+    """A model with all that a run's identity must see: initialisers, and statistics of training."""
+
+    kernel_init: Any = nn.initializers.lecun_normal()
+    momentum: float = 0.9
+    units: int = 4
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dense(self.units, kernel_init=self.kernel_init)(x)
+        x = nn.BatchNorm(use_running_average=not train, momentum=self.momentum)(x)
+        x = jdrop.linen.Dropout(0.5, deterministic=not train)(nn.relu(x))
+        return nn.Dense(2)(x)
 
 
-def test_every_file_is_whole_and_stands_alone(finished, comparison):
-    out = finished[1]
-    files = {path.name for path in out.iterdir() if path.is_file()}
-    drawn = {f"{draw.__name__}.png" for draw in FIGURES.values() if draw(comparison)}
-    assert {"score_against_cost.png", "worth_chart.png", "sweep.png", "exact.png"} <= drawn
-    texts = {"results.json", "results.schema.json", "scores.csv", "report.md", "report.html"}
-    assert files == drawn | texts | {"run.json"}
-    page = (out / "report.html").read_text()
-    assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', page)
-    assert "@import" not in page
-    figures = re.findall(r'role="img"[^>]*aria-label="([^"]+)"', page)
-    assert len(figures) == len(drawn)
-    assert all(len(text) > 60 for text in figures)
-    identifiers = re.findall(r'\bid="([^"]+)"', page)
-    assert len(identifiers) == len({*identifiers})
-    assert report.sentence(comparison)[:40] in page
-    for name in drawn:
-        assert (out / name).read_bytes().startswith(b"\x89PNG")
-        assert f"({name})" in (out / "report.md").read_text()
+class Scaled(nn.Module):
+    """A model whose width factor acts through `exponent`, which is without effect at 1."""
+
+    exponent: float = 1.0
+    width_factor: float = 1.0
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dense(round(16 * self.width_factor**self.exponent))(x)
+        return nn.Dense(2)(jdrop.linen.Dropout(0.5, deterministic=not train)(x))
 
 
-def test_the_table_for_programs_holds_every_score(finished, comparison):
-    rows = list(csv.DictReader((finished[1] / "scores.csv").read_text().splitlines()))
-    expected = sum(len(p.scores) for method in comparison.methods for p in method.points)
-    assert len(rows) == expected
-    row = next(r for r in rows if (r["method"], r["size"], r["score"]) == ("dropout", "1", "nll"))
-    point = comparison.method("dropout").point(1)
-    assert float(row["mean"]) == point.scores["nll"].mean
-    assert float(row["worth_high"]) == point.worth["nll"].high
-    assert row["verdict"] == point.against_ensemble["nll"].verdict
-    assert float(row["train_flops"]) == point.cost.train_flops
-    assert {row["score"] for row in rows} <= {*SCORES}
+@pytest.fixture(scope="module")
+def data():
+    inputs = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
+    labels = np.arange(20) % 2
+    return from_arrays("x", inputs, labels, inputs, labels)
 
 
-def test_json_comes_back_and_has_a_schema(finished, comparison):
-    text = (finished[1] / "results.json").read_text()
-    assert Comparison.from_json(text).to_json() == text
-    assert json.loads(text)["methods"][0]["name"] == "plain"
-    schema = json.loads((finished[1] / "results.schema.json").read_text())
-    assert "networks" in schema["$defs"]["Method"]["description"]
-    with pytest.raises(ValueError, match="JSON"):
-        Comparison.from_json(text[: len(text) // 2])
-
-
-def test_the_same_command_again_trains_nothing(finished, run_command, monkeypatch, capsys):
-    monkeypatch.chdir(finished[1].parent)
-    options = [*TINY, "--label-noise", "0.2", "--sweep", "rate=0.2,0.6", "--out", "out"]
-    written = []
-    monkeypatch.setattr(report, "write", lambda _, folder: written.append(folder) or [])
-    assert run_command(options) == 0
-    assert "training" not in capsys.readouterr().out.split("worth")[0]
-    assert written == [Path("out")]
-
-
-def test_another_run_in_the_same_folder_is_refused(finished, run_command, monkeypatch, capsys):
-    monkeypatch.chdir(finished[1].parent)
-    before = (finished[1] / "run.json").read_text()
-    assert run_command([*TINY, "--out", "out", "--seed", "1"]) == 1
-    assert "seed is 0 there and 1 here" in capsys.readouterr().err
-    assert (finished[1] / "run.json").read_text() == before
-
-
-def test_results_that_cannot_be_written_leave_the_table(finished, run_command, monkeypatch, capsys):
-    """As on a full disk: the numbers are on the terminal, and the error says what is missing."""
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("jdrop.study.report.write_text", full)
-    assert run_command(["report", str(finished[1])]) == 1
-    output = capsys.readouterr()
-    assert "worth" in output.out
-    assert "No space left on device" in output.err
+def test_equal_models_have_one_program_hash(data):
+    assert hash_program(Model(lambda: Net()), data) == hash_program(Model(Net()), data)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--rate", "1.5"], "'--rate': must lie in (0, 1), got 1.5"),
-        (["--rate", "nan"], "'--rate': must lie in (0, 1), got nan"),
-        (["--input-rate", "-0.1"], "'--input-rate': must lie in [0, 1), got -0.1"),
-        (["--label-noise", "much"], "'--label-noise': must lie in [0, 1), got much"),
-        (["--dataset", "nowhere.csv", "--target", "y"], "nowhere.csv"),
-        (["--dataset", "nowhere.npz"], "nowhere.npz"),
-        (["--target", "y"], "--target is for tables, not for digits"),
-        (["--hidden", "256,x"], "'--hidden': must be positive numbers such as 256,256"),
-        (["--replicates", "1"], "'--replicates'"),
-        (["--epochs", "0"], "'--epochs'"),
-        (["--learning-rate", "0"], "'--learning-rate'"),
-        (["--learning-rate", "nan"], "learning_rate must be positive and finite, got nan"),
-        (["--train-size", "5000"], "5000"),
-        (["--dataset", "mnist", "--data-dir", "nowhere"], "nowhere"),
-        (["--ood", "cifar"], "ood must be one of"),
-        (["--sweep", "depth=2"], "must be NAME=NUMBER"),
-        (["--margin", "nll=1,2"], "must be NAME=NUMBER"),
-        (["--model", "nowhere"], "--model must be MODULE:OBJECT"),
-        (["--model", "nowhere:model"], "nowhere cannot be imported"),
-        (["--model", "math:nothing"], "math has no nothing"),
-        (["--model", "math:pi"], "the model must be a linen module"),
-        (["--model", "math:pi", "--hidden", "16"], "--hidden is of the MLP"),
-        (["--margin", "nll=-1"], "must be a number above 0"),
-        (["--predictions", "nowhere.npz"], "nowhere.npz"),
-        (["report", "nowhere"], "nowhere"),
-        (["--colour", "blue"], "No such option"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    "changes",
+    [{"kernel_init": nn.initializers.normal(3.0)}, {"momentum": 0.1}, {"units": 5}],
+    ids=lambda changes: next(iter(changes)),
 )
-def test_a_wrong_value_gets_one_line(run_command, tmp_path, monkeypatch, capsys, options, message):
-    monkeypatch.chdir(tmp_path)
-    assert run_command(options) in (1, 2)
-    output = capsys.readouterr()
-    assert output.err.startswith("error: ")
-    assert output.err.count("\n") == 1
-    assert message in output.err
-    assert not output.out
-    assert not list(tmp_path.iterdir())
+def test_the_program_hash_sees_initialisers_and_what_training_alone_does(data, changes):
+    assert hash_program(Model(Net(**changes)), data) != hash_program(Model(Net()), data)
 
 
-def test_an_out_that_cannot_be_written_is_told_before_training(
-    run_command, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").touch()
-    assert run_command([*TINY, "--out", "file/below"]) in (1, 2)
-    output = capsys.readouterr()
-    assert "file" in output.err
-    assert not output.out
+def test_the_program_hash_sees_what_a_model_does_at_other_widths(data):
+    def linear(width_factor=1.0):
+        return Scaled(1.0, width_factor)
+
+    def square_root(width_factor=1.0):
+        return Scaled(0.5, width_factor)
+
+    assert hash_program(Model(linear), data) != hash_program(Model(square_root), data)
 
 
-def test_equivalents_read_well_in_a_sentence(comparison):
-    point = comparison.method("dropout").point(1)
-    test = point.against_ensemble["nll"]
-    low = dataclasses.replace(test.difference, mean=-1.0, low=-1.1, high=-0.9)
-    better = dataclasses.replace(
-        point, against_ensemble={"nll": dataclasses.replace(test, difference=low)}
+def test_the_unit_of_the_targets_is_a_part_of_the_identity():
+    inputs = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
+    targets = inputs.sum(1)
+    model = Model(lambda: MLP((4,), 1))
+    configs = []
+    for unit in (1, 1024):  # A power of two, so that standardising gives the same floats.
+        data = from_arrays("x", inputs, unit * targets, inputs, unit * targets)
+        configs.append(run_config(Settings(), model, data, "MLP", {}))
+    assert configs[0]["examples"] == configs[1]["examples"]
+    assert configs[0] != configs[1]
+    assert default_folder(configs[0]) != default_folder(configs[1])
+
+
+def prepare(make_model, data, folder, **changes):
+    """An experiment on a function of the caller's own, as `compare` prepares it."""
+    arguments = {"margins": None, "sweep": None, "command": "compare"} | changes
+    return Experiment(
+        Settings(),
+        Model(make_model),
+        data,
+        folder=folder,
+        model_name=name_of(make_model),
+        **arguments,
     )
-    assert "better than the average of all 3" in report.verdict_sentence(comparison, better)
-    wide = dataclasses.replace(test.difference, mean=0.0, low=-1.0, high=1.0)
-    unclear = dataclasses.replace(
-        point, against_ensemble={"nll": dataclasses.replace(test, difference=wide)}
-    )
-    assert "undecided" in report.verdict_sentence(comparison, unclear)
-    assert not math.isnan(test.p_value)
+
+
+def test_a_function_made_anew_goes_on_with_its_run(data, tmp_path):
+    for _ in range(2):
+        prepare(lambda: Net(), data, tmp_path)
+    with pytest.raises(RunError, match="program is"):
+        prepare(lambda: Net(momentum=0.1), data, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [lambda: None, functools.partial(print, sep=lambda: None), Net(kernel_init=lambda *_: 0)],
+    ids=["lambda", "partial", "module"],
+)
+def test_the_name_of_a_model_holds_no_address(model):
+    assert "0x" not in name_of(model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"margins": {"crps": 1.0}}, "margins must be of nll, .*, got crps"),
+        ({"margins": {"nll": float("nan")}}, "the margin of nll must be a number above 0, got nan"),
+        ({"sweep": {"rate": [0.1]}}, "rate cannot be swept"),
+        ({"sweep": {"train_size": [21]}}, r"must lie in \[2, 20\], got 21"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_folder_is_made(data, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        prepare(lambda: Net(), data, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_test_example_is_refused(tmp_path):
+    inputs = np.zeros((4, 3), "float32")
+    data = from_arrays("x", inputs, [0, 1, 0, 1], inputs[:1], [0])
+    with pytest.raises(UserError, match="at least 2 test examples"):
+        prepare(lambda: Net(), data, tmp_path / "run")

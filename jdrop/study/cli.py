@@ -1,0 +1,298 @@
+"""The options of the command `jdrop`, and how it starts and ends.
+
+What needs JAX at work is in `jdrop.study.command`, which is imported when the options are right.
+"""
+
+import dataclasses
+import io
+import math
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import jax
+from click.core import ParameterSource
+
+from jdrop.study.errors import UserError
+from jdrop.study.settings import Settings
+
+HELP = """How many independently trained networks is one dropout network worth?
+
+Trains both and compares them. Without options it takes scikit-learn's digits, downloads nothing,
+and needs about a minute. Give --dataset and --model for data and a model of your own, or
+--predictions for networks that are trained already. A command that was stopped goes on when it is
+given again. `jdrop report FOLDER` writes the report of a folder again without training."""
+
+NOT_OF_TRAINING = ("predictions", "replicates", "margins", "out")
+"""Options that work beside --predictions."""
+
+MLP_OPTIONS = ("hidden", "rate", "input_rate")
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range; NaN, which `click.FloatRange` lets pass, is refused."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Returns the number, or fails with the range."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not a number.", param, ctx)
+        return number
+
+
+class Hidden(click.ParamType):
+    """Units of the hidden layers, such as 256,256."""
+
+    name = "units"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Returns the units of each layer, or fails."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            units = tuple(int(text) for text in str(value).split(","))
+        except ValueError:
+            units = ()
+        if not units or min(units) < 1:
+            self.fail(f"must be positive integers such as 256,256, got {value}.", param, ctx)
+        return units
+
+
+class Assignment(click.ParamType):
+    """A name and its value, or several with `several`, such as nll=0.01 or rate=0.1,0.5."""
+
+    def __init__(self, *, several: bool) -> None:
+        self.several = several
+        self.name = "name=numbers" if several else "name=number"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, list[int | float]]:
+        """Returns the name, with underscores, and its values, or fails."""
+        name, _, text = str(value).partition("=")
+        try:
+            numbers = [_number(part) for part in text.split(",")]
+        except ValueError:
+            numbers = []
+        if not name or not numbers or (len(numbers) > 1 and not self.several):
+            form = "NAME=NUMBER,NUMBER,..." if self.several else "NAME=NUMBER"
+            self.fail(f"must be {form}, got {value}.", param, ctx)
+        if not self.several and not 0 < numbers[0] < math.inf:
+            self.fail(f"must be a number above 0, got {value}.", param, ctx)
+        return name.replace("-", "_"), numbers
+
+
+def _number(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds an option for each field of `Settings`."""
+    for field in reversed(dataclasses.fields(Settings)):
+        name = field.name.replace("_", "-")
+        bounds = field.metadata
+        option_type: click.ParamType | None = None
+        if field.type is bool:
+            name = f"{name}/--no-{name}"
+        elif field.type is int:
+            option_type = click.IntRange(bounds["minimum"], bounds["maximum"])
+        else:
+            option_type = FiniteRange(bounds["above"], bounds["maximum"], min_open=True)
+        add_option = click.option(
+            f"--{name}", type=option_type, default=field.default, help=bounds["description"]
+        )
+        function = add_option(function)
+    return function
+
+
+margin_option = click.option(
+    "--margin",
+    "margins",
+    multiple=True,
+    type=Assignment(several=False),
+    help="Largest difference in a score that counts as none, as in nll=0.02; repeat for others.",
+)
+
+existing_file = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+@click.group(
+    invoke_without_command=True,
+    context_settings={"show_default": True, "max_content_width": 100},
+    help=HELP,
+)
+@click.option(
+    "--dataset",
+    default="digits",
+    metavar="NAME|FILE",
+    help="digits, mnist, fashion-mnist, or a file that ends in .npz, .csv, .tsv, .txt or .data.",
+)
+@click.option("--target", help="Column of a table to predict: its name or its index from 0.")
+@click.option(
+    "--task",
+    type=click.Choice(["classification", "regression"]),
+    help="What to learn from a table; by default its target tells.",
+)
+@click.option(
+    "--test-file",
+    type=existing_file,
+    help="Table of test examples; by default a fifth of --dataset is held out.",
+)
+@click.option(
+    "--predictions",
+    type=existing_file,
+    help="An .npz to compare without training: `labels`, log-probabilities `plain` [member, "
+    "example, class], and those of `dropout`, `monte_carlo` or others.",
+)
+@click.option(
+    "--model",
+    metavar="MODULE:OBJECT",
+    help="Your linen module, or a function that makes a linen or nnx module; by default an MLP.",
+)
+@click.option(
+    "--ood",
+    metavar="NAME|FILE",
+    help="Out-of-distribution inputs: mnist, fashion-mnist, notmnist, or a file; by default "
+    "inputs with shuffled pixels.",
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    help="Folder with the files of mnist, fashion-mnist or notmnist; by default they are "
+    "downloaded.",
+)
+@click.option(
+    "--train-size",
+    type=click.IntRange(min=1),
+    help="Training examples; by default 500 of digits, and all of other data.",
+)
+@click.option(
+    "--label-noise",
+    type=FiniteRange(0, 1, max_open=True),
+    default=0.0,
+    help="Share of training labels that are made wrong.",
+)
+@click.option(
+    "--hidden", type=Hidden(), default=(256, 256), help="Units of the MLP's hidden layers."
+)
+@click.option(
+    "--rate",
+    type=FiniteRange(0, 1, min_open=True, max_open=True),
+    default=0.5,
+    help="Dropout rate of the MLP's hidden units.",
+)
+@click.option(
+    "--input-rate",
+    type=FiniteRange(0, 1, max_open=True),
+    default=0.0,
+    help="Dropout rate of the MLP's inputs.",
+)
+@settings_options
+@click.option(
+    "--sweep",
+    multiple=True,
+    type=Assignment(several=True),
+    help="Values of rate, train-size, width-factor or label-noise to compare at, as in "
+    "rate=0.1,0.5; repeat for a grid.",
+)
+@margin_option
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False),
+    help="Folder of the results; by default a new folder in ./comparison.",
+)
+@click.pass_context
+def compare_command(context: click.Context, /, **options: Any) -> None:
+    """Compares, unless a subcommand was given."""
+    given = [
+        name for name in options if context.get_parameter_source(name) != ParameterSource.DEFAULT
+    ]
+    if context.invoked_subcommand is not None:
+        _refuse(given, f"is no option of `jdrop {context.invoked_subcommand}`; leave it out.")
+        return
+    if options["predictions"] is not None:
+        without_effect = [name for name in given if name not in NOT_OF_TRAINING]
+        _refuse(without_effect, "has no effect beside --predictions, which trains nothing.")
+    if options["model"] is not None:
+        mlp_options = [name for name in given if name in MLP_OPTIONS]
+        _refuse(
+            mlp_options,
+            "is for the MLP that is trained without --model; set it in the model, for instance "
+            "with functools.partial.",
+        )
+    if options["out"] == "":
+        raise click.UsageError("--out must name a folder, got an empty name.")
+    options["margins"] = _margins(options["margins"])
+    # Values that are given apart are swept together.
+    sweep: dict[str, list[int | float]] = {}
+    for name, values in options["sweep"]:
+        sweep.setdefault(name, []).extend(values)
+    options["sweep"] = sweep
+    from jdrop.study import command
+
+    command.run(options, context.obj)
+
+
+@compare_command.command("report")
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@margin_option
+def report_command(folder: Path, margins: tuple[tuple[str, list[int | float]], ...]) -> None:
+    """Scores FOLDER and writes its report again, without training."""
+    from jdrop.study import command
+
+    command.report_again(folder, _margins(margins))
+
+
+def _margins(assignments: Sequence[tuple[str, list[int | float]]]) -> dict[str, float]:
+    """Margins by score, or an error if a score has two."""
+    margins: dict[str, float] = {}
+    for score, (margin,) in assignments:
+        if score in margins:
+            raise click.UsageError(f"--margin must name each score once, got {score} twice.")
+        margins[score] = float(margin)
+    return margins
+
+
+def _refuse(names: Sequence[str], reason: str) -> None:
+    """Raises if there is an option that cannot be given here."""
+    if names:
+        option = "margin" if names[0] == "margins" else names[0].replace("_", "-")
+        raise click.UsageError(f"--{option} {reason}")
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Runs the command and returns its exit code; a mistake is one line on the standard error."""
+    command_line = shlex.join(["jdrop", *arguments])
+    try:
+        compare_command(list(arguments), "jdrop", standalone_mode=False, obj=command_line)
+    except (click.ClickException, UserError) as error:
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        sys.stderr.write(f"error: {' '.join(message.split())}\n")
+        return error.exit_code if isinstance(error, click.ClickException) else 1
+    except click.Abort:
+        sys.stderr.write("stopped; the same command goes on from here.\n")
+        return 130
+    return 0
+
+
+def main() -> int:
+    """Runs the command with the arguments of the shell."""
+    # Each core is a device, so that members train on all of them. JAX must not be at work yet.
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    if sys.stdout is None:  # The shell closed it.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    # A character that the terminal lacks must not lose the results.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    return run_command(sys.argv[1:])

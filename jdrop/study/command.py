@@ -1,0 +1,248 @@
+"""What the command `jdrop` does with its options: loads, trains, shows the results."""
+
+import contextlib
+import importlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from jdrop.study import evaluation, report
+from jdrop.study.comparison import Experiment
+from jdrop.study.data import (
+    DATASETS,
+    DataError,
+    Dataset,
+    load,
+    load_predictions,
+    load_table,
+)
+from jdrop.study.models import MLP, Model, ModelError
+from jdrop.study.results import Comparison
+from jdrop.study.run_folder import RunFolder
+from jdrop.study.settings import Settings
+
+
+def run(options: Mapping[str, Any], command_line: str) -> None:
+    """Compares networks that it trains, or whose predictions are given.
+
+    Args:
+        options: by name, see `jdrop.study.cli`.
+        command_line: what the user typed, for the report.
+
+    Raises:
+        UserError: options that do not fit the data, the model or each other.
+        click.ClickException: a file cannot be read or written.
+    """
+    console = _console()
+    if options["predictions"] is not None:
+        comparison, folder = compare_predictions(options, command_line, console)
+    else:
+        comparison, folder = train(options, command_line, console)
+    show(comparison, folder, console)
+
+
+def report_again(folder: Path, margins: Mapping[str, float]) -> None:
+    """Scores a folder and writes its report again.
+
+    Raises:
+        UserError: the folder holds no complete run, or a margin is of no score.
+        click.ClickException: a file cannot be read or written.
+    """
+    with _file_errors(f"{folder} could not be read"):
+        comparison = evaluation.evaluate(RunFolder.open(folder), margins)
+    show(comparison, folder, _console())
+
+
+def compare_predictions(
+    options: Mapping[str, Any], command_line: str, console: Console
+) -> tuple[Comparison, Path]:
+    """Compares predictions of networks that are trained already, and chooses the folder."""
+    path = options["predictions"]
+    folder = _folder(options) or Path("comparison") / path.stem
+    predictions = load_predictions(path)
+    _say(console, f"{path}: predictions, compared without training; folder: {folder}")
+    comparison = evaluation.of_predictions(
+        predictions, path.stem, options["replicates"], options["margins"], command_line
+    )
+    return comparison, folder
+
+
+def train(
+    options: Mapping[str, Any], command_line: str, console: Console
+) -> tuple[Comparison, Path]:
+    """Trains and compares; returns the results and their folder."""
+    settings = Settings(**{name: options[name] for name in Settings.__dataclass_fields__})
+    with _file_errors("the data could not be read"):
+        data = load_data(options)
+    prepare = partial(
+        Experiment,
+        settings,
+        data=data,
+        folder=_folder(options),
+        margins=options["margins"],
+        sweep=options["sweep"],
+        command=command_line,
+    )
+    advice = "; complete parts are kept, and the same command goes on from there"
+    with _file_errors("the results could not be written", advice):
+        if options["model"] is None:
+            name = f"MLP {options['hidden']}, rate {options['rate']}"
+            if options["input_rate"]:
+                name += f", input rate {options['input_rate']}"
+            experiment = prepare(model=mlp_model(options, data), model_name=name)
+        else:
+            name = options["model"]
+            try:
+                experiment = prepare(model=Model(load_object(name)), model_name=name)
+            except ModelError as error:
+                raise ModelError(f"--model {name}: {error}") from error
+        _say(
+            console,
+            f"{data.name}: {len(data.train_labels):,} training examples, "
+            f"{len(data.test_labels):,} test examples; model: {name}",
+        )
+        _say(
+            console,
+            f"{settings.replicates} replicates of {settings.ensemble_size} plain and "
+            f"{settings.budget} dropout networks, {settings.epochs} epochs; folder: "
+            f"{experiment.folder}",
+        )
+        return with_progress(experiment.run, console), experiment.folder
+
+
+def load_data(options: Mapping[str, Any]) -> Dataset:
+    """Loads the data set that the options name.
+
+    Raises:
+        DataError: options or files that do not fit.
+    """
+    dataset = options["dataset"]
+    shared = {name: options[name] for name in ("train_size", "label_noise", "seed")}
+    if dataset in DATASETS:
+        for name in ("target", "task", "test_file"):
+            if options[name] is not None:
+                option = name.replace("_", "-")
+                raise DataError(f"--{option} is for tables, not for {dataset}.")
+        if dataset == "digits" and options["data_dir"] is not None and options["ood"] is None:
+            raise DataError("--data-dir has no effect on digits, which are part of scikit-learn.")
+        return load(dataset, data_dir=options["data_dir"], ood=options["ood"], **shared)
+    if options["data_dir"] is not None:
+        raise DataError("--data-dir is for mnist and fashion-mnist.")
+    return load_table(
+        Path(dataset),
+        target=options["target"],
+        task=options["task"],
+        test_path=options["test_file"],
+        ood_path=None if options["ood"] is None else Path(options["ood"]),
+        **shared,
+    )
+
+
+def mlp_model(options: Mapping[str, Any], data: Dataset) -> Model:
+    """The MLP that is trained without --model."""
+
+    def make_mlp(*, rate: Any = options["rate"], width_factor: float = 1.0) -> MLP:
+        num_outputs = data.num_classes or 1
+        return MLP(options["hidden"], num_outputs, rate, options["input_rate"], width_factor)
+
+    return Model(make_mlp)
+
+
+def load_object(name: str) -> Any:
+    """Imports an object by its name `module:object`, from the current folder too.
+
+    Raises:
+        ModelError: the module cannot be imported, or has no such object.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise ModelError(f"must be MODULE:OBJECT, such as my_models:MLP, got {name!r}.")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # Whatever a user's module may raise.
+        raise ModelError(
+            f"{module_name} cannot be imported: {type(error).__name__}: {error}."
+        ) from error
+    if not hasattr(module, attribute):
+        raise ModelError(f"{module_name} has no {attribute}.")
+    return getattr(module, attribute)
+
+
+def show(comparison: Comparison, folder: Path, console: Console) -> None:
+    """Writes the report, prints the results, and ends with the path of the report.
+
+    Raises:
+        click.ClickException: the report cannot be written; the results are printed all the same.
+    """
+    failure: OSError | None = None
+    try:
+        report.write(comparison, folder)
+    except OSError as error:
+        failure = error
+    console.print(report.terminal(comparison))
+    console.print(report.sentence(comparison), highlight=False, markup=False)
+    if failure is not None:
+        raise click.ClickException(
+            f"{folder} could not be written whole: {failure.strerror}. The table above is complete."
+        ) from failure
+    _say(console, str(folder / "report.html"))
+
+
+def with_progress(
+    work: Callable[[Callable[[str, int, int], None]], Comparison], console: Console
+) -> Comparison:
+    """Works with a bar that tells the time left or, where there is no terminal, with lines."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        tasks: dict[str, tuple[Any, float, int]] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total), time.monotonic(), done
+            task, start, done_at_start = tasks[what]
+            bars.update(task, completed=done)
+            if not console.is_terminal and (done == total or done % -(-total // 4) == 0):
+                line = f"{what}: {done}/{total}"
+                if total > done > done_at_start:  # The clock starts when the first is done.
+                    left = (time.monotonic() - start) * (total - done) / (done - done_at_start)
+                    line += f", {left:.0f} s left"
+                console.print(line, highlight=False)
+
+        return work(progress)
+
+
+@contextlib.contextmanager
+def _file_errors(failure: str, advice: str = "") -> Iterator[None]:
+    """Turns an error of the file system into one line: the failure, its cause, and the advice."""
+    try:
+        yield
+    except OSError as error:
+        raise click.ClickException(f"{failure} ({error}){advice}.") from error
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 80)
+
+
+def _folder(options: Mapping[str, Any]) -> Path | None:
+    return None if options["out"] is None else Path(options["out"])
+
+
+def _say(console: Console, line: str) -> None:
+    """Prints a line that no terminal breaks, so that its path can be copied."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)

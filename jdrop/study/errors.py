@@ -1,0 +1,8 @@
+"""The mistakes of a user, apart from bugs of jdrop."""
+
+
+class UserError(ValueError):
+    """A mistake of the user; the message is a sentence that says what is wrong and how to mend it.
+
+    The command prints the message alone. Any other exception is a bug, and shows its traceback.
+    """
