@@ -1,17 +1,10 @@
-"""Times jdrop's dropout beside no dropout and beside other libraries, in one process.
-
-Variants are timed in turn, round after round, so that what slows the machine slows them all, and
-what is printed are ratios of medians with the middle half of the rounds in brackets. Each variant
-is a function of its own: jax caches what it traced by the identity of the function.
-"""
+"""Times jdrop's dropout beside no dropout and beside other libraries, in a single process."""
 
 import itertools
 import json
-import os
 import platform
-import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,108 +17,25 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array, lax
+from timing import Dropout, dropouts, print_times, time_in_turn, torch_if_installed
 
 import jdrop
 import jdrop.linen
 from jdrop.ensemble import init_ensemble
 from jdrop.network import Network
+from jdrop.study.data import Predictions
 from jdrop.study.evaluation import of_predictions
-from jdrop.study.tables import Predictions
 from jdrop.thinned import thin
 from jdrop.train import TrainState, train_step
 
-Dropout = Callable[[Array, Array], Array]
-"""`dropout(key, x)`, the rate being fixed."""
-
-ROUNDS = 15
-
 
 def no_dropout(key: Array, x: Array) -> Array:
-    """The floor of every benchmark but `op`."""
+    """Returns its input, for the first row of most benchmarks."""
     return x
 
 
-def of_jdrop(rate: float) -> Dropout:
-    """What is measured."""
-    return lambda key, x: jdrop.dropout(key, x, rate)
-
-
-def of_flax(rate: float) -> Dropout:
-    """Flax's layer, given its key."""
-    layer = nn.Dropout(rate, deterministic=False)
-    return lambda key, x: layer.apply({}, x, rng=key)
-
-
-def of_haiku(rate: float) -> Dropout:
-    """Haiku's function."""
-    import haiku
-
-    return lambda key, x: haiku.dropout(key, rate, x)
-
-
-def of_equinox(rate: float) -> Dropout:
-    """Equinox's layer."""
-    import equinox
-
-    layer = equinox.nn.Dropout(rate)
-    return lambda key, x: layer(x, key=key)
-
-
-LIBRARIES = {"jdrop": of_jdrop, "flax": of_flax, "haiku": of_haiku, "equinox": of_equinox}
-
-
-def torch_if_installed() -> Any:
-    """PyTorch, or None."""
-    # Its idle threads would go on spinning, on the cores that the next variant needs.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        import torch
-    except ImportError:
-        return None
-    return torch
-
-
-def variants(rates: tuple[float, ...]) -> Iterator[tuple[str, Dropout]]:
-    """Each installed library at each rate, under its name in the tables."""
-    for rate in rates:
-        for name, make in LIBRARIES.items():
-            try:
-                yield f"{name} {rate:g}", make(rate)
-            except ImportError:
-                continue
-
-
-def time_in_turn(runs: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
-    """Seconds of each run in each round, after one round that compiles and is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for counted in [False] + [True] * ROUNDS:
-        for name, run in runs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            if counted:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def show(title: str, seconds: dict[str, list[float]], per: int = 1) -> dict[str, Any]:
-    """Prints a table, the first variant being 1, and returns its numbers; `per` runs in one."""
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    floor = next(iter(medians.values()))
-    click.echo(f"\n{title}")
-    rows = {}
-    for name, values in seconds.items():
-        low, _, high = statistics.quantiles(values, n=4)
-        milliseconds, ratio = 1e3 * medians[name] / per, medians[name] / floor
-        spread = [low / floor, high / floor]
-        rows[name] = {"ms": milliseconds, "ratio": ratio, "middle_half": spread}
-        click.echo(
-            f"  {name:14s} {milliseconds:10.3f} ms {ratio:8.2f} [{spread[0]:.2f}, {spread[1]:.2f}]"
-        )
-    return rows
-
-
-def looped(op: Dropout, shape: tuple[int, ...], dtype: Any, repeats: int) -> Callable[[], Array]:
-    """`repeats` applications in one compiled loop, so that buffers are used again."""
+def in_a_loop(op: Dropout, shape: tuple[int, ...], dtype: Any, repeats: int) -> Callable[[], Array]:
+    """Applies `op` repeatedly in a compiled loop, which reuses buffers."""
 
     @jax.jit
     def loop(key: Array, x: Array) -> Array:
@@ -134,10 +44,10 @@ def looped(op: Dropout, shape: tuple[int, ...], dtype: Any, repeats: int) -> Cal
     return partial(loop, jax.random.key(0), jnp.ones(shape, dtype))
 
 
-def looped_in_torch(
+def in_a_torch_loop(
     torch: Any, rate: float, shape: tuple[int, ...], repeats: int
 ) -> Callable[[], None]:
-    """PyTorch's dropout as often, one call after the other, each on what the last one gave."""
+    """Applies PyTorch's dropout repeatedly, each call to the output of the last."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     start = torch.ones(shape, device=device)
 
@@ -152,11 +62,11 @@ def looped_in_torch(
 
 
 def bench_op() -> dict[str, Any]:
-    """One dropout inside a loop; 1 is `x * c`, which reads and writes the array as a copy does.
+    """A dropout inside a loop, beside `x * c`, which reads and writes the array as a copy does.
 
-    PyTorch is called once for each dropout, and so only where an array is large. On a GPU also
-    arrays that no cache holds, in float32 and bfloat16: there 1 / ratio is the fraction of the
-    bandwidth of a copy.
+    PyTorch calls each dropout separately, so it is timed only on the large array. A GPU also gets
+    arrays too large for its cache, in float32 and bfloat16. For these, 1 / ratio is the share of
+    the bandwidth of a copy.
     """
     results = {}
     torch = torch_if_installed()
@@ -168,18 +78,18 @@ def bench_op() -> dict[str, Any]:
     if jax.default_backend() == "gpu":
         cases += [((16384, 16384), "float32", 20), ((16384, 16384), "bfloat16", 20)]
     for shape, dtype, repeats in cases:
-        runs = {"x * c": looped(lambda key, x: x * 0.999, shape, dtype, repeats)}
+        runs = {"x * c": in_a_loop(lambda key, x: x * 0.999, shape, dtype, repeats)}
         for rate in (0.5, 0.25, 0.1):
-            for name, dropout in variants((rate,)):
-                runs[name] = looped(dropout, shape, dtype, repeats)
+            for library_and_rate, dropout in dropouts((rate,)):
+                runs[library_and_rate] = in_a_loop(dropout, shape, dtype, repeats)
             if torch is not None and shape == (4096, 4096):
-                runs[f"torch {rate:g}"] = looped_in_torch(torch, rate, shape, repeats)
+                runs[f"torch {rate:g}"] = in_a_torch_loop(torch, rate, shape, repeats)
         name = f"{dtype} {' x '.join(map(str, shape))}"
-        rows = results[name] = show(f"op, {name}", time_in_turn(runs), repeats)
+        rows = results[name] = print_times(f"op, {name}", time_in_turn(runs), repeats)
         if shape == (16384, 16384):
-            for variant, row in rows.items():
-                row["of_copy"] = 1 / row["ratio"]
-                click.echo(f"  {variant:14s} {row['of_copy']:8.0%} of the bandwidth of a copy")
+            for library_and_rate, row in rows.items():
+                share = row["of_copy"] = 1 / row["ratio"]
+                click.echo(f"  {library_and_rate:14s} {share:8.0%} of the bandwidth of a copy")
     return results
 
 
@@ -217,15 +127,15 @@ def bench_block() -> dict[str, Any]:
         return partial(jax.jit(jax.grad(loss)), params, inputs, jax.random.key(1))
 
     runs = {"no dropout": gradient(no_dropout)}
-    runs |= {name: gradient(dropout) for name, dropout in variants((0.1, 0.3, 0.5))}
-    return show("block, gradient", time_in_turn(runs))
+    runs |= {name: gradient(dropout) for name, dropout in dropouts((0.1, 0.3, 0.5))}
+    return print_times("block, gradient", time_in_turn(runs))
 
 
 MLP_SIZES = ((64, 256), (256, 256), (256, 10))
 
 
 def mlp_loss(dropout: Dropout) -> Callable[[list[Array], Array], Array]:
-    """The loss of a network 64-256-256-10 on a batch of 50; a new function at each call."""
+    """Returns the loss of a network 64-256-256-10 on a batch of 50, each time a new function."""
     inputs, labels = jax.random.normal(jax.random.key(2), (50, 64)), jnp.arange(50) % 10
 
     def loss(params: list[Array], key: Array) -> Array:
@@ -261,12 +171,12 @@ def bench_mlp() -> dict[str, Any]:
         return partial(jax.jit(jax.vmap(member)), keys, params, opt_state)
 
     runs = {"no dropout": training(no_dropout)}
-    runs |= {name: training(dropout) for name, dropout in variants((0.1, 0.5))}
-    return show(f"mlp, a step of {members} networks", time_in_turn(runs), steps)
+    runs |= {name: training(dropout) for name, dropout in dropouts((0.1, 0.5))}
+    return print_times(f"mlp, a step of {members} networks", time_in_turn(runs), steps)
 
 
 def bench_memory() -> dict[str, Any]:
-    """Temporary memory of the gradient of six dropout sites, as the compiler plans it."""
+    """The temporary memory of the gradient of six dropouts, as the compiler plans it."""
     weights, inputs = jnp.ones((6, 512, 512)), jnp.ones((512, 512))
 
     def temporary_mib(dropout: Dropout) -> float:
@@ -280,7 +190,7 @@ def bench_memory() -> dict[str, Any]:
 
     floor = temporary_mib(no_dropout)
     rows = {"no dropout": {"MiB": floor, "ratio": 1.0}}
-    for name, dropout in variants((0.5, 0.1)):
+    for name, dropout in dropouts((0.5, 0.1)):
         mib = temporary_mib(dropout)
         rows[name] = {"MiB": mib, "ratio": mib / floor}
     click.echo("\nmemory, gradient of six sites of 512 x 512 float32")
@@ -290,8 +200,8 @@ def bench_memory() -> dict[str, Any]:
 
 
 def flax_first(make: Callable[[Dropout], Callable[[], Any]]) -> dict[str, Callable[[], Any]]:
-    """What `make` makes of each library at two rates, Flax's before the others."""
-    runs = {name: make(dropout) for name, dropout in variants((0.1, 0.5))}
+    """Calls `make` with each library's dropout at two rates, and puts Flax first."""
+    runs = {name: make(dropout) for name, dropout in dropouts((0.1, 0.5))}
     return {name: runs.pop(name) for name in ("flax 0.1", "flax 0.5")} | runs
 
 
@@ -314,14 +224,14 @@ def compiling_a_step(dropout: Dropout) -> Callable[[], Any]:
 
 
 def bench_compile() -> dict[str, Any]:
-    """Time to trace and compile: a step, six dropout sites alone, and attention; 1 is Flax."""
-    step = show("compile, a training step", time_in_turn(flax_first(compiling_a_step)))
+    """The time to trace and compile a training step, six dropouts alone, and attention."""
+    step = print_times("compile, a training step", time_in_turn(flax_first(compiling_a_step)))
 
     weights, inputs = jnp.ones((6, 64, 64)), jnp.ones((64, 64))
 
     def compiling(dropout: Dropout) -> Callable[[], Any]:
         def compile_once() -> Any:
-            # A new function each time, or the trace would be found in a cache.
+            # A new function each time, since JAX would find the trace of an old one in its cache.
             def loss(x: Array, weights: Array, key: Array) -> Array:
                 for site_key, matrix in zip(jax.random.split(key, 6), weights, strict=True):
                     x = jnp.sin(dropout(site_key, x @ matrix))
@@ -331,7 +241,7 @@ def bench_compile() -> dict[str, Any]:
 
         return compile_once
 
-    sites = show("compile, gradient of six sites", time_in_turn(flax_first(compiling)))
+    sites = print_times("compile, gradient of six sites", time_in_turn(flax_first(compiling)))
 
     key, q = jax.random.key(0), jnp.ones((1, 512, 2, 64))
 
@@ -349,12 +259,12 @@ def bench_compile() -> dict[str, Any]:
         "flax 0.1": compiling_attention(flax_attention),
         "jdrop 0.1": compiling_attention(partial(jdrop.dot_product_attention, key)),
     }
-    attention = show("compile, gradient of attention", time_in_turn(attentions))
+    attention = print_times("compile, gradient of attention", time_in_turn(attentions))
     return {"step": step, "six sites": sites, "attention": attention}
 
 
 def bench_attention() -> dict[str, Any]:
-    """Gradient of attention of 4096 queries to 4096 keys, 2 heads of 64; 1 is without dropout."""
+    """The gradient of attention from 4096 queries to 4096 keys, with 2 heads of width 64."""
     key = jax.random.key(1)
     q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 4096, 2, 64))
     jdrop_attention = partial(jdrop.dot_product_attention, key)
@@ -386,7 +296,7 @@ def bench_attention() -> dict[str, Any]:
     if torch is not None:
         for rate in (0.0, 0.1):
             runs[f"torch {rate:g}"] = torch_attention(torch, (q, k, v), rate)
-    rows = show("attention, gradient", time_in_turn(runs))
+    rows = print_times("attention, gradient", time_in_turn(runs))
     for name, memory in mib.items():
         rows[name]["MiB"] = memory
         click.echo(f"  {name:14s} {memory:10.2f} MiB of temporary memory")
@@ -394,7 +304,7 @@ def bench_attention() -> dict[str, Any]:
 
 
 def torch_attention(torch: Any, inputs: tuple[Array, ...], rate: float) -> Callable[[], None]:
-    """The same gradient by PyTorch, which has dropout inside its attention."""
+    """The same gradient in PyTorch, whose attention has dropout too."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tensors = [
         torch.tensor(jax.device_get(x.swapaxes(1, 2)), device=device, requires_grad=True)
@@ -411,9 +321,10 @@ def torch_attention(torch: Any, inputs: tuple[Array, ...], rate: float) -> Calla
 
 
 def bench_statistics() -> dict[str, Any]:
-    """Seconds of all statistics of a report: 20 networks, 10,000 examples, 10 classes, 1,000 draws.
+    """The seconds of all statistics of a report, first with compilation, then without.
 
-    Of four replicates of five plain networks, beside four others; first with compilation.
+    Four replicates of five plain networks are compared with four networks with dropout, on 10,000
+    examples of 10 classes, with 1,000 bootstrap draws.
     """
     num_examples, num_classes = 10_000, 10
     rng = np.random.default_rng(0)
@@ -435,19 +346,20 @@ def bench_statistics() -> dict[str, Any]:
 
 
 def multiplications(sizes: tuple[int, ...], share: float) -> float:
-    """Those of a step whose hidden layers keep a share of their units, to those of a full step."""
+    """The multiplications of a step with a share of the hidden units, relative to a full step."""
 
     def count(sizes: list[float]) -> float:
-        pairs = list(itertools.pairwise(sizes))
-        # Forward and for the weights; for what comes in everywhere but at the first layer.
-        return sum((3 - (number == 0)) * a * b for number, (a, b) in enumerate(pairs))
+        # Each layer has three products: its outputs, the gradient of its weights, and the gradient
+        # of its inputs. The first layer needs no gradient of its inputs.
+        layers = enumerate(itertools.pairwise(sizes))
+        return sum((2 if layer == 0 else 3) * n_in * n_out for layer, (n_in, n_out) in layers)
 
-    thin = [size * share for size in sizes[1:-1]]
-    return count([sizes[0], *thin, sizes[-1]]) / count(list(map(float, sizes)))
+    kept = [size * share for size in sizes[1:-1]]
+    return count([sizes[0], *kept, sizes[-1]]) / count(list(map(float, sizes)))
 
 
 class DenseNet(nn.Module):
-    """Hidden layers with rectifiers and a library's dropout."""
+    """Dense hidden layers with ReLU and a dropout layer of jdrop or Flax."""
 
     hidden: tuple[int, ...]
     rate: float
@@ -455,19 +367,19 @@ class DenseNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """Ten logits."""
+        """Returns ten logits."""
         for units in self.hidden:
             x = nn.relu(nn.Dense(units)(x))
             x = self.dropout(self.rate, deterministic=not train)(x)
         return nn.Dense(10)(x)
 
 
-def stepping(
+def train_steps(
     network: Network, optimizer: optax.GradientTransformation, batch: Any, steps: int, members: int
 ) -> Callable[[], Any]:
-    """So many training steps of each member in one compiled scan, each call after the last."""
+    """Compiles a scan of training steps of each member; each call continues from the last."""
 
-    def many(state: TrainState, key: Array) -> TrainState:
+    def scan_steps(state: TrainState, key: Array) -> TrainState:
         def step(state: TrainState, key: Array) -> tuple[TrainState, None]:
             return train_step(key, state, batch)[0], None
 
@@ -476,9 +388,9 @@ def stepping(
     init = partial(init_ensemble, ensemble_size=members)
     state = init(jax.random.key(0), network, optimizer, batch[0])
     keys = jax.random.split(jax.random.key(1), members)
-    run = jax.vmap(many)
+    run = jax.vmap(scan_steps)
     if members == 1:
-        state, keys, run = jax.tree.map(lambda leaf: leaf[0], state), keys[0], many
+        state, keys, run = jax.tree.map(lambda leaf: leaf[0], state), keys[0], scan_steps
     compiled = jax.jit(run, donate_argnums=0)
 
     def call() -> Any:
@@ -490,7 +402,7 @@ def stepping(
 
 
 def bench_thinned() -> dict[str, Any]:
-    """A training step without dropout (1), with masks, and of thinned networks, at rate 1/2."""
+    """A training step without dropout, with masks, and of thinned networks, at rate 1/2."""
     adam, sgd = optax.adam(1e-3), optax.sgd(1e-2)
     cases = [
         ((784, 1024, 1024, 10), 128, "Adam", adam, 20, 1),
@@ -513,12 +425,12 @@ def bench_thinned() -> dict[str, Any]:
         for block_size in (16, 64, 128, 256):
             networks[f"blocks of {block_size}"] = thin(masked, inputs, block_size=block_size)
         runs = {
-            name: stepping(network, optimizer, (inputs, labels), steps, members)
+            name: train_steps(network, optimizer, (inputs, labels), steps, members)
             for name, network in networks.items()
         }
         name = f"{'-'.join(map(str, sizes))}, batch {batch_size}, {optimizer_name}"
         name = f"{members} vmapped, {name}" if members > 1 else name
-        rows = results[name] = show(f"thinned, {name}", time_in_turn(runs), steps)
+        rows = results[name] = print_times(f"thinned, {name}", time_in_turn(runs), steps)
         rows["multiplications"] = {"ratio": multiplications(sizes, 0.5)}
         click.echo(f"  {'multiplications':14s} {rows['multiplications']['ratio']:21.2f}")
     return results
@@ -537,21 +449,23 @@ BENCHMARKS = {
 
 
 def versions() -> dict[str, str]:
-    """Of what is compared, and the device."""
-    found = {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
+    """The versions of Python and of all packages compared, and the device."""
+    installed = {"python": platform.python_version(), "device": jax.devices()[0].device_kind}
     for package in ("jdrop", "jax", "flax", "dm-haiku", "equinox", "torch"):
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 @click.command(help=__doc__)
 @click.argument("benchmarks", nargs=-1, type=click.Choice([*BENCHMARKS]))
-@click.option("--json", "path", type=click.Path(path_type=Path), help="Where to write the numbers.")
+@click.option(
+    "--json", "path", type=click.Path(path_type=Path), help="File to write the numbers to."
+)
 def main(benchmarks: tuple[str, ...], path: Path | None) -> None:
-    """Runs the benchmarks named, or all."""
+    """Runs the named benchmarks, or all."""
     results: dict[str, Any] = {"versions": versions()}
     click.echo(", ".join(f"{name} {value}" for name, value in results["versions"].items()))
     for name in benchmarks or BENCHMARKS:

@@ -1,9 +1,9 @@
-"""How often does the 95 % interval of the ensemble equivalent hold the true one?
+"""Measures how often the 95 % interval of an ensemble equivalent contains the true equivalent.
 
-Studies are made up of predictions whose law is known: an example has logits that all networks
-share; a network adds noise of its own to each, and an offset to those of all examples, by which
-trainings differ. A dropout network has less of both, as if it were an average already. All studies
-and the truth, for which there are as many examples as patience allows, come from this one law.
+Studies are simulated. The logits of an example have a part that all networks share, noise of each
+network, and an offset of each network for all examples. A dropout network has less noise and a
+smaller offset, as if it were an average of networks. The true equivalents are computed from the
+same distribution, with many more examples.
 """
 
 import math
@@ -21,60 +21,60 @@ SCORES = ("NLL", "Brier", "error")
 NUM_CLASSES = 4
 
 NUM_EXAMPLES = 500
-"""In the test set of a study."""
+"""Examples in the test set of a study."""
 
 LARGEST = 10
-"""Networks of a replicate, and in the largest average."""
+"""Networks of a replicate, and so the largest ensemble."""
 
 REPLICATES = (3, 5)
 
-SIGNAL, ADVANTAGE = 1.5, 1.5
-"""Standard deviation of the logits that networks share; what that of the right class has more."""
+SHARED_STD, ADVANTAGE = 1.5, 1.5
+"""The standard deviation of shared logits, and the amount added to those of the correct class."""
 
-OWN, OFFSET = 3.0, 0.2
-"""Standard deviations of what a plain network adds: by example, and for all examples."""
+NOISE_STD, OFFSET_STD = 3.0, 0.2
+"""Standard deviations of a plain network: its noise, and its offset for all examples."""
 
 PRECISIONS = (2.5, 7.0, 15.0, 40.0)
-"""Of dropout networks: how many times less the variance of what they add is."""
+"""For dropout networks, the factors by which the variances of noise and offset are smaller."""
 
-BATCH = 20_000
-"""Examples at a time for the truth."""
+BATCH_SIZE = 20_000
+"""Examples in a batch for the true equivalents."""
 
 
-def signals(rng: np.random.Generator, num_examples: int) -> np.ndarray:
-    """Logits `[class, example]`; the right class is everywhere the first."""
-    shared = SIGNAL * rng.standard_normal((NUM_CLASSES, num_examples), np.float32)
+def draw_shared_logits(rng: np.random.Generator, num_examples: int) -> np.ndarray:
+    """Shared logits `[class, example]`. The correct class is always the first."""
+    shared = SHARED_STD * rng.standard_normal((NUM_CLASSES, num_examples), np.float32)
     shared[0] += ADVANTAGE
     return shared
 
 
-def networks(
+def draw_networks(
     rng: np.random.Generator,
     shared: np.ndarray,
-    replicates: int,
-    number: int,
-    own: float,
-    offset: float,
+    num_replicates: int,
+    num_networks: int,
+    noise_std: float,
+    offset_std: float,
 ) -> np.ndarray:
-    """Probabilities `[class, replicate, network, example]` of so many independent networks."""
-    shape = NUM_CLASSES, replicates, number
-    noise = np.float32(own) * rng.standard_normal((*shape, shared.shape[1]), np.float32)
-    noise += np.float32(offset) * rng.standard_normal((*shape, 1), np.float32)
-    scores = np.exp(shared[:, None, None] + noise)
-    return scores / scores.sum(0)
+    """Probabilities `[class, replicate, network, example]` of independent networks."""
+    shape = NUM_CLASSES, num_replicates, num_networks
+    noise = np.float32(noise_std) * rng.standard_normal((*shape, shared.shape[1]), np.float32)
+    noise += np.float32(offset_std) * rng.standard_normal((*shape, 1), np.float32)
+    exponentials = np.exp(shared[:, None, None] + noise)
+    return exponentials / exponentials.sum(0)
 
 
 def losses(probs: np.ndarray) -> np.ndarray:
-    """`[score, ...]` of probabilities `[class, ...]`."""
-    right = probs[0]
-    brier = 1 - 2 * right + (probs**2).sum(0)
-    return np.stack([-np.log(right), brier, right < probs[1:].max(0)]).astype(np.float64)
+    """Losses `[score, ...]` of probabilities `[class, ...]`."""
+    correct = probs[0]
+    brier = 1 - 2 * correct + (probs**2).sum(0)
+    return np.stack([-np.log(correct), brier, correct < probs[1:].max(0)]).astype(np.float64)
 
 
 def losses_by_size(probs: np.ndarray) -> np.ndarray:
-    """`[score, replicate, size, example]` of averages of networks.
+    """Losses `[score, replicate, size, example]` of ensembles.
 
-    Each size is a mean over all groups of neighbours on a circle of the replicate's networks.
+    The networks of a replicate lie on a circle. Each size is a mean over all groups of neighbours.
     """
     total = np.zeros_like(probs)
     by_size = []
@@ -84,20 +84,22 @@ def losses_by_size(probs: np.ndarray) -> np.ndarray:
     return np.stack(by_size, 2)
 
 
-def truths(rng: np.random.Generator, num_batches: int) -> dict[tuple[str, float], tuple]:
+def true_equivalents(
+    rng: np.random.Generator, num_batches: int
+) -> dict[tuple[str, float], tuple[float, float]]:
     """True equivalents and their standard errors, by score and precision.
 
-    Every example meets networks of its own, so that all are independent. What a network adds to an
-    example then has the same law as before, and with it all expectations.
+    Each example gets networks of its own, so that all examples are independent. The sum of noise
+    and offset on an example has the same distribution as in a study, and so has every loss.
     """
-    deviation = math.hypot(OWN, OFFSET)
+    deviation = math.hypot(NOISE_STD, OFFSET_STD)
     differences: dict[float, list] = {precision: [] for precision in PRECISIONS}
     for _ in range(num_batches):
-        shared = signals(rng, BATCH)
-        plain = losses_by_size(networks(rng, shared, 1, LARGEST, deviation, 0.0))
+        shared = draw_shared_logits(rng, BATCH_SIZE)
+        plain = losses_by_size(draw_networks(rng, shared, 1, LARGEST, deviation, 0.0))
         for precision in PRECISIONS:
-            own = deviation / math.sqrt(precision)
-            method = losses(networks(rng, shared, 1, 1, own, 0.0))
+            noise_std = deviation / math.sqrt(precision)
+            method = losses(draw_networks(rng, shared, 1, 1, noise_std, 0.0))
             differences[precision].append((plain - method).mean((1, 3)))
     return {
         (score, precision): crossing(np.stack(differences[precision])[:, index])
@@ -107,7 +109,7 @@ def truths(rng: np.random.Generator, num_batches: int) -> dict[tuple[str, float]
 
 
 def crossing(differences: np.ndarray) -> tuple[float, float]:
-    """Where the mean over batches of `differences[batch, size]` is 0, and its standard error."""
+    """The size where the mean over batches of `differences[batch, size]` is 0, and its error."""
     mean = differences.mean(0)
     below = np.flatnonzero(mean <= 0)
     if len(below) == 0:
@@ -117,22 +119,25 @@ def crossing(differences: np.ndarray) -> tuple[float, float]:
         return 1.0, math.nan
     slope = mean[right - 1] - mean[right]
     share = mean[right - 1] / slope
-    there = (1 - share) * differences[:, right - 1] + share * differences[:, right]
-    return right + share, there.std(ddof=1) / math.sqrt(len(there)) / slope
+    at_crossing = (1 - share) * differences[:, right - 1] + share * differences[:, right]
+    return right + share, at_crossing.std(ddof=1) / math.sqrt(len(at_crossing)) / slope
 
 
-def study(
-    rng: np.random.Generator, replicates: int
+def simulate_study(
+    rng: np.random.Generator, num_replicates: int
 ) -> Iterator[tuple[tuple[str, float], EnsembleEquivalent]]:
-    """The equivalents that one study finds."""
-    shared = signals(rng, NUM_EXAMPLES)
-    plain = losses_by_size(networks(rng, shared, replicates, LARGEST, OWN, OFFSET))
-    curves = [EnsembleCurve(of_score) for of_score in plain]
+    """The equivalents that a study estimates, by score and precision."""
+    shared = draw_shared_logits(rng, NUM_EXAMPLES)
+    plain = draw_networks(rng, shared, num_replicates, LARGEST, NOISE_STD, OFFSET_STD)
+    curves = [EnsembleCurve(score_losses) for score_losses in losses_by_size(plain)]
     for precision in PRECISIONS:
         scale = math.sqrt(precision)
-        method = losses(networks(rng, shared, replicates, 1, OWN / scale, OFFSET / scale))[:, :, 0]
-        for score, curve, of_score in zip(SCORES, curves, method, strict=True):
-            yield (score, precision), curve.equivalent(of_score)
+        dropout = draw_networks(
+            rng, shared, num_replicates, 1, NOISE_STD / scale, OFFSET_STD / scale
+        )
+        method_losses = losses(dropout)[:, :, 0]
+        for score, curve, score_losses in zip(SCORES, curves, method_losses, strict=True):
+            yield (score, precision), curve.equivalent(score_losses)
 
 
 @click.command(help=__doc__)
@@ -143,34 +148,38 @@ def study(
     default=50,
     show_default=True,
     type=click.IntRange(min=2),
-    help=f"Of {BATCH:,} examples each, for the truth.",
+    help=f"Batches of {BATCH_SIZE:,} examples for the true equivalents.",
 )
 def main(studies: int, seed: int, batches: int) -> None:
-    """Prints coverage by score, replicates and truth."""
-    of_truth, of_studies = np.random.default_rng(seed).spawn(2)
-    true = truths(of_truth, batches)
+    """Prints the coverage by score, number of replicates and true equivalent."""
+    truth_rng, study_rng = np.random.default_rng(seed).spawn(2)
+    truths = true_equivalents(truth_rng, batches)
     table = Table(
         *("score", "replicates", "truth", "±", "coverage in %", "±", "median width", "censored %"),
         title=f"{studies} studies of {NUM_EXAMPLES} examples, up to {LARGEST} networks",
-        caption="±: one standard error of the simulation. Censored: the interval has no upper end. "
-        "A truth beyond the largest average can be missed on one side only: 97.5 % or more.",
+        caption="±: a standard error of the simulation. Censored: the interval has no upper end. "
+        "An interval can miss a truth beyond the largest ensemble on one side only, so 97.5 % or "
+        "more contain it.",
     )
-    for replicates in REPLICATES:
-        found: dict[tuple[str, float], list[EnsembleEquivalent]] = {key: [] for key in true}
+    for num_replicates in REPLICATES:
+        equivalents: dict[tuple[str, float], list[EnsembleEquivalent]] = {
+            score_and_precision: [] for score_and_precision in truths
+        }
         for _ in range(studies):
-            for key, equivalent in study(of_studies, replicates):
-                found[key].append(equivalent)
-        for key in sorted(true):
-            truth, error = true[key]
-            covered = np.mean([one.low <= truth <= one.high for one in found[key]])
-            censored = [one.high == math.inf for one in found[key]]
+            for score_and_precision, equivalent in simulate_study(study_rng, num_replicates):
+                equivalents[score_and_precision].append(equivalent)
+        for score_and_precision in sorted(truths):
+            truth, error = truths[score_and_precision]
+            estimates = equivalents[score_and_precision]
+            covered = np.mean([estimate.low <= truth <= estimate.high for estimate in estimates])
+            censored = [estimate.high == math.inf for estimate in estimates]
             widths = [
-                math.inf if beyond else one.high - one.low
-                for one, beyond in zip(found[key], censored, strict=True)
+                math.inf if is_censored else estimate.high - estimate.low
+                for estimate, is_censored in zip(estimates, censored, strict=True)
             ]
             table.add_row(
-                key[0],
-                str(replicates),
+                score_and_precision[0],
+                str(num_replicates),
                 f"{truth:.2f}" if math.isfinite(truth) else f">{LARGEST}",
                 f"{error:.3f}" if math.isfinite(error) else "",
                 f"{100 * covered:.1f}",

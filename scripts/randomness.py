@@ -1,12 +1,12 @@
-"""Runs standard batteries of randomness tests on mask bits, drawn as the layers of a run draw them.
+"""Runs standard batteries of randomness tests on mask bits, which are drawn as in training.
 
-A run has a key, a step folds its number in, and the sites of a step split that. Of each site one
-mask is drawn at a rate of 1/2, so that every element is a bit: with `--bits 1` the rate is a
-number, which takes one random bit an element, with `--bits 16` a traced array, which takes
-sixteen. The masks follow one another, packed eight elements to a byte.
+The key of a run is folded with the step's index and then split into the keys of dropout layers.
+Each layer draws a mask at a rate of 1/2, so that every element is a bit. With `--bits 1` the rate
+is a Python float, and an element takes 1 random bit. With `--bits 16` the rate is traced, and an
+element takes 16. The masks follow each other, packed with eight elements to a byte.
 
-The batteries are Rabbit and Alphabit of TestU01 (L'Ecuyer and Simard 2007), each on the same
-`2**log2-bits` bits, and tests of dieharder (Brown 2004), each on bits of its own.
+The batteries Rabbit and Alphabit of TestU01 (L'Ecuyer and Simard 2007) both read the same
+`2**log2-bits` bits. The tests of dieharder (Brown 2004) each read bits of their own.
 """
 
 import contextlib
@@ -29,27 +29,27 @@ from jax import Array
 import jdrop
 
 SHAPES = [(128, 1024), (50, 256), (8, 197, 768)]
-"""Of the sites of a step; together a whole number of bytes."""
+"""The shapes of the masks of a step. Their elements fill whole bytes."""
 
 DIEHARDER = {
     **dict.fromkeys([0, 1, 2, 3, 4, 8, 9, 10, 11, 12, 13, 15, 16, 17, 100, 101, 102], 0),
     **{200: 4, 201: 4, 202: 5, 203: 0, 204: 0, 205: 0, 206: 0, 207: 0, 208: 0, 209: 0},
 }
-"""Its tests by number, each with its option ntuple; all but the suspect ones: 5, 6, 7 and 14."""
+"""Indices of dieharder's tests, with their ntuples, without the suspect tests 5, 6, 7 and 14."""
 
 WEAK, FAILED = 1e-3, 1e-6
-"""A p-value nearer than this to 0 or to 1."""
+"""A p-value is weak, or failed, if it is closer to 0 or 1 than this."""
 
 
 class Result(NamedTuple):
-    """What one statistic of a battery gave."""
+    """The p-value of a statistic."""
 
     test: str
     p_value: float
 
     @property
     def extremity(self) -> float:
-        """The distance of the p-value from the nearer end."""
+        """The distance of the p-value from 0 or 1, whichever is closer."""
         return min(self.p_value, 1 - self.p_value)
 
     @property
@@ -61,11 +61,11 @@ class Result(NamedTuple):
 
 
 class NotInstalledError(Exception):
-    """A battery is missing; the message says how to get it."""
+    """A battery is not installed; the message says how to install it."""
 
 
 def mask_bytes(seed: int, num_bits: int) -> Iterator[bytes]:
-    """The masks of one step after another, without end."""
+    """An endless stream of the masks of step after step."""
 
     @partial(jax.jit, static_argnames="static_rate")
     def masks(key: Array, traced_rate: Array, static_rate: float | None) -> list[Array]:
@@ -83,14 +83,14 @@ def mask_bytes(seed: int, num_bits: int) -> Iterator[bytes]:
 
 
 def control_bytes() -> Iterator[bytes]:
-    """Bytes of the operating system, without end."""
+    """An endless stream of random bytes of the operating system."""
     while True:
         yield os.urandom(2**17)
 
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Nothing that C code prints is seen: TestU01 writes reports that cannot be turned off."""
+    """Hides what C code prints, since the reports of TestU01 cannot be turned off."""
     libc = ctypes.CDLL(None)
     libc.fflush(None)
     stdout = os.dup(1)
@@ -111,7 +111,7 @@ def testu01(stream: Iterator[bytes], num_bits: int, battery: str) -> Iterator[Re
         library = ctypes.CDLL("libtestu01.so.0")
     except OSError:
         raise NotInstalledError(
-            "TestU01 is not installed: `apt-get install libtestu01-0` has it, "
+            "TestU01 is not installed; install it with `apt-get install libtestu01-0`, "
             "from the section non-free of Debian."
         ) from None
     run_battery = getattr(library, f"bbattery_{battery}File")
@@ -127,23 +127,36 @@ def testu01(stream: Iterator[bytes], num_bits: int, battery: str) -> Iterator[Re
     p_values = (ctypes.c_double * count).in_dll(library, "bbattery_pVal")
     names = (ctypes.c_char_p * count).in_dll(library, "bbattery_TestNames")
     for name, p_value in zip(names, p_values, strict=True):
-        # A test that was not made has the p-value -1.
+        # A test that did not run has the p-value -1.
         if p_value >= 0:
             yield Result(f"{battery} {(name or b'').decode()}", p_value)
 
 
 def dieharder(stream: Iterator[bytes]) -> Iterator[Result]:
-    """The tests of dieharder, one process each, which reads on in the stream until it is done."""
+    """The tests of dieharder. Each runs in its own process and continues to read the stream."""
     program = shutil.which("dieharder")
     if program is None:
-        raise NotInstalledError("dieharder is not installed: `apt-get install dieharder` has it.")
-    fields = [part for name in ("test_name", "ntuple", "pvalues") for part in ("-D", name)]
-    for number, ntuple in DIEHARDER.items():
-        command = [program, "-d", str(number), "-n", str(ntuple), "-g", "200", "-c", ",", *fields]
+        raise NotInstalledError(
+            "dieharder is not installed; install it with `apt-get install dieharder`."
+        )
+    columns = ["-D", "test_name", "-D", "ntuple", "-D", "pvalues"]
+    for test_index, ntuple in DIEHARDER.items():
+        command = [
+            program,
+            "-d",
+            str(test_index),
+            "-n",
+            str(ntuple),
+            "-g",
+            "200",
+            "-c",
+            ",",
+            *columns,
+        ]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
             assert process.stdin is not None
             assert process.stdout is not None
-            # It ends as soon as it has read enough, in the middle of a write.
+            # The process ends as soon as it has read enough, in the middle of a write.
             with contextlib.suppress(BrokenPipeError):
                 while process.poll() is None:
                     process.stdin.write(next(stream))
@@ -160,12 +173,16 @@ BATTERIES = ("Rabbit", "Alphabit", "dieharder")
 
 @click.command(help=__doc__)
 @click.argument("batteries", nargs=-1, type=click.Choice(BATTERIES))
-@click.option("--bits", type=click.Choice(["1", "16"]), default="1", help="Random bits an element.")
-@click.option("--log2-bits", default=30, show_default=True, help="How many bits TestU01 reads.")
-@click.option("--seed", default=0, show_default=True, help="Of the key of the run.")
-@click.option("--control", is_flag=True, help="Bytes of the operating system instead of masks.")
+@click.option(
+    "--bits", type=click.Choice(["1", "16"]), default="1", help="Random bits per element."
+)
+@click.option(
+    "--log2-bits", default=30, show_default=True, help="Logarithm of the bits that TestU01 reads."
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of the run.")
+@click.option("--control", is_flag=True, help="Test bytes of the operating system instead.")
 def main(batteries: tuple[str, ...], bits: str, log2_bits: int, seed: int, control: bool) -> None:
-    """Runs the batteries named, or all; ends with an error if a test failed."""
+    """Runs the named batteries, or all. The exit status is 1 if a test failed, 2 if none ran."""
     results: list[Result] = []
     for battery in batteries or BATTERIES:
         stream = control_bytes() if control else mask_bytes(seed, int(bits))

@@ -1,11 +1,13 @@
-"""What do coarser masks cost in accuracy, and what do they save in time?
+"""Measures what coarser masks cost in accuracy, and what they save in time.
 
-Trains the same networks, from the same weights and on the same batches, without dropout, with a
-mask for each example, and as thinned networks: one mask for a group or for the whole batch, of any
-units or of blocks, shuffled at the beginning of each epoch or not. Prints test error and NLL with
-95 % intervals over seeds, their differences from a mask per example after as many epochs and after
-the same time, seed by seed, the time of an epoch and, where asked, the time to a test error; draws
-both against time. Stopped, the same command goes on where it was.
+Trains the same networks, from the same weights and on the same batches: without dropout, with a
+mask for each example, and as thinned networks with a mask for each batch. A mask decides for single
+units or for blocks of units, which are shuffled at the start of each epoch or not.
+
+Prints the test error and the NLL with 95 % intervals over seeds, and the time of an epoch. Paired
+by seed, it prints the differences from a mask per example after as many epochs, and after the same
+time. With --target it prints the time to a test error. It draws error and NLL against time. If the
+command is stopped, the same command resumes.
 """
 
 import json
@@ -28,21 +30,23 @@ from rich.table import Table
 
 import jdrop.linen
 from jdrop.metrics import error, nll
-from jdrop.network import Network, network_log_probs
+from jdrop.network import Network, predict
 from jdrop.statistics import Interval, mean_interval
 from jdrop.study.data import Dataset, load
-from jdrop.study.methods import MLP
+from jdrop.study.models import MLP
 from jdrop.thinned import thin
 from jdrop.train import TrainState, fit
 
-FINE = "a mask per example"
+PLAIN = "no dropout"
 
-NUM_LAST = 5
-"""Epochs over which scores after the same time are averaged, since single ones go up and down."""
+REFERENCE = "a mask per example"
+
+NUM_LAST_EPOCHS = 5
+"""Scores after the same time are means of so many epochs, since single epochs fluctuate."""
 
 COLOURS = {
-    "no dropout": "#0072B2",
-    FINE: "#D55E00",
+    PLAIN: "#0072B2",
+    REFERENCE: "#D55E00",
     "one mask, any units": "#8C8C8C",
     "blocks of 16, fixed": "#CC79A7",
     "blocks of 16, shuffled": "#009E73",
@@ -50,19 +54,15 @@ COLOURS = {
 }
 
 
-def variants(data: Dataset, about: dict[str, Any]) -> dict[str, Network]:
-    """What is compared, by name."""
-    hidden, rate = [int(units) for units in about["hidden"].split(",")], about["rate"]
-    num_groups = about["batch_size"] // about["group_size"]
+def make_networks(data: Dataset, config: dict[str, Any]) -> dict[str, Network]:
+    """The networks to compare, by the names in the tables."""
+    hidden, rate = tuple(int(units) for units in config["hidden"].split(",")), config["rate"]
     inputs, num_classes = jnp.asarray(data.train_inputs[:2]), data.num_classes
     assert num_classes is not None
-    masked = jdrop.linen.as_network(MLP(tuple(hidden), num_classes, rate))
+    masked = jdrop.linen.as_network(MLP(hidden, num_classes, rate))
     return {
-        "no dropout": jdrop.linen.as_network(MLP(tuple(hidden), num_classes, 0.0)),
-        FINE: masked,
-        f"a mask per {about['group_size']} examples": thin(
-            masked, inputs, block_size=1, num_groups=num_groups
-        ),
+        PLAIN: jdrop.linen.as_network(MLP(hidden, num_classes, 0.0)),
+        REFERENCE: masked,
         "one mask, any units": thin(masked, inputs, block_size=1),
         "blocks of 16, fixed": thin(masked, inputs, block_size=16, shuffle=False),
         "blocks of 16, shuffled": thin(masked, inputs, block_size=16),
@@ -71,60 +71,63 @@ def variants(data: Dataset, about: dict[str, Any]) -> dict[str, Network]:
 
 
 class Study:
-    """Networks in training, one seed and one variant at a time, and a file of what came out.
+    """The scores and times of all trained networks, kept in a file.
 
     Args:
-        path: the file.
-        about: what is trained; a file of something else is not gone on with.
+        path: the file; an existing file is resumed.
+        config: the settings of the training. A file with other settings is an error.
     """
 
-    def __init__(self, path: Path, about: dict[str, Any]) -> None:
-        self.path, self.about = path, about
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        self.path, self.config = path, config
         self.runs: dict[str, dict[str, list[float]]] = {}
         if path.exists():
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept["about"] != about:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["config"] != config:
                 raise click.ClickException(
-                    f"{path} holds a study of something else, {kept['about']}; give another --out."
+                    f"{path} holds a study with other settings, {content['config']}; "
+                    "choose another file with --out."
                 )
-            self.runs = kept["runs"]
+            self.runs = content["runs"]
 
-    def keep(self, name: str, run: dict[str, list[float]]) -> None:
-        """Adds a run; a file that is cut short by a kill is never in the place of a whole one."""
-        self.runs[name] = run
-        part = self.path.with_suffix(".part")
-        content = {"about": self.about, "runs": self.runs}
-        part.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        part.replace(self.path)
+    def add(self, run_name: str, run: dict[str, list[float]]) -> None:
+        """Adds a run to the file, which is replaced as a whole: a kill never leaves half a file."""
+        self.runs[run_name] = run
+        new_file = self.path.with_suffix(".part")
+        content = {"config": self.config, "runs": self.runs}
+        new_file.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        new_file.replace(self.path)
 
-    def of(self, variant: str, what: str) -> list[list[float]]:
-        """By seed, what was measured after each epoch."""
+    def measurements(self, network_name: str, quantity: str) -> list[list[float]]:
+        """For each seed, the quantity after each epoch."""
         return [
-            self.runs[f"{variant}/{seed}"][what]
-            for seed in range(self.about["seeds"])
-            if f"{variant}/{seed}" in self.runs
+            self.runs[f"{network_name}/{seed}"][quantity]
+            for seed in range(self.config["seeds"])
+            if f"{network_name}/{seed}" in self.runs
         ]
 
 
 @partial(jax.jit, static_argnames="network")
-def scores(network: Network, variables: Any, inputs: Any, labels: Any) -> tuple[Any, Any]:
-    """Test error and NLL."""
-    log_probs = network_log_probs(None, network, variables, inputs)
+def score_on_test_set(
+    network: Network, variables: Any, inputs: Any, labels: Any
+) -> tuple[Any, Any]:
+    """The test error and the test NLL."""
+    log_probs = predict(None, network, variables, inputs)
     return error(log_probs, labels), nll(log_probs, labels)
 
 
-def train_one(
-    network: Network, data: Dataset, about: dict[str, Any], seed: int
+def train(
+    network: Network, data: Dataset, config: dict[str, Any], seed: int
 ) -> dict[str, list[float]]:
-    """Trains a network, with its test scores and the seconds of each epoch."""
+    """Trains a network, and returns its test scores and its seconds after each epoch."""
     init_key, fit_key = jax.random.split(jax.random.key(seed))
     inputs, labels = jnp.asarray(data.train_inputs), jnp.asarray(data.train_labels)
     test_inputs, test_labels = jnp.asarray(data.test_inputs), jnp.asarray(data.test_labels)
     variables = network.init(init_key, inputs[:1])
-    state = TrainState.create(network, variables, optax.adam(about["learning_rate"]))
+    state = TrainState.create(network, variables, optax.adam(config["learning_rate"]))
 
     run: dict[str, list[float]] = {"seconds": [], "error": [], "nll": []}
-    for _ in range(about["epochs"]):
+    for _ in range(config["epochs"]):
         start = time.perf_counter()
         state, _ = fit(
             jax.random.clone(fit_key),
@@ -132,62 +135,70 @@ def train_one(
             inputs,
             labels,
             num_epochs=1,
-            batch_size=about["batch_size"],
+            batch_size=config["batch_size"],
         )
         jax.block_until_ready(state.step)
         run["seconds"].append(round(time.perf_counter() - start, 6))
-        for name, value in zip(
-            ("error", "nll"),
-            scores(network, state.variables, test_inputs, test_labels),
-            strict=True,
-        ):
-            run[name].append(round(float(value), 6))
+        scores = score_on_test_set(network, state.variables, test_inputs, test_labels)
+        for score_name, score in zip(("error", "nll"), scores, strict=True):
+            run[score_name].append(round(float(score), 6))
     return run
 
 
-def shown(interval: Interval, scale: float, digits: int, sign: str = "") -> str:
-    """Mean and half the width of the interval."""
-    half = math.nan if interval.high is None else scale * (interval.high - interval.mean)
-    return f"{scale * interval.mean:{sign}.{digits}f} ± {half:.{digits}f}"
+def format_interval(interval: Interval, scale: float, digits: int, sign: str = "") -> str:
+    """The mean, and half the width of the interval."""
+    half_width = math.nan if interval.high is None else scale * (interval.high - interval.mean)
+    return f"{scale * interval.mean:{sign}.{digits}f} ± {half_width:.{digits}f}"
 
 
-def epoch_time(study: Study, name: str) -> float:
+def epoch_time(study: Study, network_name: str) -> float:
     """The median time of an epoch, in epochs without dropout."""
-    of_one, of_plain = (
-        statistics.median(np.concatenate(study.of(variant, "seconds")).tolist())
-        for variant in (name, "no dropout")
+    network_time, plain_time = (
+        statistics.median(np.concatenate(study.measurements(name, "seconds")).tolist())
+        for name in (network_name, PLAIN)
     )
-    return of_one / of_plain
+    return network_time / plain_time
 
 
-def after_the_same_time(study: Study, name: str, what: str) -> Interval | None:
-    """The difference from a mask per example after the same time, mean of the last epochs.
+def difference_after_the_same_time(
+    study: Study, network_name: str, quantity: str
+) -> Interval | None:
+    """The difference from a mask per example after the same time, as a mean of the last epochs.
 
-    None where a mask per example was not trained for so long.
+    None if a mask per example was trained for less time.
     """
-    values, fine = np.array(study.of(name, what)), np.array(study.of(FINE, what))
+    values = np.array(study.measurements(network_name, quantity))
+    reference = np.array(study.measurements(REFERENCE, quantity))
     epochs = np.arange(1, values.shape[1] + 1)
-    times, fine_times = epochs * epoch_time(study, name), epochs * epoch_time(study, FINE)
-    if times[-1] > fine_times[-1]:
+    times = epochs * epoch_time(study, network_name)
+    reference_times = epochs * epoch_time(study, REFERENCE)
+    if times[-1] > reference_times[-1]:
         return None
-    times = times[-NUM_LAST:]
-    pairs = zip(values[:, -NUM_LAST:], fine, strict=True)
-    return mean_interval([(of - np.interp(times, fine_times, one)).mean() for of, one in pairs])
+    times = times[-NUM_LAST_EPOCHS:]
+    pairs = zip(values[:, -NUM_LAST_EPOCHS:], reference, strict=True)
+    return mean_interval(
+        [
+            (seed_values - np.interp(times, reference_times, seed_reference)).mean()
+            for seed_values, seed_reference in pairs
+        ]
+    )
 
 
-def time_to(study: Study, name: str, target: float) -> str:
-    """After what time the mean test error over seeds is no more than the target, in %."""
-    reached = 100 * np.mean(study.of(name, "error"), 0) <= target
-    return f"{(reached.argmax() + 1) * epoch_time(study, name):.1f}" if reached.any() else "never"
+def time_to_target(study: Study, network_name: str, target: float) -> str:
+    """The time until the mean test error over seeds is at most the target, in %."""
+    reached = 100 * np.mean(study.measurements(network_name, "error"), 0) <= target
+    if not reached.any():
+        return "never"
+    return f"{(reached.argmax() + 1) * epoch_time(study, network_name):.1f}"
 
 
-def report(study: Study, names: Sequence[str], targets: Sequence[float]) -> None:
-    """Prints the table."""
+def print_table(study: Study, network_names: Sequence[str], targets: Sequence[float]) -> None:
+    """Prints a row for each network."""
     table = Table(
         title=study.path.stem,
-        caption=f"Same epochs, same time: the difference from {FINE} after as many epochs, and "
-        f"after the same time (mean of the last {NUM_LAST} epochs). Times: in epochs without "
-        "dropout.",
+        caption=f"Same epochs, same time: the difference from {REFERENCE} after as many epochs, "
+        f"and after the same time (mean of the last {NUM_LAST_EPOCHS} epochs). Times: in epochs "
+        "without dropout.",
     )
     table.add_column()
     for title in (
@@ -201,36 +212,41 @@ def report(study: Study, names: Sequence[str], targets: Sequence[float]) -> None
         *(f"time to\n{target:g} %" for target in targets),
     ):
         table.add_column(title, justify="right")
-    digits = {"error": (100, 2), "nll": (1, 4)}
-    for name in names:
-        last = {what: np.array(study.of(name, what))[:, -1] for what in digits}
-        cells = [shown(mean_interval(list(last[what])), *digits[what]) for what in digits]
-        for what in digits:
-            difference = last[what] - np.array(study.of(FINE, what))[:, -1]
-            cells.append(
-                "" if name == FINE else shown(mean_interval(list(difference)), *digits[what], "+")
-            )
-        for what in digits:
-            found = None if name == FINE else after_the_same_time(study, name, what)
-            cells.append("" if found is None else shown(found, *digits[what], "+"))
-        cells += [f"{epoch_time(study, name):.2f}", *(time_to(study, name, t) for t in targets)]
-        table.add_row(name, *cells)
+    formats = {"error": (100, 2), "nll": (1, 4)}
+    for name in network_names:
+        last = {score: np.array(study.measurements(name, score))[:, -1] for score in formats}
+        cells = [
+            format_interval(mean_interval(list(last[score])), *formats[score]) for score in formats
+        ]
+        differences: dict[str, list[Interval | None]] = {"epochs": [], "time": []}
+        for score in formats:
+            reference = np.array(study.measurements(REFERENCE, score))[:, -1]
+            differences["epochs"].append(mean_interval(list(last[score] - reference)))
+            differences["time"].append(difference_after_the_same_time(study, name, score))
+        for intervals in differences.values():
+            for score, interval in zip(formats, intervals, strict=True):
+                empty = name == REFERENCE or interval is None
+                cells.append("" if empty else format_interval(interval, *formats[score], "+"))
+        times = [time_to_target(study, name, target) for target in targets]
+        table.add_row(name, *cells, f"{epoch_time(study, name):.2f}", *times)
     Console(width=150).print(table)
 
 
-def draw(study: Study, names: Sequence[str], path: Path) -> None:
-    """Test error and NLL after each epoch against the time of training, in plain epochs."""
+def draw(study: Study, network_names: Sequence[str], path: Path) -> None:
+    """Draws test error and NLL after each epoch against the time of training."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for axes, (what, title, scale) in zip(
+    for axes, (score, title, scale) in zip(
         panels, (("error", "test error (%)", 100), ("nll", "test NLL (nats)", 1)), strict=True
     ):
-        for name in (name for name in names if name in COLOURS):
-            values = scale * np.array(study.of(name, what))
-            at = np.arange(1, values.shape[1] + 1) * epoch_time(study, name)
-            axes.plot(at, values.mean(0), color=COLOURS[name], label=name, lw=1.6)
-            axes.plot(at[-1], values.mean(0)[-1], "o", color=COLOURS[name], ms=4)
+        for name in network_names:
+            mean = scale * np.mean(study.measurements(name, score), 0)
+            times = np.arange(1, len(mean) + 1) * epoch_time(study, name)
+            axes.plot(times, mean, color=COLOURS[name], label=name, lw=1.6)
+            axes.plot(times[-1], mean[-1], "o", color=COLOURS[name], ms=4)
         axes.set(xlabel="time of training, in epochs without dropout", ylabel=title)
-        curves = scale * np.array([np.mean(study.of(name, what), 0) for name in names])
+        curves = scale * np.array(
+            [np.mean(study.measurements(name, score), 0) for name in network_names]
+        )
         axes.set_ylim(curves.min() * 0.95, curves[:, -1].max() * 1.25)
         axes.grid(alpha=0.25, lw=0.6)
         axes.spines[["top", "right"]].set_visible(False)
@@ -242,21 +258,20 @@ def draw(study: Study, names: Sequence[str], path: Path) -> None:
 @click.option(
     "--dataset", default="digits", type=click.Choice(["digits", "mnist", "fashion-mnist"])
 )
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data sets are.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data sets.")
 @click.option("--train-size", default=500, show_default=True)
 @click.option("--label-noise", default=0.0, show_default=True, help="Share of wrong labels.")
 @click.option("--hidden", default="256,256", show_default=True, help="Units of hidden layers.")
 @click.option("--rate", default=0.5, show_default=True)
 @click.option("--epochs", default=100, show_default=True)
 @click.option("--batch-size", default=50, show_default=True)
-@click.option("--group-size", default=10, show_default=True, help="Examples that share a mask.")
 @click.option("--learning-rate", default=1e-3, show_default=True)
 @click.option("--seeds", default=10, show_default=True, type=click.IntRange(2))
-@click.option("--leave-out", multiple=True, help="A variant; may be repeated.")
-@click.option("--target", type=float, multiple=True, help="Test error, in %, to show the time to.")
+@click.option("--leave-out", multiple=True, help="A network to leave out; may be repeated.")
+@click.option("--target", type=float, multiple=True, help="A test error in %; may be repeated.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("thinned/digits.json"))
 def main(**options: Any) -> None:
-    """Runs what the file does not hold, and shows it."""
+    """Trains the networks that the file does not hold yet, then prints and draws all."""
     path, data_dir = options.pop("out"), options.pop("data_dir")
     left_out, targets = options.pop("leave_out"), options.pop("target")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -267,12 +282,11 @@ def main(**options: Any) -> None:
         seed=0,
         data_dir=data_dir,
     )
-    if options["batch_size"] % options["group_size"]:
-        raise click.UsageError("--batch-size must be a multiple of --group-size.")
-    networks = variants(data, options)
-    if wrong := [name for name in left_out if name not in networks or name in ("no dropout", FINE)]:
-        choices = [name for name in networks if name not in ("no dropout", FINE)]
-        raise click.UsageError(f"--leave-out must be one of {choices}, got {wrong[0]!r}.")
+    networks = make_networks(data, options)
+    optional = [name for name in networks if name not in (PLAIN, REFERENCE)]
+    for name in left_out:
+        if name not in optional:
+            raise click.UsageError(f"--leave-out must be one of {optional}, got {name!r}.")
     networks = {name: network for name, network in networks.items() if name not in left_out}
     study = Study(path, options)
     missing = [
@@ -283,10 +297,10 @@ def main(**options: Any) -> None:
     ]
     start = time.perf_counter()
     for done, (seed, name) in enumerate(missing, 1):
-        study.keep(f"{name}/{seed}", train_one(networks[name], data, options, seed))
+        study.add(f"{name}/{seed}", train(networks[name], data, options, seed))
         left = (time.perf_counter() - start) / done * (len(missing) - done)
         click.echo(f"{name}, seed {seed}; {done}/{len(missing)}, {left:.0f} s left", err=True)
-    report(study, list(networks), targets)
+    print_table(study, list(networks), targets)
     draw(study, list(networks), path.with_suffix(".png"))
 
 

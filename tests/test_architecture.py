@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,12 +23,12 @@ ROOMS = [
     "network",
     "linen",
     "nnx",
-    "thinned",
     "train",
     "ensemble",
     "inference",
     "metrics",
     "statistics",
+    "thinned",
     "study",
 ]
 
@@ -45,12 +46,14 @@ FOREIGN = {
     "metrics": {"numpy"},
     "statistics": {"numpy", "scipy"},
     "study": {
+        "click",
         "flax",
         "jinja2",
         "matplotlib",
         "numpy",
         "optax",
         "orbax",
+        "pandas",
         "pooch",
         "pydantic",
         "rich",
@@ -58,7 +61,8 @@ FOREIGN = {
     },
 }
 
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+ALL_FILES = sorted(PACKAGE.rglob("*.py"))
+FILES = [path for path in ALL_FILES if path.name != "__init__.py"]
 
 
 def room_of(path):
@@ -99,10 +103,10 @@ def test_the_library_needs_neither_jaxtyping_nor_the_study():
     program = (
         "import sys\n"
         "for name in ('jaxtyping', 'beartype', 'click', 'jinja2', 'matplotlib', 'orbax',"
-        " 'pooch', 'pydantic', 'sklearn'):\n"
+        " 'pandas', 'pooch', 'pydantic', 'sklearn'):\n"
         "    sys.modules[name] = None\n"
         "import jdrop, jdrop.linen, jdrop.nnx, jdrop.train, jdrop.ensemble, jdrop.inference\n"
-        "import jdrop.metrics\n"
+        "import jdrop.metrics, jdrop.statistics, jdrop.thinned\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 
@@ -134,6 +138,18 @@ def test_a_key_comes_first_and_has_no_default(name):
     if "key" in parameters:
         assert next(iter(parameters)) == "key"
         assert parameters["key"].default is inspect.Parameter.empty
+
+
+@pytest.mark.parametrize("path", ALL_FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_have_at_most_500_lines(path):
+    num_lines = len(path.read_text().splitlines())
+    assert num_lines <= 500, f"{path.relative_to(PACKAGE)} has {num_lines} lines"
+
+
+@pytest.mark.parametrize("room", ["network", "train"])
+def test_networks_and_their_training_do_not_mention_thinning(room):
+    text = (PACKAGE / f"{room}.py").read_text()
+    assert not re.findall(r"\bthin(?:s|ned|ning)?\b", text, re.IGNORECASE)
 
 
 def test_no_junk_drawers():
