@@ -25,7 +25,7 @@ def score_against_size(comparison: Comparison) -> Figure | None:
     methods = [m for m in comparison.methods if m.name in ("dropout", "monte-carlo")]
     scores = comparison.curve_scores
     num_rows = -(-len(scores) // 2)
-    figure = Figure(figsize=(10, 3.3 * num_rows), layout="constrained")
+    figure = Figure(figsize=(10, 4 * num_rows), layout="constrained")
     grid = figure.subplots(num_rows, 2, squeeze=False)
     sizes = [point.size for point in plain.points]
     for axes, score in zip(grid.flat, scores, strict=False):
@@ -48,7 +48,8 @@ def score_against_size(comparison: Comparison) -> Figure | None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("networks averaged")
         axes.set_ylabel(f"test {axis_label(score)}")
-        axes.legend(frameon=False, fontsize=9)
+        # Above the panel, where no line can cross it.
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=9)
         add_grid(axes)
     for axes in grid.flat[len(scores) :]:
         axes.set_visible(False)
