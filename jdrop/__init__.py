@@ -39,6 +39,10 @@ __all__ = [
 ]
 
 
+_STUDY_PACKAGES = ("click", "jinja2", "matplotlib", "orbax", "pydantic", "rich", "scipy", "sklearn")
+"""What `compare` imports beyond the library."""
+
+
 def __getattr__(name: str) -> Any:
     if name == "compare":
         try:
@@ -59,6 +63,6 @@ def __dir__() -> list[str]:
     module_attributes = ["__all__", "__doc__", "__file__", "__name__", "__path__", "__version__"]
     names = {*__all__, *module_attributes}
     # `help` gets every name, and fails if one cannot be imported.
-    if importlib.util.find_spec("matplotlib") is None:
+    if any(importlib.util.find_spec(package) is None for package in _STUDY_PACKAGES):
         names.remove("compare")
     return sorted(names)

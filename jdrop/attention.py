@@ -53,7 +53,8 @@ def dot_product_attention(
 
     The blocks change no result but the masks. Block `i` holds the queries from `128 * i` on. Its
     mask is `jdrop.keep_mask(jax.random.fold_in(key, i), (B, N, 128, S), dropout_rate)`. If T is
-    less than 128, T takes the place of 128.
+    less than 128, T takes the place of 128. Along `broadcast_dims` the mask has size 1. If queries
+    share a mask, all blocks use `fold_in(key, 0)`.
 
     Args:
         key: a single key; it is consumed. May be None if `dropout_rate` is the Python scalar 0.
@@ -71,7 +72,7 @@ def dot_product_attention(
         query_seq_lengths: int32 `[B]`; the outputs of queries from this index on are 0.
         key_value_seq_lengths: int32 `[B]`; keys from this index on receive no attention.
         local_window_size: how many keys before and after its own index a query attends to, as an
-            integer or a pair of integers.
+            integer or a tuple of two integers.
         precision: precision of the two products, as in `jax.lax.dot_general`.
 
     Returns:
@@ -92,7 +93,7 @@ def dot_product_attention(
         Vaswani et al. 2017, arXiv:1706.03762, for attention; Rabe and Staats 2021,
         arXiv:2112.05682, for the blocks.
     """
-    rate = functional.check_rate(dropout_rate)
+    rate = functional.check_rate(dropout_rate, name="dropout_rate")
     if np.ndim(rate):
         raise ValueError(f"dropout_rate must be a scalar, got an array of shape {jnp.shape(rate)}.")
     q, k, v = jnp.asarray(q), jnp.asarray(k), jnp.asarray(v)
@@ -298,6 +299,6 @@ def _checked_window(size: Any) -> tuple[int, int] | None:
     before_and_after = size if isinstance(size, tuple) else (size, size)
     if len(before_and_after) != 2 or not all(isinstance(n, int) for n in before_and_after):
         raise ValueError(
-            f"local_window_size must be an integer or a pair of integers, got {size!r}."
+            f"local_window_size must be an integer or a tuple of two integers, got {size!r}."
         )
     return before_and_after

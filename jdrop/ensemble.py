@@ -1,4 +1,4 @@
-"""Training of MANY networks: `jdrop.train` mapped over keys. Their predictions.
+"""Trains MANY networks at once, and predicts with them: `jdrop.train` mapped over keys.
 
 Member `i` depends only on the key and `i`, not on the number of members.
 """
@@ -162,7 +162,7 @@ def predict(
     if len(sizes) != 1 or sizes == {()}:
         raise ValueError(
             "variables must have a leading member axis, the same for every array, as in the state "
-            "of an ensemble; read a single network with `jdrop.network.predict`."
+            "of an ensemble; predict with a single network by `jdrop.network.predict`."
         )
     ((num_members,),) = sizes
 

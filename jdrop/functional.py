@@ -1,7 +1,8 @@
 """Dropout as pure functions of an explicit key.
 
-`dropout` consists of two steps: `keep_mask` draws the mask, `apply_mask` applies it. The functions
-after these four check arguments and draw masks for the layers; they are not part of the API.
+`dropout` consists of two steps: `keep_mask` draws the mask, `apply_mask` applies it.
+`scale_weights` makes the test weights of unscaled dropout. The functions after these four check
+arguments and draw masks for the layers; they are not part of the API.
 """
 
 import math
@@ -63,8 +64,10 @@ def dropout(
         Shape and dtype of `x`. Dropped elements are 0, also where `x` is infinite or NaN.
 
     Raises:
-        ValueError: a rate out of range or of a shape that does not fit; bad `broadcast_dims`.
-        TypeError: an integer or Boolean `x`; a key that is not a single key.
+        ValueError: a rate out of range or of a shape that does not fit; an axis of `broadcast_dims`
+            that is out of range or repeated.
+        TypeError: an integer or Boolean `x`; a key that is not a single key; a rate that is not a
+            number or a float array; `broadcast_dims` that is not a sequence.
 
     Example:
         >>> x = jnp.arange(1.0, 7.0)
@@ -243,8 +246,8 @@ def as_key(key: Any) -> Array:
     return key if typed else jax.random.wrap_key_data(key)
 
 
-def check_rate(rate: ArrayLike, *, allow_one: bool = False) -> Rate:
-    """Returns `rate` as a Python float or an array.
+def check_rate(rate: ArrayLike, *, allow_one: bool = False, name: str = "rate") -> Rate:
+    """Returns `rate` as a Python float or an array; errors call it `name`.
 
     Raises if a Python scalar is outside [0, 1) ([0, 1] if `allow_one`), or if an array has values
     outside [0, 1]. Values of traced arrays are not checked.
@@ -254,19 +257,19 @@ def check_rate(rate: ArrayLike, *, allow_one: bool = False) -> Rate:
         if not (0 <= value < 1 or (allow_one and value == 1)):
             allowed = "[0, 1]" if allow_one else "[0, 1)"
             raise ValueError(
-                f"rate must lie in {allowed}, got {value}. It is the probability to drop, "
+                f"{name} must lie in {allowed}, got {value}. It is the probability to drop, "
                 "not the one to keep."
             )
         return value
     if not isinstance(rate, jax.Array | np.ndarray):
-        raise TypeError(f"rate must be a number or an array, got {type(rate).__name__}.")
+        raise TypeError(f"{name} must be a number or an array, got {type(rate).__name__}.")
     if not jnp.issubdtype(rate.dtype, jnp.floating):
-        raise TypeError(f"rate must be a float array, got {rate.dtype}.")
+        raise TypeError(f"{name} must be a float array, got {rate.dtype}.")
     if not isinstance(rate, jax.core.Tracer):
         values = np.asarray(rate, np.float64)
         wrong = values[~((values >= 0) & (values <= 1))]
         if wrong.size:
-            raise ValueError(f"rate must lie in [0, 1], got an array that holds {wrong[0]}.")
+            raise ValueError(f"{name} must lie in [0, 1], got an array that holds {wrong[0]}.")
     return jax.lax.stop_gradient(jnp.asarray(rate))
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -119,8 +120,11 @@ def pool(
     if method not in POOLS:
         raise ValueError(f"method must be one of {', '.join(POOLS)}, got {method!r}.")
     log_probs = jnp.asarray(log_probs)
-    if log_probs.shape[0] == 0:
-        raise ValueError(f"log_probs must hold a member at least, got the shape {log_probs.shape}.")
+    if log_probs.ndim < 2 or log_probs.shape[0] == 0:
+        raise ValueError(
+            "log_probs must be [member, ..., class] with at least 1 member, got the shape "
+            f"{log_probs.shape}."
+        )
     return POOLS[method](log_probs.astype(jnp.promote_types(log_probs.dtype, jnp.float32)))
 
 
@@ -307,7 +311,7 @@ def enumerate_masks(
 
 
 def _check_units(rates: Mapping[str, ArrayLike]) -> list[bool]:
-    """For each unit, whether it may be kept and may be dropped. Raises if that are too many."""
+    """For each unit, whether it may be kept and may be dropped. Raises if there are too many."""
     for name, of_layer in rates.items():
         if jnp.ndim(of_layer) != 1:
             raise ValueError(
@@ -316,7 +320,7 @@ def _check_units(rates: Mapping[str, ArrayLike]) -> list[bool]:
             )
     is_random = [unit for of_layer in rates.values() for unit in _random_units(of_layer)]
     if not is_random:
-        raise ValueError(f"rates must name a unit at least, got {dict(rates)}.")
+        raise ValueError(f"rates must name at least 1 unit, got {dict(rates)}.")
     if sum(is_random) > MAX_ENUMERATED_UNITS:
         raise ValueError(
             f"rates must leave at most {MAX_ENUMERATED_UNITS} units to chance, as n units have 2^n "
@@ -330,7 +334,7 @@ def _random_units(rates: ArrayLike) -> list[bool]:
     """Which units of a layer may be kept and may be dropped; with traced rates, all of them."""
     if isinstance(rates, jax.core.Tracer):
         return [True] * jnp.size(rates)
-    thresholds = map(bits.threshold, jax.device_get(rates).tolist())
+    thresholds = map(bits.threshold, np.asarray(rates).tolist())
     return [bool(0 < threshold < bits.LEVELS) for threshold in thresholds]
 
 

@@ -117,7 +117,7 @@ class MultiHeadDotProductAttention(nn.MultiHeadDotProductAttention):
     attention_fn: Callable[..., Array] = attention.for_flax
 
     def __post_init__(self) -> None:
-        functional.check_rate(self.dropout_rate)
+        functional.check_rate(self.dropout_rate, name="dropout_rate")
         super().__post_init__()
 
 

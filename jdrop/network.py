@@ -152,8 +152,8 @@ class Network:
 
         This holds for layers of jdrop and of Flax, and for every pass, with and without a key. The
         other layers then accept weights of fewer units than they were made for. The result has no
-        `step_rule`. In the result, only calls for which `f` returns None are calls of dropout
-        layers; replace it again, and the new function is called for these.
+        `step_rule`. A second `replace_dropout` sees only the calls for which the first `f` returned
+        None.
 
         Args:
             f: `f(site, inputs)` returns the outputs of the layer, or None: the layer does what it
@@ -236,8 +236,9 @@ def record_masks(
 ) -> tuple[Array, dict[str, tuple[Array | None, ...]]]:
     """Runs a network and returns its outputs together with the masks that it drew.
 
-    The outputs equal `network(variables, inputs, key)`. A dropout layer of Flax draws the mask that
-    the same layer of jdrop would draw. Masks of attention weights are not recorded.
+    For layers of jdrop the outputs equal `network(variables, inputs, key)`. A dropout layer of Flax
+    draws its mask as jdrop's layer would, so its outputs differ from Flax's. Masks of attention
+    weights are not recorded.
 
     Args:
         key: consumed.
@@ -319,7 +320,7 @@ def replay_masks(network: Network, masks: Mapping[str, Sequence[Array | None]]) 
             )
         if not calls:
             raise ValueError(
-                f"masks[{name!r}] must hold a mask at least, got none; leave the layer out."
+                f"masks[{name!r}] must hold at least 1 mask, got none; leave the layer out."
             )
     masks = dict(masks)
     visited: set[str] = set()
@@ -337,8 +338,9 @@ def replay_masks(network: Network, masks: Mapping[str, Sequence[Array | None]]) 
         unknown = [name for name in masks if name not in visited]
         if unknown:
             raise ValueError(
-                f"masks names {', '.join(unknown)}, but the network has no such dropout layer; "
-                f"it has {', '.join(sorted(visited)) or 'none'}."
+                f"masks names {', '.join(unknown)}, but the network has no such dropout layer, or "
+                "its layer is replaced already; it has "
+                f"{', '.join(sorted(visited)) or 'none'}."
             )
 
     def apply_fn(variables: Variables, inputs: Array, key: Array | None) -> Array:
@@ -351,7 +353,8 @@ def replay_masks(network: Network, masks: Mapping[str, Sequence[Array | None]]) 
         check_names()
         return outputs, variables
 
-    return replace(replayed, apply_fn=apply_fn, train_fn=train_fn)
+    # Initialisation may see a batch of another size than the masks.
+    return replace(replayed, apply_fn=apply_fn, train_fn=train_fn, init_fn=network.init_fn)
 
 
 def _apply_mask(mask: Array, inputs: Array, rate: ArrayLike) -> Array:

@@ -29,7 +29,7 @@ class Dropout(nnx.Module):
     Args:
         rate: the probability to drop, in [0, 1]; at 1 the output is zeros.
         broadcast_dims: the axes along which elements share one decision.
-        deterministic: whether to return the inputs unchanged; the value at the call goes first.
+        deterministic: whether to return the inputs unchanged; the call's value takes precedence.
         rng_collection: the name of the rng stream that makes the keys.
         rngs: the source of keys; the layer forks it and keeps its own stream.
 
@@ -81,8 +81,8 @@ class Dropout(nnx.Module):
 
         Args:
             inputs: float or complex, any shape.
-            deterministic: goes before the constructor's.
-            rngs: a key or a source of keys; goes before the constructor's.
+            deterministic: takes precedence over the constructor's.
+            rngs: a key or a source of keys; takes precedence over the constructor's.
             rate: instead of the constructor's; may be traced, a scalar or broadcastable to
                 `inputs`.
         """
@@ -161,7 +161,7 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
         dropout_rate: float | int = 0.0,
         **kwargs: Any,
     ) -> None:
-        functional.check_rate(dropout_rate)
+        functional.check_rate(dropout_rate, name="dropout_rate")
         super().__init__(
             num_heads,
             in_features,

@@ -2,7 +2,7 @@
 
 import sys
 
-from jdrop.study.cli import main
+from jdrop.study import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -126,7 +126,7 @@ PUBLIC = dict(public_objects())
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_public_names_are_documented(name):
+def test_every_function_and_class_has_a_docstring(name):
     assert inspect.getdoc(PUBLIC[name])
 
 

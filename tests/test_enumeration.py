@@ -78,7 +78,7 @@ def test_two_sites_with_a_rate_for_each_unit_equal_a_loop_over_all_masks(chunk_s
     assert_averages(got, averages_in_float64(KERNELS, RATES))
 
 
-def test_units_that_are_never_or_always_dropped():
+def test_units_that_are_never_or_always_dropped_are_enumerated_exactly():
     """Known rates of 0 and 1 halve the masks; traced ones have masks of probability 0 instead."""
     rates = {"inputs": np.array([0.0, 0.25]), "hidden": np.array([0.5, 0.0, 0.125, 0.0])}
     kernels, inputs = float32(KERNELS), jnp.float32(INPUTS)
@@ -279,7 +279,7 @@ def test_half_precision_is_averaged_in_float32():
         ({"units": 0.5}, r"got the shape \(\) for 'units'; give `jnp.full"),
         ({"units": np.full((2, 2), 0.5)}, r"got the shape \(2, 2\) for 'units'"),
         ({"units": np.array([0.5, 1.5])}, "lie in .0, 1., got an array that holds 1.5"),
-        ({}, "must name a unit at least"),
+        ({}, "must name at least 1 unit"),
     ],
 )
 def test_rates_that_cannot_be_enumerated_are_errors(rates, message):
@@ -287,6 +287,6 @@ def test_rates_that_cannot_be_enumerated_are_errors(rates, message):
         enumerate_masks(lambda masks: jnp.zeros((1, 1)), rates)
 
 
-def test_no_networks_at_once_are_an_error():
+def test_a_chunk_size_of_0_raises():
     with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
         enumerate_masks(lambda masks: jnp.zeros((1, 1)), RATES, chunk_size=0)

@@ -209,7 +209,7 @@ def test_a_traced_rate_compiles_once_and_gives_what_a_number_gives(layer, where,
     assert len(traces) == 1
 
 
-def test_one_rate_for_each_channel(layer, getkey):
+def test_layers_take_one_rate_for_each_channel(layer, getkey):
     rates = jnp.array([0.0, 0.5, 1.0])
     y = layer.with_key(getkey(), jnp.ones((2000, 3)), 0.1, at_call={"rate": rates})
     assert (y[:, 0] == 1).all()
@@ -491,7 +491,7 @@ def test_masks_that_are_no_tuple_or_an_empty_one_raise(make_network):
     # In the tests jaxtyping may refuse the array first.
     with pytest.raises(TypeError, match="masks"):
         replay_masks(network, {"shared": jnp.array([True, False])})
-    with pytest.raises(ValueError, match=r"masks\['shared'\] must hold a mask at least"):
+    with pytest.raises(ValueError, match=r"masks\['shared'\] must hold at least 1 mask"):
         replay_masks(network, {"shared": ()})
 
 

@@ -55,3 +55,13 @@ def test_without_the_packages_of_the_study_help_works_and_compare_says_what_to_i
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "pip install 'jdrop[study]'" in result.stdout, result.stdout + result.stderr
+
+
+def test_without_the_packages_of_the_study_the_command_says_what_to_install():
+    program = (
+        "import sys\nsys.modules['click'] = None\nfrom jdrop.study import main\nsys.exit(main())\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "pip install 'jdrop[study]'" in result.stderr
+    assert len(result.stderr.splitlines()) == 1

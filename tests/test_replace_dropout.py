@@ -119,7 +119,7 @@ def test_dropout_left_out_is_the_network_of_rate_0(make, getkey):
 
 
 @each_layer
-def test_called_in_every_mode_with_name_and_rate(make, getkey):
+def test_the_replacement_is_called_in_every_mode_with_name_and_rate(make, getkey):
     calls = []
 
     def look(site, x):
@@ -141,7 +141,7 @@ def test_called_in_every_mode_with_name_and_rate(make, getkey):
 
 
 @each_framework
-def test_parameters_do_not_depend_on_what_is_called(make, getkey):
+def test_parameters_do_not_depend_on_the_replacement(make, getkey):
     key = getkey()
     variables = make(lambda site, x: 0 * x).init(jax.random.clone(key), X)
     assert_same(variables, make(None).init(key, X))
@@ -208,7 +208,7 @@ def test_a_deleted_unit_is_one_whose_outgoing_weights_are_0(make):
 
 
 @each_framework
-def test_masks_of_vmapped_members(make):
+def test_vmapped_members_apply_their_own_masks(make):
     members = [drawn_variables(make(None), seed) for seed in range(3)]
     variables = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
     rng = np.random.default_rng(1)
@@ -249,7 +249,7 @@ def test_sites_are_listed_without_computing(make, getkey):
 
 
 @each_layer
-def test_none_leaves_the_layer_as_it_is(make, getkey):
+def test_a_replacement_that_returns_none_leaves_the_layer_unchanged(make, getkey):
     calls = []
     network = make(None)
     looked_at = network.replace_dropout(lambda site, x: calls.append(site.name))
@@ -389,7 +389,7 @@ class NnxTwice(nnx.Module):
     ],
     ids=["linen", "nnx"],
 )
-def test_a_layer_called_twice_and_other_streams(as_network, name, getkey):
+def test_a_layer_called_twice_and_other_rng_streams_are_replaced_too(as_network, name, getkey):
     calls = []
 
     def look(site, x):
@@ -490,7 +490,7 @@ LIFTED = {
 
 
 @pytest.mark.parametrize("as_network", LIFTED.values(), ids=LIFTED)
-def test_lifted_modules_call_it_anew_at_each_pass(as_network):
+def test_lifted_modules_call_the_replacement_anew_at_each_pass(as_network):
     variables = drawn_variables(as_network())
     kernel, bias = sorted(jax.tree.leaves(variables["params"]), key=jnp.ndim, reverse=True)
     kernel, bias = np.asarray(kernel).reshape(-1, 3, 3), np.asarray(bias).reshape(-1, 3)
@@ -554,7 +554,7 @@ ATTENTION = {
 
 @pytest.mark.filterwarnings("ignore:SelfAttention will be deprecated:DeprecationWarning")
 @pytest.mark.parametrize("as_network", ATTENTION.values(), ids=ATTENTION)
-def test_attention_drops_nothing(as_network, getkey):
+def test_attention_of_a_replaced_network_drops_nothing(as_network, getkey):
     x = X[None]
     dropping, without = as_network(), as_network().replace_dropout(identity)
     variables = drawn_variables(dropping)

@@ -51,7 +51,7 @@ def test_one_sgd_step_equals_the_step_by_hand(getkey):
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_memorises_few_examples(getkey, kind):
+def test_fit_memorises_few_examples(getkey, kind):
     inputs, labels = make_data(getkey())
     state = make_state(getkey(), NETWORKS[kind], inputs)
     state, losses = fit(getkey(), state, inputs, labels, num_epochs=400, batch_size=16)
@@ -178,7 +178,7 @@ def test_the_step_is_traced_once(getkey):
     ],
     ids=["momentum", "adamw", "chain"],
 )
-def test_any_optax_optimizer(getkey, optimizer):
+def test_fit_lowers_the_loss_with_any_optax_optimizer(getkey, optimizer):
     inputs, labels = make_data(getkey())
     state = make_state(getkey(), NETWORKS["nnx"], inputs, optimizer)
     _, losses = fit(getkey(), state, inputs, labels, num_epochs=60, batch_size=16)
@@ -240,7 +240,7 @@ def test_a_negative_number_of_epochs_is_an_error(getkey):
     ],
     ids=["polyak", "lbfgs", "plateau"],
 )
-def test_optimizers_that_ask_for_the_loss(getkey, optimizer):
+def test_fit_lowers_the_loss_with_optimizers_that_ask_for_it(getkey, optimizer):
     inputs, labels = make_data(getkey())
     state = make_state(getkey(), NETWORKS["linen"], inputs, optimizer)
     _, losses = fit(getkey(), state, inputs, labels, num_epochs=60, batch_size=16)

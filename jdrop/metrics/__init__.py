@@ -4,8 +4,8 @@ Classification scores take normalised log-probabilities: `[batch, class]` for a 
 pool, `[member, batch, class]` for members. Labels are integer class indices `[batch]`, from 0. All
 scores are computed in float32, or in float64 for 64-bit predictions.
 
-Arrays of other shapes, and labels of other dtypes, raise a `ValueError`. A NaN in the predictions,
-or a label out of range, makes the score NaN.
+Scores that take labels raise a `ValueError` for arrays of other shapes and labels of other dtypes.
+A NaN in the predictions, or a label out of range, makes the score NaN.
 """
 
 from jdrop.metrics.calibration import (

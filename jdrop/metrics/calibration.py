@@ -177,8 +177,8 @@ def fit_temperature(log_probs: LogProbs, labels: Labels) -> Float[Array, ""]:
     r"""The temperature $T$ in [1/20, 20] that minimises the NLL of $\mathrm{softmax}(\log p / T)$.
 
     The NLL is convex in $1 / T$. Newton's method within a bracket finds its minimum with a relative
-    error of at most 1e-4. $T$ is 1/20 if every example is classified correctly, since the NLL then
-    decreases with $T$. $T$ is 20 if the predictions are no better than chance.
+    error of at most 1e-4. $T$ comes near 1/20 if every example is classified correctly, since a
+    lower $T$ then always lowers the NLL. $T$ is 20 if the predictions are no better than chance.
 
     Args:
         log_probs: `[batch, class]`. For an ensemble pass its pool, not the members: average first,

@@ -99,10 +99,10 @@ def pairwise_kl(log_probs: MemberLogProbs) -> Float[Array, ""]:
 def q_statistic(log_probs: MemberLogProbs, labels: Labels) -> Float[Array, ""]:
     r"""Yule's Q of two members, $\frac{ad - bc}{ad + bc}$, in [-1, 1]; the mean over pairs.
 
-    Both members classify $a$ examples correctly, neither classifies $d$, only the first $b$, and
-    only the second $c$. Q is 0 if the members are correct independently, and 1 if a member is
-    correct only where the other is too. A pair whose Q is 0/0 is left out, as when a member is
-    always correct. If all pairs are left out, the score is NaN.
+    $a$ counts the examples that both members classify correctly, $b$ only the first member, $c$
+    only the second, and $d$ neither. Q is 0 if the members are correct independently, and 1 if a
+    member is correct only where the other is too. A pair whose Q is 0/0 is left out, as when a
+    member is always correct. If all pairs are left out, the score is NaN.
 
     Args:
         log_probs: `[member, batch, class]`.

@@ -161,7 +161,7 @@ def fit_scale(means: Means, targets: Targets) -> Float[Array, ""]:
 
     Expectation maximisation starts at the root mean square of all residuals, and no step lowers
     the likelihood. A few targets may give several maxima; the one with the largest scale is
-    returned. For a single member the scale is the RMSE. It is 0 if each target equals a mean.
+    returned. For a single member the scale is the RMSE. It can be 0 if each target equals a mean.
 
     Args:
         means: `[member, batch]`.

@@ -64,7 +64,7 @@ def crossed_interval(losses: np.ndarray, *, level: float = 0.95) -> Interval:
 
     with the mean squares $M_r$ of the $R$ replicates, $M_n$ of the $N$ examples, and $M_{rn}$ of
     their interaction. The interval uses Student's t with Satterthwaite's degrees of freedom, at
-    least $\min(R, N) - 1$. The estimate is at least the variance of the replicates' means alone. In
+    least $\min(R, N) - 1$. It is at least the variance that replicates alone give the mean. In
     simulated studies with normal effects, 94 to 96 % of 95 % intervals held the mean with 5 or 10
     replicates. With 3 replicates at least 92 % did, and with 2 replicates 89 %.
 

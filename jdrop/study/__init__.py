@@ -4,6 +4,7 @@ The command `jdrop` is the same from a shell.
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from jdrop.study.errors import UserError
@@ -22,3 +23,16 @@ def __getattr__(name: str) -> Any:
     if name in modules:
         return getattr(importlib.import_module(f"jdrop.study.{modules[name]}"), name)
     raise AttributeError(f"module 'jdrop.study' has no attribute {name!r}")
+
+
+def main() -> int:
+    """Runs the command `jdrop` with the arguments of the shell, and returns its exit code."""
+    try:
+        from jdrop.study import cli
+    except ModuleNotFoundError as error:
+        sys.stderr.write(
+            f"error: the command needs packages that are not installed ({error}); install them "
+            "with `pip install 'jdrop[study]'`.\n"
+        )
+        return 1
+    return cli.main()

@@ -1,4 +1,4 @@
-"""Writes files whole or not at all: an interrupted run leaves no piece of one."""
+"""Writes files whole or not at all: a killed run leaves at most a `.partial` file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """Yields the path of a temporary file, which takes the place of `path` at the end.
 
-    If the block raises, `path` stays as it was.
+    If the block raises, the temporary file goes, and `path` stays as it was.
 
     Example:
         >>> import tempfile
@@ -21,7 +21,11 @@ def replacing(path: Path) -> Iterator[Path]:
         '1 2 3'
     """
     partial = path.with_name(path.name + ".partial")
-    yield partial
+    try:
+        yield partial
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     partial.replace(path)
 
 

@@ -23,12 +23,12 @@ from jdrop.study.settings import Settings
 HELP = """How many independently trained networks is one dropout network worth?
 
 Trains both and compares them. Without options it takes scikit-learn's digits, downloads nothing,
-and needs about a minute. Give --dataset and --model for data and a model of your own, or
+and needs one to three minutes. Give --dataset and --model for data and a model of your own, or
 --predictions for networks that are trained already. A command that was stopped goes on when it is
 given again. `jdrop report FOLDER` writes the report of a folder again without training."""
 
-NOT_OF_TRAINING = ("predictions", "replicates", "margins", "out")
-"""Options that work beside --predictions."""
+ALLOWED_WITH_PREDICTIONS = ("predictions", "replicates", "margins", "out")
+"""Options that have an effect beside --predictions."""
 
 MLP_OPTIONS = ("hidden", "rate", "input_rate")
 
@@ -91,10 +91,11 @@ class Assignment(click.ParamType):
 
 
 def _number(text: str) -> int | float:
+    number = float(text)
     try:
         return int(text)
     except ValueError:
-        return float(text)
+        return number
 
 
 def settings_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -210,7 +211,7 @@ existing_file = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option(
     "--out",
     type=click.Path(file_okay=False),
-    help="Folder of the results; by default a new folder in ./comparison.",
+    help="Folder of the results; by default one in ./comparison, the same for the same command.",
 )
 @click.pass_context
 def compare_command(context: click.Context, /, **options: Any) -> None:
@@ -222,7 +223,7 @@ def compare_command(context: click.Context, /, **options: Any) -> None:
         _refuse(given, f"is no option of `jdrop {context.invoked_subcommand}`; leave it out.")
         return
     if options["predictions"] is not None:
-        without_effect = [name for name in given if name not in NOT_OF_TRAINING]
+        without_effect = [name for name in given if name not in ALLOWED_WITH_PREDICTIONS]
         _refuse(without_effect, "has no effect beside --predictions, which trains nothing.")
     if options["model"] is not None:
         mlp_options = [name for name in given if name in MLP_OPTIONS]

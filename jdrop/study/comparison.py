@@ -17,12 +17,12 @@ from jax.typing import ArrayLike
 
 from jdrop.network import Network
 from jdrop.study import report
-from jdrop.study.data import Dataset, from_arrays
+from jdrop.study.data import Dataset, fingerprint, from_arrays
 from jdrop.study.errors import UserError
 from jdrop.study.evaluation import evaluate
 from jdrop.study.models import Model, check_model
 from jdrop.study.results import Comparison
-from jdrop.study.run_folder import RunFolder, fingerprint
+from jdrop.study.run_folder import RunFolder
 from jdrop.study.runner import check_sweep, run_parts
 from jdrop.study.scores import CURVE_SCORES
 from jdrop.study.settings import Settings, checked_sweep
@@ -119,7 +119,7 @@ def compare(
 
 
 class Experiment:
-    """A comparison that has its folder, and all that can be checked before training is checked.
+    """A comparison whose arguments are checked and whose folder is open, ready to train.
 
     Args:
         settings: how many networks are trained, and how.
@@ -208,7 +208,7 @@ def checked_margins(margins: Mapping[str, float] | None, data: Dataset) -> dict[
             )
         try:
             checked[score] = float(margin)
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             checked[score] = math.nan
         if not 0 < checked[score] < math.inf:
             raise UserError(f"the margin of {score} must be a number above 0, got {margin!r}.")

@@ -128,7 +128,10 @@ def _small(settings: Settings, model: Model, inputs: Any) -> NetworkSpec:
 
 def _wide(settings: Settings, model: Model, inputs: Any) -> NetworkSpec:
     _check_width(model)
-    width = model.width_for(model.num_parameters(inputs) * settings.budget, inputs)
+    try:
+        width = model.width_for(model.num_parameters(inputs) * settings.budget, inputs)
+    except ModelError as error:
+        raise LeftOutError(f"Wide networks were left out: {error}") from error
     network = model.plain_network(width_factor=width)
     return NetworkSpec(network, 1, settings.epochs, adam(settings.learning_rate))
 

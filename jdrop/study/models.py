@@ -141,7 +141,7 @@ class Model:
 
     @cached_property
     def dropout(self) -> Network:
-        """The network with dropout at the rate of its own."""
+        """The network with dropout at its own rate."""
         return self.network()
 
     def at_rate(self, rate: float, inputs: Any) -> tuple[Network, bool]:
@@ -189,13 +189,18 @@ class Model:
         """The largest width factor whose network has at most `num_parameters` parameters.
 
         Raises:
-            ModelError: even the narrowest network has more.
+            ModelError: even the narrowest network has more, or wider ones have equally many.
         """
         share = num_parameters / self.num_parameters(inputs)
         low, high = min(1.0, share / 2), max(1.0, share)
         if self.num_parameters(inputs, width_factor=low) > num_parameters:
             raise ModelError(f"no width has as few as {num_parameters:.0f} parameters.")
-        while self.num_parameters(inputs, width_factor=high) <= num_parameters:
+        while (largest := self.num_parameters(inputs, width_factor=high)) <= num_parameters:
+            if self.num_parameters(inputs, width_factor=2 * high) == largest:
+                raise ModelError(
+                    f"width_factor={2 * high:g} gives no more parameters than {high:g}; multiply "
+                    "the widths of the hidden layers by it."
+                )
             low, high = high, 2 * high
         for _ in range(20):
             middle = (low + high) / 2

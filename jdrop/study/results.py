@@ -29,7 +29,7 @@ class Cost:
         predict_flops: floating-point operations to predict one example.
         predict_seconds: seconds to predict one example, as its share of a pass over all examples.
         parameters: count of the stored parameters.
-        bytes: size of the stored parameters.
+        bytes: size of all stored variables, with masks and batch statistics.
     """
 
     train_flops: float
@@ -259,7 +259,8 @@ class CoAdaptation:
         activation_counts: by layer, a histogram of activations, as shares, from `activation_min` to
             `activation_max`.
         activation_min: by layer, the smallest activation, or 0 where none is negative.
-        activation_max: by layer, the largest activation.
+        activation_max: by layer, the largest activation, or `activation_min + 1` where all are
+            equal.
         deleted: shares of hidden units that were deleted.
         deletion: by score, its mean at each share.
         features: weights into the first units, `[unit][feature]`, of one network; None where there
@@ -306,12 +307,12 @@ class Comparison:
         settings: all settings of the run, as plain values.
         data: name and sizes of the data set.
         versions: of the software, and the device.
-        seconds: the time of each stage of the run.
+        seconds: the time of the session that completed the run.
         margins: by score, the largest difference that counts as none.
         replicates: count of replicates, over which the intervals are taken.
         methods: all methods, the plain networks first.
         diversity: of methods with several members.
-        mask_curve: None where no masks were drawn.
+        mask_curve: None where no masks were drawn, or not for the networks of weight scaling.
         exact: None where nothing was enumerated.
         overfitting: by method and training size.
         learning_curves: by method.

@@ -20,7 +20,6 @@ key is the path of the field, as in `methods/monte-carlo/outputs`. A part withou
 """  # noqa: E501
 
 import dataclasses
-import hashlib
 import json
 import platform
 import shutil
@@ -37,7 +36,6 @@ import orbax.checkpoint as ocp
 import pydantic
 
 from jdrop.study.atomic_writes import replacing, write_text
-from jdrop.study.data import Dataset
 from jdrop.study.errors import UserError
 from jdrop.study.results import CoAdaptation, LearningCurve
 
@@ -243,7 +241,7 @@ class SummaryPart:
         command: the command or call that began the run.
         left_out: a sentence for everything that the run does not compare.
         versions: of the software, and the device; see `versions`.
-        seconds: how long the run took, by stage.
+        seconds: how long the session took that completed the run.
     """
 
     command: str
@@ -261,7 +259,7 @@ class RunFolder:
             folder of another run is refused.
 
     Raises:
-        RunError: the folder holds another run, or one of another format.
+        RunError: the folder holds another run, one of another format, or parts without `run.json`.
         OSError: the folder cannot be written.
     """
 
@@ -271,6 +269,11 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "run.json"
         if not path.exists():
+            if (folder / "parts").exists():
+                raise RunError(
+                    f"{folder} holds parts of a run, but no run.json that says which; take another "
+                    "folder, or delete this one."
+                )
             stored = {"format": FORMAT, **self.run_config}
             write_text(path, json.dumps(stored, indent=1) + "\n")
             return
@@ -448,20 +451,16 @@ def _insert_arrays(value: Any, arrays: Mapping[str, np.ndarray], path: Path) -> 
     return array
 
 
-def fingerprint(data: Dataset) -> str:
-    """A hash of all examples and labels."""
-    digest = hashlib.sha256()
-    arrays = (data.train_inputs, data.train_labels, data.test_inputs, data.test_labels)
-    for array in (*arrays, *([] if data.ood_inputs is None else [data.ood_inputs])):
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _read_run_config(path: Path) -> dict[str, Any]:
     """What `run.json` says of the run, without its format, which must be this version's."""
-    run_config = _read_json(path)
-    stored_format = run_config.pop("format", None)
+    try:
+        run_config = _read_json(path)
+    except RunError as error:
+        raise RunError(
+            f"{path} cannot be read, so nothing says which run the folder holds; delete the whole "
+            "folder, or take another."
+        ) from error
+    stored_format = run_config.pop("format", "none")
     if stored_format != FORMAT:
         raise RunError(
             f"{path} is of format {stored_format}, this version of jdrop reads format {FORMAT}. "

@@ -100,6 +100,10 @@ def checked_sweep(sweep: Mapping[str, Iterable[Any]] | None) -> dict[str, list[f
         >>> checked_sweep({"train_size": np.array([100, 200])})
         {'train_size': [100.0, 200.0]}
     """
+    if not isinstance(sweep, Mapping | None):
+        raise UserError(
+            f"sweep must be a dict such as {{'rate': [0.1, 0.5]}}, got {type(sweep).__name__}."
+        )
     checked: dict[str, list[float]] = {}
     for name, values in (sweep or {}).items():
         if name not in SWEPT_TYPES:
@@ -107,10 +111,10 @@ def checked_sweep(sweep: Mapping[str, Iterable[Any]] | None) -> dict[str, list[f
         integers = SWEPT_TYPES[name] is int
         what = "integers" if integers else "numbers"
         try:
-            if isinstance(values, str):
-                raise TypeError("a string")
+            if any(isinstance(value, str | bool) for value in (values, *values)):
+                raise TypeError("a string or a Boolean")
             numbers = [float(operator.index(value) if integers else value) for value in values]
-        except (TypeError, ValueError) as error:
+        except (OverflowError, TypeError, ValueError) as error:
             raise UserError(
                 f"values of {name} to sweep must be a list of {what}, got {values!r}."
             ) from error
@@ -135,7 +139,7 @@ def _as_python(field: dataclasses.Field, value: Any) -> Any:
     if field.type is not bool and not is_bool and not isinstance(value, str):
         try:
             number = operator.index(value) if field.type is int else float(value)
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             pass
         else:
             if _is_within_bounds(field, number):

@@ -39,7 +39,7 @@ SECONDS_BETWEEN_CHECKPOINTS = 15.0  # A killed run loses at most that, and one e
 
 
 class DivergedError(UserError):
-    """Training led to networks whose predictions are NaN."""
+    """Training led to networks whose losses or predictions are not finite."""
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,8 @@ class Trainer:
 
 def _program_key(spec: NetworkSpec, data: Dataset) -> Any:
     """Everything that a compiled program depends on."""
-    return spec.network, spec.optimizer, spec.members, data.train_inputs.shape
+    holds_out = bool(spec.weight_decays)
+    return spec.network, spec.optimizer, spec.members, data.train_inputs.shape, holds_out
 
 
 def _abstract(array: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -361,8 +362,8 @@ def check_finite(has_diverged: Any) -> None:
     """
     if has_diverged.any():
         raise DivergedError(
-            f"training diverged: {int(has_diverged.sum())} of {has_diverged.size} networks "
-            "predict NaN; take a smaller learning rate."
+            f"training diverged: {int(has_diverged.sum())} of {has_diverged.size} networks have "
+            "losses or predictions that are not finite; take a smaller learning rate."
         )
 
 

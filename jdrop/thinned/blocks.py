@@ -34,7 +34,7 @@ def take(array: Array, axes: Sequence[UnitAxis], kept: KeptBlocks) -> Array:
         array.reshape(shape), _grid(axes, kept), numbers, window, mode="clip", unique_indices=True
     )
     if _run(array.shape, axes[-1]) < MIN_RUN:
-        # Else the compiler lays it out by columns, and goes through the array column by column.
+        # Otherwise the compiler lays the blocks out by columns, and reads them column by column.
         blocks = with_layout_constraint(blocks, Layout(tuple(range(blocks.ndim))))
     return blocks.reshape(_kept_shape(array.shape, axes, kept))
 

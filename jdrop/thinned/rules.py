@@ -324,9 +324,9 @@ RULES: dict[str, Rule] = {
 
 _HINT_OF_REDUCTIONS = " Layer normalisation and softmax go over all units."
 HINTS = {
-    "argmax": _HINT_OF_REDUCTIONS,
-    "reduce_max": _HINT_OF_REDUCTIONS,
-    "reduce_sum": _HINT_OF_REDUCTIONS,
+    **dict.fromkeys(("argmax", "argmin"), _HINT_OF_REDUCTIONS),
+    **dict.fromkeys(("reduce_max", "reduce_min"), _HINT_OF_REDUCTIONS),
+    **dict.fromkeys(("reduce_sum", "reduce_prod"), _HINT_OF_REDUCTIONS),
     "reshape": " Drop channels before they are flattened; group normalisation goes over groups.",
     "scan": " Layers within loops, as recurrent ones, cannot be thinned.",
 }

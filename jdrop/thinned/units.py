@@ -6,7 +6,7 @@ from typing import Any
 from jax import Array
 
 KeptBlocks = dict[str, Array]
-"""For each layer by name: the indices of the kept blocks of units, in increasing order."""
+"""For each layer by name: the indices of the blocks of units to take, in their order."""
 
 MAX_DEVIATION = 1 / 64
 """The most by which blocks may change the fraction of units that are kept."""
@@ -118,7 +118,8 @@ def largest_block_size(size: int, rate: float, max_block_size: int) -> int:
         if size % block_size == 0:
             num_blocks = size // block_size
             kept_blocks = max(1, round((1 - rate) * num_blocks))
-            deviation = abs(kept_blocks / num_blocks - fraction)
+            # The inverse of the scale: rounding decides where the deviation is exactly 1/64.
+            deviation = abs(1 / (num_blocks / kept_blocks) - fraction)
             if deviation <= MAX_DEVIATION and kept_blocks < num_blocks:
                 return block_size
     return 1

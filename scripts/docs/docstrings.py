@@ -7,7 +7,7 @@ import griffe
 
 
 class SiteDocstrings(griffe.Extension):
-    """Makes sections `Example:` code, and shows what users call."""
+    """Makes sections `Example:` code, and hides the docstring of `__post_init__`."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Changes the docstring of one object."""

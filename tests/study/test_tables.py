@@ -245,7 +245,7 @@ GOOD = "x,y\n" + "\n".join(f"{i},{i % 2}" for i in range(10))
         (GOOD, {"target": "x", "task": "regression", "label_noise": 0.1}, "for classification"),
         (GOOD.replace("3,1", "3,1.5"), {"target": "y", "task": "classification"}, "whole numbers"),
         (GOOD.replace("3,1", "3,yes"), {"target": "y", "task": "regression"}, "numbers for"),
-        (GOOD, {"target": "2"}, "or be its number from 0: one of x, y; got '2'"),
+        (GOOD, {"target": "2"}, "or give its index from 0: one of x, y; got '2'"),
         ("x,y\n1,2", {"target": "y"}, "examples to train on and to test on, got one in all"),
         ("y\n1\n0\n1", {"target": "y"}, "must have columns beside 'y'"),
         ("x;y\n1,5;0\n2,5;1", {"target": "y"}, "numbers with a comma in column 'x'"),

@@ -4,6 +4,7 @@ from jdrop.study.data.arrays import from_arrays
 from jdrop.study.data.dataset import (
     DataError,
     Dataset,
+    fingerprint,
     generator,
     named_seed,
     noisy,
@@ -22,6 +23,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "Predictions",
+    "fingerprint",
     "from_arrays",
     "generator",
     "load",

@@ -232,7 +232,7 @@ def _target_name(path: Path, names: Sequence[str], target: str | None) -> str:
             return names[int(target)]
     got = "none was given" if target is None else f"got {quote(target)}"
     raise DataError(
-        f"target (--target) must name the column of {path} to predict, or be its number from 0: "
+        f"target (--target) must name the column of {path} to predict, or give its index from 0: "
         f"one of {list_names(names)}; {got}."
     )
 

@@ -1,5 +1,6 @@
 """What a data set is, how its training examples are chosen, and how its labels are made noisy."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ MAX_SHUFFLED = 2000
 
 
 class DataError(UserError):
-    """The data cannot be had as asked; the message says what is wrong and what is allowed."""
+    """The data is missing or wrong; the message says what is wrong and what is allowed."""
 
 
 def quote(text: str) -> str:
@@ -67,6 +68,16 @@ class Dataset:
         return replace(
             self, train_inputs=self.train_inputs[chosen], train_labels=self.train_labels[chosen]
         )
+
+
+def fingerprint(data: Dataset) -> str:
+    """A hash of all examples and labels."""
+    digest = hashlib.sha256()
+    arrays = (data.train_inputs, data.train_labels, data.test_inputs, data.test_labels)
+    for array in (*arrays, *([] if data.ood_inputs is None else [data.ood_inputs])):
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def subset(data: Dataset, size: int, seed: int) -> np.ndarray:
@@ -137,16 +148,16 @@ def generator(seed: int, name: str) -> np.random.Generator:
 def stratified(rng: np.random.Generator, labels: np.ndarray, size: int) -> np.ndarray:
     """Chooses `size` examples, each class in proportion: a Boolean array, True = chosen.
 
-    The k-th of the n examples of a class, in random order, stands at (k + 1/2) / n of a queue,
-    and the first `size` of the queue are chosen (the method of Webster and Sainte-Laguë).
+    A queue holds the k-th of the n examples of a class, in random order, at (k + 1/2) / n. The
+    first `size` of the queue are chosen: the method of Webster and Sainte-Laguë.
     """
     order = rng.permutation(len(labels))
-    place = np.empty(len(labels))
+    queue_position = np.empty(len(labels))
     for label in np.unique(labels):
         members = order[labels[order] == label]
-        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+        queue_position[members] = (np.arange(len(members)) + 0.5) / len(members)
     chosen = np.zeros(len(labels), bool)
-    chosen[order[np.argsort(place[order], kind="stable")[:size]]] = True
+    chosen[order[np.argsort(queue_position[order], kind="stable")[:size]]] = True
     return chosen
 
 

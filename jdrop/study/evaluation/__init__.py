@@ -47,6 +47,9 @@ def evaluate(run: RunFolder, margins: Mapping[str, float] | None = None) -> Comp
         UserError: if the run is incomplete, or a margin is of an unknown score.
     """
     data = run.require("data", DataPart)
+    summary = run.require(
+        "summary", SummaryPart
+    )  # The last part: without it others may be missing.
     labels = in_target_unit(data.test_labels, data)
     readings = load_readings(run, data)
     defaults = CLASSIFICATION_MARGINS
@@ -56,7 +59,6 @@ def evaluate(run: RunFolder, margins: Mapping[str, float] | None = None) -> Comp
     all_margins = choose_margins(defaults, margins)
     losses = {reading.name: losses_by_size(reading, labels) for reading in readings}
     methods = method_results(readings, losses, labels, all_margins, run.run_config["budget"])
-    summary = run.require("summary", SummaryPart)
     return Comparison(
         task=data.task,
         command=summary.command,

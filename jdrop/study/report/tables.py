@@ -112,7 +112,7 @@ def score_note(comparison: Comparison) -> str:
     names = {method.name for method in comparison.methods}
     sentences = [
         "±: half the 95 % interval for new trainings, on these test examples.",
-        "New test examples would move all methods together: for both, one plain network has "
+        "With new trainings and new test examples the interval is wider: one plain network has "
         f"{format_interval(main_score, plain.scores[main_score], unit=True)} in "
         f"{SCORES[main_score].title}.",
         "Intervals are for the mean over trainings on these training examples. Each interval "
@@ -126,11 +126,13 @@ def score_note(comparison: Comparison) -> str:
     sentences.append("Scores are means over all networks of a replicate.")
     if {"dropout", "monte-carlo"} <= names and comparison.method("dropout").points[-1].size > 1:
         sentences.append(
-            "Single-network rows average all dropout networks of a replicate; masks are drawn for "
-            "its first only."
+            "Single-network rows average all dropout networks of a replicate. Masks are drawn for "
+            "the first of them only."
         )
         if comparison.mask_curve is not None:
-            sentences.append("Compare them in the mask figure.")
+            sentences.append(
+                "The mask figure compares masks and weight scaling of the same networks."
+            )
     profiled = "ECE, AURC, AUROC, entropy and mutual information are"
     if comparison.task == "regression":
         profiled = "Coverage is"
