@@ -514,6 +514,12 @@ def test_the_mask_of_sharded_inputs_is_sharded_as_they_are(make_network, getkey)
         assert masks["of_inputs"][0].sharding.is_equivalent_to(sharding, 2)
 
 
+def test_a_replayed_network_initialises_with_another_batch_size():
+    network = jdrop.linen.as_network(flax.linen.Dropout(0.5, deterministic=False))
+    masks = {"": (jnp.ones((4, 8), bool),)}
+    assert replay_masks(network, masks).init(jax.random.key(0), jnp.ones((1, 8))) == {}
+
+
 def test_a_function_without_layers_cannot_be_recorded_or_replayed(getkey):
     network = Network(lambda variables, inputs, key: inputs)
     with pytest.raises(ValueError, match=r"no replace_fn.*as_network"):

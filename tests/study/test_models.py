@@ -146,6 +146,11 @@ def test_a_model_that_does_not_fit_the_data_is_refused():
         check_model(Model(nn.Sequential([nn.ConvTranspose(3, (3, 3)), nn.Dense(3)])), dataset())
 
 
+def test_a_width_factor_without_effect_is_refused():
+    with pytest.raises(ModelError, match="gives no more parameters"):
+        Model(lambda width_factor=1.0: MLP((4,), 3)).width_for(10_000, X[:1])
+
+
 class ExitingNet(nn.Module):
     @nn.compact
     def __call__(self, x):

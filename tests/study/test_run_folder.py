@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from jdrop.study.evaluation import evaluate
 from jdrop.study.results import CoAdaptation, LearningCurve
 from jdrop.study.run_folder import (
     FORMAT,
@@ -128,6 +129,28 @@ def test_a_folder_of_another_format_is_refused(tmp_path, stored_format):
     for open_folder in (RunFolder.open, lambda folder: RunFolder(folder, RUN_CONFIG)):
         with pytest.raises(RunError, match=message):
             open_folder(tmp_path)
+
+
+def test_parts_without_a_run_config_are_refused(tmp_path):
+    RunFolder(tmp_path, RUN_CONFIG).store("plain", PARTS["plain"])
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(RunError, match=r"holds parts of a run, but no run\.json"):
+        RunFolder(tmp_path, {**RUN_CONFIG, "seed": 1})
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_a_damaged_run_config_is_never_answered_by_deleting_it_alone(tmp_path):
+    RunFolder(tmp_path, RUN_CONFIG)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(RunError, match="delete the whole folder"):
+        RunFolder(tmp_path, RUN_CONFIG)
+
+
+def test_a_run_without_its_networks_is_scored_as_incomplete(tmp_path):
+    run_folder = RunFolder(tmp_path, RUN_CONFIG)
+    run_folder.store("data", PARTS["data"])
+    with pytest.raises(RunError, match="the part 'summary' is missing"):
+        evaluate(run_folder)
 
 
 def test_a_missing_part_is_named(tmp_path):

@@ -41,6 +41,7 @@ def test_numpy_and_jax_scalars_become_python_numbers():
         ("learning_rate", float("nan"), "learning_rate must be a number above 0 and .*, got nan"),
         ("learning_rate", float("inf"), "learning_rate must be a number above 0 and .*, got inf"),
         ("learning_rate", "0.1", "learning_rate must be a number above 0 and .*, got '0.1'"),
+        ("learning_rate", 10**400, "learning_rate must be a number above 0 and at most"),
         ("controls", "no", "controls must be True or False, got 'no'"),
         ("theory", 1, "theory must be True or False, got 1"),
         ("seed", -1, "seed must be an integer of at least 0 and at most 4,294,967,295, got -1"),
