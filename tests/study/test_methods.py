@@ -43,6 +43,9 @@ def test_key_indices_are_those_of_recorded_numbers():
     }
     indices = (methods.EXACT_KEY_INDEX, methods.OVERFITTING_KEY_INDEX, methods.SWEEP_KEY_INDEX)
     assert indices == (8, 9, 10)
+    # Equal indices would train different networks with the same keys.
+    all_indices = [*indices, *(group.key_index for group in network_groups())]
+    assert len(all_indices) == len({*all_indices})
 
 
 def test_groups_have_names_of_their_own_in_the_run_folder():
