@@ -43,6 +43,7 @@ FOREIGN = {
     "thinned": {"numpy", "optax"},
     "train": {"optax"},
     "ensemble": {"optax"},
+    "inference": {"numpy"},
     "metrics": {"numpy"},
     "statistics": {"numpy", "scipy"},
     "study": {

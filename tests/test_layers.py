@@ -515,7 +515,7 @@ def test_the_mask_of_sharded_inputs_is_sharded_as_they_are(make_network, getkey)
 
 
 def test_a_replayed_network_initialises_with_another_batch_size():
-    network = jdrop.linen.as_network(flax.linen.Dropout(0.5, deterministic=False))
+    network = jdrop.linen.as_network(flax.linen.Dropout(0.5))
     masks = {"": (jnp.ones((4, 8), bool),)}
     assert replay_masks(network, masks).init(jax.random.key(0), jnp.ones((1, 8))) == {}
 
