@@ -47,9 +47,8 @@ def evaluate(run: RunFolder, margins: Mapping[str, float] | None = None) -> Comp
         UserError: if the run is incomplete, or a margin is of an unknown score.
     """
     data = run.require("data", DataPart)
-    summary = run.require(
-        "summary", SummaryPart
-    )  # The last part: without it others may be missing.
+    # The last part: without it others may be missing.
+    summary = run.require("summary", SummaryPart)
     labels = in_target_unit(data.test_labels, data)
     readings = load_readings(run, data)
     defaults = CLASSIFICATION_MARGINS
