@@ -10,10 +10,21 @@ from typing import Any
 import pydantic
 
 from jdrop.statistics import EnsembleEquivalent, EquivalenceTest, Interval
+from jdrop.study.analyses import (
+    Cell,
+    CoAdaptation,
+    Diversity,
+    Exact,
+    Influence,
+    LearningCurve,
+    MaskCurve,
+    Overfitting,
+    TuningCurve,
+)
 from jdrop.study.errors import UserError
 from jdrop.study.scores import CURVE_SCORES, SCORES
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the JSON; it rises when an older reader would misread the results."""
 
 
@@ -22,8 +33,9 @@ class Cost:
     """What training the networks, and one prediction by them, cost.
 
     Attributes:
-        train_flops: floating-point operations of the training, counted by the compiler, including
-            the search for hyperparameters where there was one.
+        train_flops: floating-point operations of the training, counted by the compiler.
+        search_flops: floating-point operations of the cross-validation that chose the epochs and
+            the weight decay; each network stands for one fold of one replicate.
         train_seconds: share of the time in which all networks trained together, without
             compilation.
         predict_flops: floating-point operations to predict one example.
@@ -33,6 +45,7 @@ class Cost:
     """
 
     train_flops: float
+    search_flops: float
     train_seconds: float
     predict_flops: float
     predict_seconds: float
@@ -74,24 +87,39 @@ class Point:
 
     Attributes:
         size: count of averaged networks or masks.
+        epochs: how many epochs the networks trained; None if unknown.
+        weight_decay: of AdamW; None for Adam, or if unknown.
         cost: of training them, and of one prediction by them; None if unknown.
         scores: by name, the mean over replicates and test examples, with the 95 % interval for new
             trainings and new test examples.
         over_seeds: by name, the same means with the 95 % interval for new trainings on these test
             examples. All methods share the luck of the test examples.
+        minus_single: by name, this mean minus that of one plain network, with its 95 % interval.
+        minus_ensemble: by name, this mean minus that of the largest average of plain networks, with
+            its 95 % interval.
+        minus_headline: by name, this mean minus that of the headline's method, with its 95 %
+            interval; see `Comparison.headline`.
         worth: by name, how many plain networks must be averaged to score as well.
         against_ensemble: by name, the test of equivalence with the largest average of plain
             networks.
+        unreliable: names of scores that say nothing about this method, such as calibrated scores
+            of a test set that is solved. Tables mark them.
         reliability: only for sizes that tables show.
         risk_coverage: only for sizes that tables show.
     """
 
     size: int
+    epochs: int | None
+    weight_decay: float | None
     cost: Cost | None
     scores: dict[str, Interval]
     over_seeds: dict[str, Interval]
+    minus_single: dict[str, Interval]
+    minus_ensemble: dict[str, Interval]
+    minus_headline: dict[str, Interval]
     worth: dict[str, EnsembleEquivalent]
     against_ensemble: dict[str, EquivalenceTest]
+    unreliable: list[str] = field(default_factory=list)
     reliability: Reliability | None = None
     risk_coverage: RiskCoverage | None = None
 
@@ -109,6 +137,8 @@ class MethodResult:
         table: the sizes that tables show.
         retrained: whether each replicate has networks of its own. If not, one network was given:
             the intervals hold for this network, not for training it anew.
+        is_control: whether the method is a control of equal budget, such as weight decay.
+        is_baseline: whether it is a simple model, such as logistic regression, that is no network.
     """
 
     name: str
@@ -118,6 +148,8 @@ class MethodResult:
     points: list[Point]
     table: list[int]
     retrained: bool = True
+    is_control: bool = False
+    is_baseline: bool = False
 
     def point(self, size: int) -> Point:
         """Returns the point of this size.
@@ -134,163 +166,6 @@ class MethodResult:
         """Returns the label for one size, or for a text in the place of the size."""
         # Not `str.format`: the label of given predictions may hold other braces.
         return self.label.replace("{n}", "one" if size == 1 else str(size))
-
-
-@dataclass(frozen=True)
-class Ambiguity:
-    """Why an average scores better than its members: `pool = members - diversity`.
-
-    Attributes:
-        members: mean loss of the members.
-        diversity: how much lower the loss of the average is.
-        pool: loss of the average.
-    """
-
-    members: Interval
-    diversity: Interval
-    pool: Interval
-
-
-@dataclass(frozen=True)
-class Diversity:
-    """How much the members of an average differ, for masks and seeds on one scale.
-
-    Attributes:
-        method: name of the method.
-        size: count of compared networks or masks, equal for all methods.
-        disagreement: share of examples on which two members differ in their top class.
-        pairwise_kl: mean Kullback-Leibler divergence over ordered pairs, in nats.
-        q_statistic: Yule's Q of being right, mean over pairs.
-        mutual_information: mean over examples, in nats.
-        ambiguity: by loss and pool ("arithmetic NLL", ...).
-    """
-
-    method: str
-    size: int
-    disagreement: Interval | None
-    pairwise_kl: Interval | None
-    q_statistic: Interval | None
-    mutual_information: Interval | None
-    ambiguity: dict[str, Ambiguity]
-
-
-@dataclass(frozen=True)
-class MaskCurve:
-    """The scores of Monte-Carlo averages by their count of masks, and those of weight scaling.
-
-    Attributes:
-        num_masks: counts of averaged masks.
-        scores: by score, the mean over replicates at each count.
-        weight_scaling: by score, for the same networks.
-        masks_needed: by score, how many masks score as well as weight scaling.
-    """
-
-    num_masks: list[int]
-    scores: dict[str, list[float]]
-    weight_scaling: dict[str, float]
-    masks_needed: dict[str, EnsembleEquivalent]
-
-
-@dataclass(frozen=True)
-class Exact:
-    """Scores of a small dropout network whose masks were all enumerated.
-
-    Attributes:
-        num_units: hidden units that may be dropped, in two layers.
-        num_masks: 2 to the power of `num_units`.
-        weight_scaling: by score.
-        geometric: of the normalised geometric mean over all masks, by score.
-        arithmetic: of the mean over all masks, by score.
-        nonlinearity_gap: weight scaling minus geometric, by score: the cost of the non-linearity.
-        pool_gap: geometric minus arithmetic, by score: the cost of the pool.
-    """
-
-    num_units: int
-    num_masks: int
-    weight_scaling: dict[str, Interval]
-    geometric: dict[str, Interval]
-    arithmetic: dict[str, Interval]
-    nonlinearity_gap: dict[str, Interval]
-    pool_gap: dict[str, Interval]
-
-
-@dataclass(frozen=True)
-class Overfitting:
-    """Training and test scores of single networks, for one method and one training size.
-
-    Attributes:
-        networks: "plain" or "dropout".
-        train_size: count of training examples.
-        train: by score.
-        test: by score.
-        gap: test minus training, by score.
-    """
-
-    networks: str
-    train_size: int
-    train: dict[str, Interval]
-    test: dict[str, Interval]
-    gap: dict[str, Interval]
-
-
-@dataclass(frozen=True)
-class LearningCurve:
-    """Scores during training, mean over the first network of each replicate.
-
-    Attributes:
-        epochs: epochs after which the scores were taken.
-        train: by score, on the training examples.
-        test: by score, on the test examples.
-    """
-
-    epochs: list[int]
-    train: dict[str, list[float]]
-    test: dict[str, list[float]]
-
-
-@dataclass(frozen=True)
-class CoAdaptation:
-    """Statistics of the hidden units of plain or dropout networks.
-
-    Attributes:
-        correlation: by layer, the mean absolute correlation of two units.
-        zero_share: by layer, the share of activations that are zero.
-        sparseness: by layer, after Treves and Rolls, in [0, 1]: 1 for one active unit in many.
-        activation_counts: by layer, a histogram of activations, as shares, from `activation_min` to
-            `activation_max`.
-        activation_min: by layer, the smallest activation, or 0 where none is negative.
-        activation_max: by layer, the largest activation, or `activation_min + 1` where all are
-            equal.
-        deleted: shares of hidden units that were deleted.
-        deletion: by score, its mean at each share.
-        features: weights into the first units, `[unit][feature]`, of one network; None where there
-            is no such layer.
-    """
-
-    correlation: dict[str, Interval]
-    zero_share: dict[str, Interval]
-    sparseness: dict[str, Interval]
-    activation_counts: dict[str, list[float]]
-    activation_min: dict[str, float]
-    activation_max: dict[str, float]
-    deleted: list[float]
-    deletion: dict[str, list[float]]
-    features: list[list[float]] | None
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One combination of the swept settings.
-
-    Attributes:
-        at: the value of each swept setting.
-        scores: by "plain", "ensemble" and "dropout", then by score.
-        worth: by score, the worth of one dropout network, predicting by weight scaling.
-    """
-
-    at: dict[str, int | float]
-    scores: dict[str, dict[str, Interval]]
-    worth: dict[str, EnsembleEquivalent]
 
 
 @dataclass(frozen=True, repr=False)
@@ -310,7 +185,13 @@ class Comparison:
         seconds: the time of the session that completed the run.
         margins: by score, the largest difference that counts as none.
         replicates: count of replicates, over which the intervals are taken.
-        methods: all methods, the plain networks first.
+        methods: all methods, the plain networks first. If the run was tuned, each is trained for
+            the epochs, and with the weight decay, that cross-validation chose for it.
+        same_epochs: all methods, each trained for the epochs of the settings; None if the run was
+            not tuned, since `methods` then holds this.
+        tuning: the curves of the cross-validation; empty without it.
+        influence: which examples carry the difference of the headline's method to one plain
+            network, and to the largest average of plain networks, in this order.
         diversity: of methods with several members.
         mask_curve: None where no masks were drawn, or not for the networks of weight scaling.
         exact: None where nothing was enumerated.
@@ -333,6 +214,9 @@ class Comparison:
     margins: dict[str, float]
     replicates: int
     methods: list[MethodResult]
+    same_epochs: list[MethodResult] | None
+    tuning: list[TuningCurve]
+    influence: list[Influence]
     diversity: list[Diversity]
     mask_curve: MaskCurve | None
     exact: Exact | None
@@ -382,6 +266,22 @@ class Comparison:
     def ensemble(self) -> Point:
         """The largest average of plain networks."""
         return self.method("plain").points[-1]
+
+    @property
+    def headline(self) -> tuple[MethodResult, Point] | None:
+        """The method that the first sentence is about: one dropout network.
+
+        Without dropout networks it is the first method after the plain networks; None if there is
+        none.
+        """
+        methods = [method for method in self.methods if method.name != "plain"]
+        methods.sort(key=lambda method: method.name != "dropout")
+        return (methods[0], methods[0].points[0]) if methods else None
+
+    @property
+    def single(self) -> Point:
+        """One plain network."""
+        return self.method("plain").points[0]
 
     @property
     def table(self) -> list[tuple[MethodResult, Point]]:

@@ -35,9 +35,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pydantic
 
+from jdrop.study.analyses import CoAdaptation, LearningCurve
 from jdrop.study.atomic_writes import replacing, write_text
 from jdrop.study.errors import UserError
-from jdrop.study.results import CoAdaptation, LearningCurve
 
 FORMAT = 1
 """The version of the layout; a change that older versions of jdrop cannot read increases it."""

@@ -16,7 +16,7 @@ from jax.extend.core import Var
 
 from jdrop.network import DropoutSite, Network, Variables, read_sites
 from jdrop.statistics import mean_interval
-from jdrop.study.results import CoAdaptation
+from jdrop.study.analyses import CoAdaptation
 
 ExampleLosses = Callable[[Array, Array], dict[str, Array]]
 """Outputs and labels -> scores of each example, by name."""

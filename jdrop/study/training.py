@@ -22,10 +22,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jdrop import ensemble, metrics
 from jdrop.network import Network, Variables
+from jdrop.study.analyses import LearningCurve
 from jdrop.study.data import Dataset, subset
 from jdrop.study.errors import UserError
 from jdrop.study.models import RATE
-from jdrop.study.results import LearningCurve
 from jdrop.study.run_folder import RunFolder
 from jdrop.study.settings import Settings
 from jdrop.train import TrainState, cross_entropy, train_step

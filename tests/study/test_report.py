@@ -14,6 +14,7 @@ from rich.console import Console
 
 from jdrop.statistics import Interval
 from jdrop.study import report
+from jdrop.study.analyses import Cell, CoAdaptation, Exact, LearningCurve, Overfitting
 from jdrop.study.data import Predictions
 from jdrop.study.errors import UserError
 from jdrop.study.evaluation import of_predictions
@@ -21,15 +22,7 @@ from jdrop.study.report import page, tables
 from jdrop.study.report.captions import TITLES, captions
 from jdrop.study.report.figures import FIGURES
 from jdrop.study.report.sentence import verdict_sentence
-from jdrop.study.results import (
-    Cell,
-    CoAdaptation,
-    Comparison,
-    Cost,
-    Exact,
-    LearningCurve,
-    Overfitting,
-)
+from jdrop.study.results import Comparison, Cost
 from jdrop.study.scores import COSTS, SCORES
 
 NUM_EXAMPLES, NUM_CLASSES = 60, 3

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
+from jdrop.study.analyses import CoAdaptation, LearningCurve
 from jdrop.study.evaluation import evaluate
-from jdrop.study.results import CoAdaptation, LearningCurve
 from jdrop.study.run_folder import (
     FORMAT,
     DataPart,

@@ -11,8 +11,8 @@ from jax import Array
 
 from jdrop import metrics
 from jdrop.statistics import mean_interval
+from jdrop.study.analyses import Ambiguity, Diversity
 from jdrop.study.evaluation.readings import Reading, is_regression
-from jdrop.study.results import Ambiguity, Diversity
 
 CLASSIFICATION_AMBIGUITIES = ("arithmetic NLL", "geometric NLL", "arithmetic Brier")
 """Losses and pools whose ambiguity is computed; in regression it is the MSE's."""

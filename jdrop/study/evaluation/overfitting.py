@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from jdrop.statistics import mean_interval
+from jdrop.study.analyses import Overfitting
 from jdrop.study.evaluation.losses import mean_losses
-from jdrop.study.results import Overfitting
 from jdrop.study.run_folder import SubsetPredictions
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jdrop.study.analyses import CoAdaptation, LearningCurve
 from jdrop.study.methods import METHODS
-from jdrop.study.results import CoAdaptation, Cost, LearningCurve
+from jdrop.study.results import Cost
 from jdrop.study.run_folder import (
     DataPart,
     MethodPredictions,

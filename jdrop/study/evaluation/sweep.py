@@ -5,9 +5,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from jdrop.statistics import EnsembleCurve, crossed_interval
+from jdrop.study.analyses import Cell
 from jdrop.study.evaluation.losses import losses_by_size
 from jdrop.study.evaluation.readings import make_reading
-from jdrop.study.results import Cell
 from jdrop.study.run_folder import SweepCell
 
 

@@ -1,8 +1,9 @@
 """The titles and captions of the figures, with their main numbers."""
 
+from jdrop.study.analyses import CoAdaptation, Exact, Overfitting
 from jdrop.study.report.sentence import headline, subject
 from jdrop.study.report.tables import plain_interval
-from jdrop.study.results import CoAdaptation, Comparison, Exact, Overfitting
+from jdrop.study.results import Comparison
 from jdrop.study.scores import SCORES, format_interval
 
 TITLES = {

@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from jdrop.statistics import EnsembleEquivalent
+from jdrop.study.analyses import Cell
 from jdrop.study.report.figures.style import add_grid, axis_label, draw_error_bars, style_of
-from jdrop.study.results import Cell, Comparison
+from jdrop.study.results import Comparison
 from jdrop.study.scores import SCORES
 
 
