@@ -86,11 +86,12 @@ def fit_ensemble(
     *,
     num_epochs: int,
     batch_size: int,
+    rows: ArrayLike | None = None,
 ) -> tuple[TrainState, Float[Array, "member epoch"]]:
     """Trains all members at once: `jdrop.train.fit`, vmapped across their keys.
 
-    Every member sees all examples, in its own order and with its own masks. All members share one
-    copy of the data. A member equals the same member trained alone, up to the rounding of batched
+    Every member sees all examples, or its `rows` of them, in its own order and with its own masks.
+    All members share one copy of the data. A member equals the same member trained alone, up to the rounding of batched
     products.
 
     Args:
@@ -100,12 +101,15 @@ def fit_ensemble(
         labels: all training labels, `[example, ...]`.
         num_epochs: the number of passes over the examples.
         batch_size: the number of examples in a step of a member.
+        rows: integers `[member, row]`, the examples of each member's epochs, for bagging or
+            cross-validation; see `jdrop.train.fit`.
 
     Returns:
         The trained members, and the mean training loss of each member and epoch.
 
     Raises:
-        ValueError: a state without a member axis; the errors of `jdrop.train.fit`.
+        ValueError: a state without a member axis; rows for another number of members; the errors of
+            `jdrop.train.fit`.
 
     Example:
         >>> def init_fn(key, inputs):
@@ -125,9 +129,20 @@ def fit_ensemble(
             "state must have a member axis, as `init_ensemble` makes it, got one of a single "
             "network; train that with `jdrop.train.fit`."
         )
-    keys = member_keys(key, state.step.shape[0])
-    fit = partial(train.fit, num_epochs=num_epochs, batch_size=batch_size)
-    return jax.vmap(fit, in_axes=(0, 0, None, None))(keys, state, inputs, labels)
+    num_members = state.step.shape[0]
+    if rows is not None and jnp.shape(rows)[:1] != (num_members,):
+        raise ValueError(
+            f"rows must be [member, row] with the {num_members} members of the state, got the "
+            f"shape {jnp.shape(rows)}."
+        )
+    keys = member_keys(key, num_members)
+
+    def fit_member(key: Array, state: TrainState, rows: Array | None) -> Any:
+        return train.fit(
+            key, state, inputs, labels, num_epochs=num_epochs, batch_size=batch_size, rows=rows
+        )
+
+    return jax.vmap(fit_member)(keys, state, rows)
 
 
 @partial(jax.jit, static_argnames=("network", "regression"))

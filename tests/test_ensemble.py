@@ -54,6 +54,35 @@ def test_a_vmapped_member_equals_the_same_member_trained_alone(getkey, kind):
         )
 
 
+def test_each_member_trains_on_its_own_rows(getkey):
+    num_examples = 5
+    network = counting_network(num_examples, 8)
+    inputs = jnp.arange(num_examples, dtype=float)[:, None]
+    state = ensemble.init_ensemble(getkey(), network, OPTIMIZER, inputs, ensemble_size=2)
+    rows = np.array([[0, 1, 2, 3], [4, 4, 4, 1]])
+    state, _ = ensemble.fit_ensemble(
+        getkey(),
+        state,
+        inputs,
+        jnp.zeros(num_examples, int),
+        num_epochs=2,
+        batch_size=1,
+        rows=rows,
+    )
+    np.testing.assert_array_equal(state.variables["seen"], [[2, 2, 2, 2, 0], [0, 2, 0, 0, 6]])
+
+
+def test_rows_for_another_number_of_members_are_an_error(getkey):
+    inputs, labels = make_data(getkey())
+    state = ensemble.init_ensemble(
+        getkey(), NETWORKS["linen"], OPTIMIZER, inputs, ensemble_size=3
+    )
+    with pytest.raises(ValueError, match="3 members"):
+        ensemble.fit_ensemble(
+            getkey(), state, inputs, labels, num_epochs=1, batch_size=2, rows=jnp.zeros((2, 4), int)
+        )
+
+
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_member_does_not_depend_on_the_size_of_the_ensemble(getkey, kind):
     inputs, labels = make_data(getkey())
