@@ -74,9 +74,7 @@ def test_each_member_trains_on_its_own_rows(getkey):
 
 def test_rows_for_another_number_of_members_are_an_error(getkey):
     inputs, labels = make_data(getkey())
-    state = ensemble.init_ensemble(
-        getkey(), NETWORKS["linen"], OPTIMIZER, inputs, ensemble_size=3
-    )
+    state = ensemble.init_ensemble(getkey(), NETWORKS["linen"], OPTIMIZER, inputs, ensemble_size=3)
     with pytest.raises(ValueError, match="3 members"):
         ensemble.fit_ensemble(
             getkey(), state, inputs, labels, num_epochs=1, batch_size=2, rows=jnp.zeros((2, 4), int)

@@ -16,8 +16,8 @@ from jax import Array
 
 from jdrop.network import Variables
 from jdrop.study.models import FIXED_MASKS, Model, ModelError
+from jdrop.study.parts import MethodPredictions
 from jdrop.study.predictor import Predictor
-from jdrop.study.run_folder import MethodPredictions
 from jdrop.study.settings import Settings
 from jdrop.study.training import NetworkSpec, TrainedNetworks, first_members
 from jdrop.thinned import ThinningError, thin

@@ -10,7 +10,7 @@ from jax import Array
 from jdrop import ensemble
 from jdrop.network import Network, Variables
 from jdrop.study.data import Dataset
-from jdrop.study.run_folder import MethodPredictions
+from jdrop.study.parts import MethodPredictions
 from jdrop.study.settings import Settings
 from jdrop.study.training import Progress, check_finite, count_flops
 

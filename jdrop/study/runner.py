@@ -32,19 +32,18 @@ from jdrop.study.methods import (
     network_groups,
 )
 from jdrop.study.models import MLP, Model, ModelError
-from jdrop.study.predictor import Predictor
-from jdrop.study.run_folder import (
+from jdrop.study.parts import (
     DataPart,
     ExactPart,
     NetworksPart,
     OverfittingPart,
-    RunFolder,
     SubsetPredictions,
     SummaryPart,
     SweepCell,
     SweepPart,
-    versions,
 )
+from jdrop.study.predictor import Predictor
+from jdrop.study.run_folder import RunFolder, versions
 from jdrop.study.settings import Settings
 from jdrop.study.training import (
     NetworkSpec,

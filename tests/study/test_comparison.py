@@ -25,8 +25,9 @@ from jdrop.study.comparison import (
 from jdrop.study.data import from_arrays
 from jdrop.study.errors import UserError
 from jdrop.study.models import MLP, Model
+from jdrop.study.parts import DataPart, NetworksPart
 from jdrop.study.results import Comparison
-from jdrop.study.run_folder import DataPart, NetworksPart, RunError, RunFolder
+from jdrop.study.run_folder import RunError, RunFolder
 from jdrop.study.scores import COSTS, CURVE_SCORES
 from jdrop.study.settings import Settings
 

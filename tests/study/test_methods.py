@@ -19,8 +19,9 @@ from jdrop.study.methods import (
     separate_masks,
 )
 from jdrop.study.models import FIXED_MASKS, MLP, Model
+from jdrop.study.parts import NetworksPart
 from jdrop.study.report.figures.style import style_of
-from jdrop.study.run_folder import NetworksPart, RunError, RunFolder
+from jdrop.study.run_folder import RunError, RunFolder
 from jdrop.study.runner import run_parts
 from jdrop.study.settings import Settings
 from jdrop.study.training import NetworkSpec

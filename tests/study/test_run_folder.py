@@ -11,17 +11,15 @@ import pytest
 
 from jdrop.study.analyses import CoAdaptation, LearningCurve
 from jdrop.study.evaluation import evaluate
-from jdrop.study.run_folder import (
-    FORMAT,
+from jdrop.study.parts import (
     DataPart,
     MethodPredictions,
     NetworksPart,
-    RunError,
-    RunFolder,
     SummaryPart,
     SweepCell,
     SweepPart,
 )
+from jdrop.study.run_folder import FORMAT, RunError, RunFolder
 
 RUN_CONFIG = {"dataset": "digits", "hidden": (8, 8), "seed": 0}
 

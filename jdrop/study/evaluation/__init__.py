@@ -27,8 +27,9 @@ from jdrop.study.evaluation.readings import (
     load_sweep,
 )
 from jdrop.study.evaluation.sweep import score_sweep
+from jdrop.study.parts import DataPart, ExactPart, SummaryPart
 from jdrop.study.results import Comparison
-from jdrop.study.run_folder import DataPart, ExactPart, RunFolder, SummaryPart, versions
+from jdrop.study.run_folder import RunFolder, versions
 
 __all__ = ["evaluate", "of_predictions"]
 

@@ -12,7 +12,7 @@ from jdrop.statistics import EnsembleCurve, Interval, crossed_interval
 from jdrop.study.analyses import Exact, MaskCurve
 from jdrop.study.evaluation.losses import losses_by_size
 from jdrop.study.evaluation.readings import Reading, is_regression
-from jdrop.study.run_folder import ExactPart
+from jdrop.study.parts import ExactPart
 from jdrop.study.scores import CURVE_SCORES
 
 

@@ -8,18 +8,17 @@ import numpy as np
 
 from jdrop.study.analyses import CoAdaptation, LearningCurve
 from jdrop.study.methods import METHODS
-from jdrop.study.results import Cost
-from jdrop.study.run_folder import (
+from jdrop.study.parts import (
     DataPart,
     MethodPredictions,
     NetworksPart,
     OverfittingPart,
-    RunError,
-    RunFolder,
     SubsetPredictions,
     SweepCell,
     SweepPart,
 )
+from jdrop.study.results import Cost
+from jdrop.study.run_folder import RunError, RunFolder
 
 MASK_SIZES = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
 """How many masks are averaged, up to as many as were drawn."""

@@ -8,7 +8,7 @@ from jdrop.statistics import EnsembleCurve, crossed_interval
 from jdrop.study.analyses import Cell
 from jdrop.study.evaluation.losses import losses_by_size
 from jdrop.study.evaluation.readings import make_reading
-from jdrop.study.run_folder import SweepCell
+from jdrop.study.parts import SweepCell
 
 
 def score_sweep(swept: Iterable[SweepCell], labels: np.ndarray) -> list[Cell]:
