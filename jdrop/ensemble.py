@@ -91,8 +91,8 @@ def fit_ensemble(
     """Trains all members at once: `jdrop.train.fit`, vmapped across their keys.
 
     Every member sees all examples, or its `rows` of them, in its own order and with its own masks.
-    All members share one copy of the data. A member equals the same member trained alone, up to the rounding of batched
-    products.
+    All members share one copy of the data. A member equals the same member trained alone, up to the
+    rounding of batched products.
 
     Args:
         key: consumed.

@@ -131,8 +131,8 @@ class TuningPart:
     Attributes:
         epochs: after which the networks were scored, rising.
         losses: by name of the method, `losses[setting][candidate][size - 1]`: the mean loss of
-            left-out examples. A setting is a weight decay that the method may have, or the only one.
-            A method that draws masks has one size: all masks.
+            left-out examples. A setting is a weight decay that the method may have, or the only
+            one. A method that draws masks has one size: all masks.
         epoch_flops: floating-point operations in an epoch of one network.
     """
 
