@@ -198,6 +198,8 @@ class _Work:
             ood_name=data.ood_name,
             test_labels=data.test_labels,
             train_labels=data.train_labels,
+            group_name=data.group_name,
+            test_groups=data.test_groups,
         )
 
     def networks_part(self, group: NetworkGroup, spec: NetworkSpec) -> NetworksPart:
