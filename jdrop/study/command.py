@@ -65,8 +65,8 @@ def compare_predictions(
 ) -> tuple[Comparison, Path]:
     """Compares predictions of networks that are trained already, and chooses the folder."""
     path = options["predictions"]
-    folder = _folder(options) or Path("comparison") / path.stem
-    predictions = load_predictions(path)
+    folder = _path(options["out"]) or Path("comparison") / path.stem
+    predictions = load_predictions(path, _path(options["groups"]))
     _say(console, f"{path}: predictions, compared without training; folder: {folder}")
     comparison = evaluation.of_predictions(
         predictions, path.stem, options["replicates"], options["margins"], command_line
@@ -85,7 +85,7 @@ def train(
         Experiment,
         settings,
         data=data,
-        folder=_folder(options),
+        folder=_path(options["out"]),
         margins=options["margins"],
         sweep=options["sweep"],
         command=command_line,
@@ -132,7 +132,13 @@ def load_data(options: Mapping[str, Any]) -> Dataset:
                 raise DataError(f"--{option} is for tables, not for {dataset}.")
         if dataset == "digits" and options["data_dir"] is not None and options["ood"] is None:
             raise DataError("--data-dir has no effect on digits, which are part of scikit-learn.")
-        return load(dataset, data_dir=options["data_dir"], ood=options["ood"], **shared)
+        return load(
+            dataset,
+            data_dir=options["data_dir"],
+            ood=options["ood"],
+            groups=_path(options["groups"]),
+            **shared,
+        )
     if options["data_dir"] is not None:
         raise DataError("--data-dir is for mnist and fashion-mnist.")
     return load_table(
@@ -140,7 +146,8 @@ def load_data(options: Mapping[str, Any]) -> Dataset:
         target=options["target"],
         task=options["task"],
         test_path=options["test_file"],
-        ood_path=None if options["ood"] is None else Path(options["ood"]),
+        ood_path=_path(options["ood"]),
+        groups=options["groups"],
         **shared,
     )
 
@@ -239,8 +246,8 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 80)
 
 
-def _folder(options: Mapping[str, Any]) -> Path | None:
-    return None if options["out"] is None else Path(options["out"])
+def _path(name: str | None) -> Path | None:
+    return None if name is None else Path(name)
 
 
 def _say(console: Console, line: str) -> None:

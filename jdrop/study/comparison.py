@@ -37,6 +37,8 @@ def compare(
     test_labels: ArrayLike,
     *,
     ood_inputs: ArrayLike | None = None,
+    groups: ArrayLike | Sequence[str] | None = None,
+    test_groups: ArrayLike | Sequence[str] | None = None,
     name: str = "your data",
     out: str | Path | None = None,
     margins: Mapping[str, float] | None = None,
@@ -61,6 +63,10 @@ def compare(
         test_labels: their labels, as `labels`.
         ood_inputs: out-of-distribution inputs, as `inputs`; by default test inputs with shuffled
             features.
+        groups: the group of each training example, such as its patient: integers or text
+            `[example]`.
+        test_groups: the group of each test example, as `groups`. Intervals and tests then resample
+            whole groups. By default the examples are taken as independent.
         name: of the data, for the report.
         out: folder of the results: predictions, tables, figures, `report.html`. A run that was
             stopped goes on from there. By default nothing is kept.
@@ -99,7 +105,9 @@ def compare(
         >>> comparison.method("dropout").points[0].worth["nll"].largest
         3
     """
-    data = from_arrays(name, inputs, labels, test_inputs, test_labels, ood_inputs)
+    data = from_arrays(
+        name, inputs, labels, test_inputs, test_labels, ood_inputs, groups, test_groups
+    )
     prepare = partial(
         Experiment,
         Settings.from_mapping(settings),

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import optax
-from jax import Array
 
 from jdrop.network import Variables
 from jdrop.study.models import FIXED_MASKS, Model, ModelError

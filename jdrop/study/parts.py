@@ -54,6 +54,8 @@ class DataPart:
         ood_name: of the out-of-distribution inputs, if there are any.
         test_labels: `[test_size]`.
         train_labels: `[train_size]`.
+        group_name: what one group of examples is; None where they are taken as independent.
+        test_groups: int32 `[test_size]`, from 0; None without groups.
     """
 
     name: str
@@ -67,12 +69,17 @@ class DataPart:
     ood_name: str | None
     test_labels: Labels
     train_labels: Labels
+    group_name: str | None = None
+    test_groups: Labels | None = None
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """All fields but the labels."""
+        """All fields but the arrays, and the number of groups."""
+        arrays = ("_labels", "_groups")
         fields = (field.name for field in dataclasses.fields(self))
-        return {name: getattr(self, name) for name in fields if not name.endswith("_labels")}
+        values = {name: getattr(self, name) for name in fields if not name.endswith(arrays)}
+        groups = self.test_groups
+        return {**values, "num_groups": None if groups is None else len(np.unique(groups))}
 
 
 @dataclass(frozen=True)

@@ -298,7 +298,9 @@ class Trainer:
             (*state.step.shape, inputs.shape[0]), np.int32, sharding=on_members
         )
 
-        def fit_epoch(key: Array, state: TrainState, inputs: Array, labels: Array, rows: Array) -> Any:
+        def fit_epoch(
+            key: Array, state: TrainState, inputs: Array, labels: Array, rows: Array
+        ) -> Any:
             return ensemble.fit_ensemble(
                 key, state, inputs, labels, num_epochs=1, batch_size=batch_size, rows=rows
             )

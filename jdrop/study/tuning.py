@@ -11,7 +11,7 @@ An epoch of the cross-validation has as many steps as one of the comparison: the
 not left out are repeated up to the number of all examples.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,7 +21,7 @@ from jax import Array
 
 from jdrop.network import Variables
 from jdrop.study.data import Dataset, folds
-from jdrop.study.methods import METHODS, Method, NetworkGroup, methods_of
+from jdrop.study.methods import Method, NetworkGroup, methods_of
 from jdrop.study.parts import TuningPart
 from jdrop.study.predictor import Predictor
 from jdrop.study.settings import Settings
@@ -92,13 +92,18 @@ def cross_validate(
         predictor: predicts with them.
     """
     replicates = settings.replicates
-    num_folds = max(MIN_FOLDS, replicates)
     labels = data.train_labels
     fold_of_example = folds(
-        labels, data.train_groups, data.test_groups, num_folds, settings.seed
+        labels,
+        data.train_groups,
+        data.test_groups,
+        num_folds=max(MIN_FOLDS, replicates),
+        seed=settings.seed,
     )
-    left_out = [np.flatnonzero(fold_of_example == fold) for fold in range(replicates)]
-    kept = [np.flatnonzero(fold_of_example != fold) for fold in range(replicates)]
+    # Few groups form fewer folds than there are replicates.
+    fold_of_replicate = np.arange(replicates) % (fold_of_example.max() + 1)
+    left_out = [np.flatnonzero(fold_of_example == fold) for fold in fold_of_replicate]
+    kept = [np.flatnonzero(fold_of_example != fold) for fold in fold_of_replicate]
     train_key, mask_key = jax.random.split(key)
     rng_seed = (settings.seed, group.key_index)
 
@@ -247,9 +252,7 @@ def _curves(method: Method, size: int, part: TuningPart) -> np.ndarray:
 def _choice(method: Method, setting: int, epochs: int, part: TuningPart) -> Choice:
     decays = method.weight_decays
     num_networks = max(1, len(decays))
-    return Choice(
-        epochs, decays[setting] if decays else None, num_networks * part.epochs[-1]
-    )
+    return Choice(epochs, decays[setting] if decays else None, num_networks * part.epochs[-1])
 
 
 def same_epochs_choice(method: Method, settings: Settings, part: TuningPart | None) -> Choice:
