@@ -130,10 +130,11 @@ def fit_ensemble(
             "network; train that with `jdrop.train.fit`."
         )
     num_members = state.step.shape[0]
-    if rows is not None and jnp.shape(rows)[:1] != (num_members,):
+    member_rows = None if rows is None else jnp.asarray(rows)
+    if member_rows is not None and member_rows.shape[:1] != (num_members,):
         raise ValueError(
             f"rows must be [member, row] with the {num_members} members of the state, got the "
-            f"shape {jnp.shape(rows)}."
+            f"shape {member_rows.shape}."
         )
     keys = member_keys(key, num_members)
 
@@ -142,7 +143,7 @@ def fit_ensemble(
             key, state, inputs, labels, num_epochs=num_epochs, batch_size=batch_size, rows=rows
         )
 
-    return jax.vmap(fit_member)(keys, state, rows)
+    return jax.vmap(fit_member)(keys, state, member_rows)
 
 
 @partial(jax.jit, static_argnames=("network", "regression"))

@@ -86,6 +86,7 @@ class Predictor:
             jax.block_until_ready(self._member_outputs(None, network, variables, self._inputs))
         seconds = (time.perf_counter() - start) / max(1, num_passes - 1)
         outputs, ood_outputs = self._split(np.concatenate(passes, 1))
+        flops_key = None if key is None else jax.random.key(0)
         num_networks = len(jax.tree.leaves(variables)[0])
         return MethodPredictions(
             epochs=epochs,

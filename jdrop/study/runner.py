@@ -44,6 +44,7 @@ from jdrop.study.parts import (
     SummaryPart,
     SweepCell,
     SweepPart,
+    TuningPart,
 )
 from jdrop.study.predictor import Predictor
 from jdrop.study.run_folder import RunFolder, versions

@@ -183,12 +183,15 @@ def _left_out_losses(
     if not method.draws_masks:
         outputs = predict(None, inputs=data.train_inputs)
         return average_losses(outputs, data.train_labels, left_out)
-    total = 0.0
-    for index in range(predictor.settings.num_samples):
-        outputs = predict(jax.random.fold_in(key, index), inputs=data.train_inputs)
-        total = total + (outputs if data.is_regression else np.exp(outputs))
-    mean = total / predictor.settings.num_samples
-    pooled = mean if data.is_regression else _log(mean)
+    num_masks = predictor.settings.num_samples
+    passes = (
+        predict(jax.random.fold_in(key, index), inputs=data.train_inputs)
+        for index in range(num_masks)
+    )
+    if data.is_regression:
+        pooled = sum(passes, np.zeros(())) / num_masks
+    else:
+        pooled = _log(sum(map(np.exp, passes), np.zeros(())) / num_masks)
     return average_losses(pooled, data.train_labels, left_out)
 
 
@@ -230,7 +233,10 @@ def _log(probs: np.ndarray) -> np.ndarray:
 
 
 def own_choice(method: Method, size: int, part: TuningPart) -> Choice:
-    """The epochs and the weight decay with the smallest loss at a size."""
+    """The epochs and the weight decay with the smallest loss at a size.
+
+    An average of masks is of one network, so all its sizes have the choice of the largest.
+    """
     curves = _curves(method, size, part)
     setting, candidate = np.unravel_index(int(curves.argmin()), curves.shape)
     return _choice(method, int(setting), part.epochs[candidate], part)
@@ -245,8 +251,9 @@ def choice_at(method: Method, epochs: int, part: TuningPart) -> Choice:
 
 def _curves(method: Method, size: int, part: TuningPart) -> np.ndarray:
     """Losses `[setting, candidate]` at a size."""
-    losses = np.asarray(part.losses[method.tuned_as or method.name])
-    return losses[:, :, min(size, losses.shape[2]) - 1]
+    tuned_as = METHODS[method.tuned_as] if method.tuned_as else method
+    losses = np.asarray(part.losses[tuned_as.name])
+    return losses[:, :, -1 if tuned_as.unit == "masks" else size - 1]
 
 
 def _choice(method: Method, setting: int, epochs: int, part: TuningPart) -> Choice:
