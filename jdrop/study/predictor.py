@@ -93,9 +93,7 @@ class Predictor:
             weight_decay=weight_decay,
             outputs=outputs,
             ood_outputs=ood_outputs,
-            predict_flops=self._flops(
-                network, variables, None if key is None else jax.random.key(0)
-            ),
+            predict_flops=self._flops(network, variables, flops_key),
             predict_seconds=seconds / (num_networks * len(self._inputs)),
         )
 

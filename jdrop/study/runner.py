@@ -224,8 +224,7 @@ class _Work:
         settings = self.settings
         train_key, read_key = jax.random.split(self.key(group.key_index))
         choices = {
-            method.name: all_choices(method, spec.members, settings, tuning)
-            for method in methods_of(group)
+            method.name: all_choices(method, settings, tuning) for method in methods_of(group)
         }
         stops = {choice.epochs for chosen in choices.values() for choice in chosen}
         trained = self.trainer.fit_networks(

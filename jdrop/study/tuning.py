@@ -21,7 +21,7 @@ from jax import Array
 
 from jdrop.network import Variables
 from jdrop.study.data import Dataset, folds
-from jdrop.study.methods import Method, NetworkGroup, methods_of
+from jdrop.study.methods import METHODS, Method, NetworkGroup, methods_of
 from jdrop.study.parts import TuningPart
 from jdrop.study.predictor import Predictor
 from jdrop.study.settings import Settings
@@ -233,27 +233,22 @@ def _log(probs: np.ndarray) -> np.ndarray:
 
 
 def own_choice(method: Method, size: int, part: TuningPart) -> Choice:
-    """The epochs and the weight decay with the smallest loss at a size.
-
-    An average of masks is of one network, so all its sizes have the choice of the largest.
-    """
-    curves = _curves(method, size, part)
+    """The epochs and the weight decay with the smallest loss at a size."""
+    curves = _curves(method, part)[:, :, size - 1]
     setting, candidate = np.unravel_index(int(curves.argmin()), curves.shape)
     return _choice(method, int(setting), part.epochs[candidate], part)
 
 
 def choice_at(method: Method, epochs: int, part: TuningPart) -> Choice:
     """The weight decay with the smallest loss of one network after so many epochs."""
-    curves = _curves(method, 1, part)
+    curves = _curves(method, part)[:, :, 0]
     setting = int(curves[:, part.epochs.index(epochs)].argmin())
     return _choice(method, setting, epochs, part)
 
 
-def _curves(method: Method, size: int, part: TuningPart) -> np.ndarray:
-    """Losses `[setting, candidate]` at a size."""
-    tuned_as = METHODS[method.tuned_as] if method.tuned_as else method
-    losses = np.asarray(part.losses[tuned_as.name])
-    return losses[:, :, -1 if tuned_as.unit == "masks" else size - 1]
+def _curves(method: Method, part: TuningPart) -> np.ndarray:
+    """Losses `[setting, candidate, size]`."""
+    return np.asarray(part.losses[method.tuned_as or method.name])
 
 
 def _choice(method: Method, setting: int, epochs: int, part: TuningPart) -> Choice:
@@ -279,16 +274,19 @@ def own_choices(
     """How a method trains for its averages of each size, where each method has its own epochs."""
     if part is None:
         return {size: same_epochs_choice(method, settings, None) for size in sizes}
+    if METHODS[method.tuned_as or method.name].unit == "masks":
+        # An average of masks is of one network, so all its sizes have the choice of the largest.
+        largest = own_choice(method, _curves(method, part).shape[2], part)
+        return dict.fromkeys(sizes, largest)
     return {size: own_choice(method, size, part) for size in sizes}
 
 
-def all_choices(
-    method: Method, num_members: int, settings: Settings, part: TuningPart | None
-) -> list[Choice]:
+def all_choices(method: Method, settings: Settings, part: TuningPart | None) -> list[Choice]:
     """Every way in which a method trains, by rising epochs."""
     choices = {same_epochs_choice(method, settings, part)}
     if settings.tune and not method.only_same_epochs:
-        choices |= {*own_choices(method, range(1, num_members + 1), settings, part).values()}
+        sizes = [1] if part is None else range(1, _curves(method, part).shape[2] + 1)
+        choices |= {*own_choices(method, sizes, settings, part).values()}
     return sorted(
         {(choice.epochs, choice.weight_decay): choice for choice in choices}.values(),
         key=lambda choice: (choice.epochs, choice.weight_decay or 0.0),

@@ -52,9 +52,8 @@ def influence(
         largest_group = str(names[sums.argmax()])
         largest_group_share = float(sums.max())
     ordered = np.sort(differences)
-    places = (
-        np.linspace(0, num_examples - 1, min(num_examples, MAX_DIFFERENCES)).round().astype(int)
-    )
+    num_places = min(num_examples, MAX_DIFFERENCES)
+    places = np.linspace(0, num_examples - 1, num_places).round().astype(int)
     return Influence(
         method=method,
         size=size,

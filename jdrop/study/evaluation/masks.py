@@ -73,7 +73,7 @@ def score_enumerated(
     num_examples = part.geometric.shape[1]
     enumerated_labels = jnp.asarray(labels[:num_examples])
     enumerated_groups = None if groups is None else groups[:num_examples]
-    if len(np.unique(enumerated_groups)) < 2:
+    if enumerated_groups is not None and len(np.unique(enumerated_groups)) < 2:
         enumerated_groups = None
     predictions = {
         "weight_scaling": part.weight_scaling,

@@ -84,9 +84,9 @@ class Scorer:
         plain = grouped["plain"]
         curves = {score: EnsembleCurve(plain[score]) for score in self._scores}
         references = {
-            "minus_single": _at(plain, 0),
-            "minus_ensemble": _at(plain, -1),
-            "minus_headline": _at(grouped[headline_of(readings)], 0),
+            "single": _at(plain, 0),
+            "ensemble": _at(plain, -1),
+            "headline": _at(grouped[headline_of(readings)], 0),
         }
         results = []
         for reading in readings:
@@ -113,7 +113,7 @@ class Scorer:
             }
             for name, reference in references.items()
         }
-        ensemble = references["minus_ensemble"]
+        ensemble = references["ensemble"]
         over_seeds = {
             score: mean_interval(list(values.mean(1)[: reading.num_independent]))
             for score, values in losses.items()
@@ -128,7 +128,9 @@ class Scorer:
                 for score, values in losses.items()
             },
             over_seeds={score: _possible(score, values) for score, values in over_seeds.items()},
-            **minus,
+            minus_single=minus["single"],
+            minus_ensemble=minus["ensemble"],
+            minus_headline=minus["headline"],
             worth={score: curves[score].equivalent(values) for score, values in losses.items()},
             against_ensemble={
                 score: equivalence_test(values - ensemble[score], self._margins[score])
@@ -234,9 +236,7 @@ def _with_marks(results: list[MethodResult]) -> list[MethodResult]:
             point, unreliable=["calibrated_nll"] if all_are or is_unreliable(point) else []
         )
 
-    return [
-        replace(result, points=[marked(point) for point in result.points]) for result in results
-    ]
+    return [replace(result, points=list(map(marked, result.points))) for result in results]
 
 
 def _groups_of_members(outputs: np.ndarray, size: int) -> list[np.ndarray]:

@@ -146,19 +146,18 @@ def load_readings(
         part, tuning = parts[method.group.name], tunings[method.group.name]
         if part is None:
             continue
-        stored = {
-            (each.epochs, each.weight_decay): each for each in part.methods.get(method.name, [])
-        }
-        if not stored:
+        predictions = part.methods.get(method.name)
+        if not predictions:
             raise RunError(
                 f"{run.folder} holds the networks of {method.name!r} but not its predictions; "
                 f"delete parts/{method.group.name}.json. The command that began the run then "
                 "computes the part again."
             )
-        num_members = next(iter(stored.values())).outputs.shape[1]
+        stored = {(each.epochs, each.weight_decay): each for each in predictions}
+        num_members = predictions[0].outputs.shape[1]
         states = {
             choice: _state(part, tuning, choice, stored[choice.epochs, choice.weight_decay], data)
-            for choice in all_choices(method, num_members, settings, tuning)
+            for choice in all_choices(method, settings, tuning)
         }
         sizes = all_sizes(num_members, method.unit)
         table = tuple(sorted({*method.table_sizes(num_members, settings.budget)}))
@@ -210,12 +209,8 @@ def load_tuning(run: RunFolder, settings: Settings, data: DataPart) -> list[Tuni
             continue
         losses = np.asarray(part.losses[method.name]) * unit
         num_sizes = losses.shape[2]
-        table = (
-            (num_sizes,)
-            if method.unit == "masks"
-            else method.table_sizes(num_sizes, settings.budget)
-        )
-        for size in sorted({*table}):
+        table = method.table_sizes(num_sizes, settings.budget)
+        for size in sorted({*((num_sizes,) if method.unit == "masks" else table)}):
             if settings.tune:
                 choice = own_choice(method, size, part)
             else:
