@@ -49,10 +49,6 @@ class Choice:
     search_epochs: int = 0
 
 
-Losses = Sequence[Sequence[Sequence[float]]]
-"""`[setting][candidate][size - 1]`, see `TuningPart.losses`."""
-
-
 def needs_search(group: NetworkGroup, settings: Settings) -> bool:
     """Whether cross-validation chooses something for a method of the group."""
     methods = methods_of(group)
@@ -157,7 +153,10 @@ def cross_validate(
 
 
 def _is_enough(
-    scored: Sequence[Mapping[str, Losses]], *, epochs: Sequence[int], settings: Settings
+    scored: Sequence[Mapping[str, Sequence[Sequence[float]]]],
+    *,
+    epochs: Sequence[int],
+    settings: Settings,
 ) -> bool:
     """Whether no method may become better by more epochs than were scored."""
     if epochs[len(scored) - 1] < settings.epochs:

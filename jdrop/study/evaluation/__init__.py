@@ -56,12 +56,12 @@ def evaluate(run: RunFolder, margins: Mapping[str, float] | None = None) -> Comp
     Raises:
         UserError: if the run is incomplete, or a margin is of an unknown score.
     """
-    settings = Settings.from_mapping(
-        {field.name: run.run_config[field.name] for field in dataclasses.fields(Settings)}
-    )
     data = run.require("data", DataPart)
     # The last part: without it others may be missing.
     summary = run.require("summary", SummaryPart)
+    settings = Settings.from_mapping(
+        {field.name: run.run_config[field.name] for field in dataclasses.fields(Settings)}
+    )
     labels = in_target_unit(data.test_labels, data)
     same, own = load_readings(run, settings, data)
     readings = same if own is None else own
