@@ -163,15 +163,17 @@ def predict(
         network: an `apply_fn`; it returns logits `[batch, class]`, or with `regression` anything.
         variables: of all members, with a leading member axis: `state.variables`.
         inputs: `[batch, ...]`.
-        regression: whether to return the outputs as they are.
+        regression: whether to return the outputs as they are; they cannot be told from logits if
+            there are several.
 
     Returns:
         `[member, batch, class]` log-probabilities, at least float32; average them with
-        `jdrop.inference.pool`. With `regression` the outputs, `[member, batch, ...]`.
+        `jdrop.inference.pool`. With `regression` the outputs, `[member, batch, ...]`; average them
+        with `outputs.mean(0)`.
 
     Raises:
         ValueError: arrays whose first axes differ, or that have none: variables of one network;
-            outputs without a class axis, unless `regression`.
+            outputs without a class axis or of a single class, unless `regression`.
     """
     inputs = jnp.asarray(inputs)
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(variables)}

@@ -10,7 +10,7 @@ from test_train import counting_network, make_data
 import jdrop.linen
 import jdrop.nnx
 from jdrop import ensemble
-from jdrop.inference import weight_scaling
+from jdrop.inference import pool, weight_scaling
 from jdrop.network import predict
 from jdrop.train import TrainState, fit
 
@@ -199,6 +199,21 @@ def test_outputs_of_a_regression_are_left_as_they_are():
         ensemble.predict(None, network, variables, jnp.ones(2))
     outputs = ensemble.predict(None, network, variables, jnp.ones(2), regression=True)
     assert jnp.array_equal(outputs, jnp.array([[1.0, 1], [2, 2], [3, 3]]))
+
+
+def test_one_output_is_no_class(getkey):
+    """Its log-softmax is 0 whatever the network says."""
+    variables = {"params": jnp.arange(1.0, 4.0)}
+
+    def network(variables, inputs, key):
+        return variables["params"] * inputs[:, None]
+
+    with pytest.raises(ValueError, match=r"at least 2 classes, got .*\(2, 1\); give `regression="):
+        ensemble.predict(None, network, variables, jnp.ones(2))
+    outputs = ensemble.predict(None, network, variables, jnp.ones(2), regression=True)
+    assert jnp.array_equal(outputs, jnp.array([[[1.0], [1]], [[2], [2]], [[3], [3]]]))
+    with pytest.raises(ValueError, match=r"at least 2 classes, got .*\(3, 2, 1\); .*mean\(0\)"):
+        pool(outputs)
 
 
 def test_predicting_without_any_variables_is_an_error():
