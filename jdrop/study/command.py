@@ -3,15 +3,13 @@
 import contextlib
 import importlib
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jdrop.study import evaluation, report
 from jdrop.study.comparison import Experiment
@@ -24,6 +22,7 @@ from jdrop.study.data import (
     load_table,
 )
 from jdrop.study.models import MLP, Model, ModelError
+from jdrop.study.progress import with_progress
 from jdrop.study.results import Comparison
 from jdrop.study.run_folder import RunFolder
 from jdrop.study.settings import Settings
@@ -201,36 +200,6 @@ def show(comparison: Comparison, folder: Path, console: Console) -> None:
             f"{folder} could not be written whole: {failure.strerror}. The table above is complete."
         ) from failure
     _say(console, str(folder / "report.html"))
-
-
-def with_progress(
-    work: Callable[[Callable[[str, int, int], None]], Comparison], console: Console
-) -> Comparison:
-    """Works with a bar that tells the time left or, where there is no terminal, with lines."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        tasks: dict[str, tuple[Any, float, int]] = {}
-
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total), time.monotonic(), done
-            task, start, done_at_start = tasks[what]
-            bars.update(task, completed=done)
-            if not console.is_terminal and (done == total or done % -(-total // 4) == 0):
-                line = f"{what}: {done}/{total}"
-                if total > done > done_at_start:  # The clock starts when the first is done.
-                    left = (time.monotonic() - start) * (total - done) / (done - done_at_start)
-                    line += f", {left:.0f} s left"
-                console.print(line, highlight=False)
-
-        return work(progress)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from jax import Array
 from jax.typing import ArrayLike
+from rich.console import Console
 
 from jdrop.network import Network
 from jdrop.study import report
@@ -21,6 +22,7 @@ from jdrop.study.data import Dataset, fingerprint, from_arrays
 from jdrop.study.errors import UserError
 from jdrop.study.evaluation import evaluate
 from jdrop.study.models import Model, check_model
+from jdrop.study.progress import with_progress
 from jdrop.study.results import Comparison
 from jdrop.study.run_folder import RunFolder
 from jdrop.study.runner import check_sweep, run_parts
@@ -43,7 +45,7 @@ def compare(
     out: str | Path | None = None,
     margins: Mapping[str, float] | None = None,
     sweep: Mapping[str, Iterable[int | float]] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool = True,
     **settings: Any,
 ) -> Comparison:
     """How many independently trained networks is one dropout network worth, on your data?
@@ -74,9 +76,8 @@ def compare(
             `jdrop.study.evaluation.evaluate`.
         sweep: by `rate`, `train_size`, `width_factor` or `label_noise`, a list of values. Every
             combination is compared too.
-        progress: called as `progress(what, done, total)` while the networks train, for instance
-            `lambda what, done, total: print(f"{what}: {done}/{total}")`. By default nothing is
-            printed.
+        progress: True shows on the standard error how far the work is and how long it still takes,
+            False shows nothing. A function is called as `progress(what, done, total)` instead.
         **settings: fields of `jdrop.study.Settings`: `replicates`, `ensemble_size`, `epochs`, ...
 
     Returns:
@@ -118,10 +119,17 @@ def compare(
         sweep=sweep,
         command=f"jdrop.compare({name_of(model)}, ...)",
     )
+
+    def run(folder: Path) -> Comparison:
+        experiment = prepare(folder=folder)
+        if progress is True:
+            return with_progress(experiment.run, Console(stderr=True))
+        return experiment.run(progress or _print_nothing)
+
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
-            return prepare(folder=Path(folder)).run(progress)
-    comparison = prepare(folder=Path(out)).run(progress)
+            return run(Path(folder))
+    comparison = run(Path(out))
     report.write(comparison, Path(out))
     return comparison
 
@@ -173,7 +181,7 @@ class Experiment:
         self._run_folder = RunFolder(self.folder, config)
         tempfile.TemporaryFile(dir=self.folder).close()  # Fails now, not after the training.
 
-    def run(self, progress: Progress | None) -> Comparison:
+    def run(self, progress: Progress) -> Comparison:
         """Trains what the folder does not hold yet, and scores all that it holds.
 
         Raises:
@@ -186,7 +194,7 @@ class Experiment:
             self._model,
             self._data,
             sweep=self._sweep,
-            progress=progress or _print_nothing,
+            progress=progress,
             command=self._command,
         )
         return evaluate(self._run_folder, self._margins)

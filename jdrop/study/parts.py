@@ -236,3 +236,39 @@ class SummaryPart:
     left_out: list[str]
     versions: dict[str, str]
     seconds: dict[str, float]
+
+
+BaselinePredictions = Annotated[np.ndarray, pydantic.PlainValidator(_check_axes(1, 2))]
+"""`[example, class]` log-probabilities, in regression `[example]` standardised targets, float32."""
+
+
+@dataclass(frozen=True)
+class BaselineOutputs:
+    """What a simple model predicts.
+
+    Attributes:
+        name: "logistic-regression", "ridge-regression" or "constant".
+        label: for tables.
+        explanation: a description in a sentence or two.
+        outputs: for the test inputs, `[example, class]`.
+        seconds: of the choice of the penalty, the fit and the predictions together.
+        penalty: of the squared weights, chosen by cross-validation; None without weights.
+    """
+
+    name: str
+    label: str
+    explanation: str
+    outputs: BaselinePredictions
+    seconds: float
+    penalty: float | None
+
+
+@dataclass(frozen=True)
+class BaselinesPart:
+    """Simple models that stand beside the networks, the same in all replicates.
+
+    Attributes:
+        baselines: the linear model first, where it was fitted, then the constant.
+    """
+
+    baselines: list[BaselineOutputs]

@@ -8,6 +8,7 @@ Files are written whole or not at all, so a run that is killed at any moment goe
 | `parts/data.*` | a `DataPart` |
 | `parts/GROUP.*` | a `NetworksPart` for each group of networks in `jdrop.study.methods.METHODS` |
 | `parts/tuning-GROUP.json` | a `TuningPart` for each of these groups that cross-validation chose settings for |
+| `parts/baselines.*` | a `BaselinesPart` |
 | `parts/overfitting.*` | an `OverfittingPart` |
 | `parts/exact.*` | an `ExactPart` |
 | `parts/sweep.*` | a `SweepPart` |

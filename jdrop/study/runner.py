@@ -20,6 +20,7 @@ from jdrop import ensemble, inference
 from jdrop.functional import apply_mask
 from jdrop.network import DropoutSite, Network, Variables, predict
 from jdrop.study import theory
+from jdrop.study.baselines import baselines_part, linear_is_left_out
 from jdrop.study.data import Dataset, subset, with_label_noise
 from jdrop.study.methods import (
     EXACT_KEY_INDEX,
@@ -108,7 +109,10 @@ def run_parts(
             run_folder.store(name, make_part())
 
     store_once("data", work.data_part)
+    store_once("baselines", partial(baselines_part, data, settings.seed, progress))
     specs, left_out = _specs(settings, model, data.train_inputs[:1])
+    if sentence := linear_is_left_out(data):
+        left_out.append(sentence)
     missing = [spec for group, spec in specs if not run_folder.has(group.name)]
     trainer.compile_programs([(spec, data) for spec in missing])
     for group, spec in specs:

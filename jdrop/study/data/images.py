@@ -21,8 +21,6 @@ DATASETS = ("digits", "mnist", "fashion-mnist")
 
 NUM_CLASSES = 10  # Of every data set in DATASETS.
 
-NUM_DIGITS = 1797
-
 DIGITS_TRAIN_SIZE = 500  # Where train_size is None.
 
 FORM_STARTS = (0, 130, 256, 386, 516, 646, 776, 906, 1029, 1157, 1287, 1415, 1545, 1667)
@@ -145,18 +143,9 @@ def load(
 
     chosen = stratified(np.random.default_rng(subset_seed), labels, train_size)
     test_images, test_labels = test or (images[~chosen], labels[~chosen])
-    groups_of_examples, group_name = None, None
-    if groups is not None:
-        groups_of_examples, group_name = read_groups(groups), "group"
-    elif name == "digits" and len(np.unique(_form_of_digits()[~chosen])) > 1:
-        groups_of_examples, group_name = _form_of_digits(), "writer's form"
-    train_groups = test_groups = None
-    if groups_of_examples is not None:
-        num_given_test = len(test_labels) if test else 0
-        parts = split_groups(
-            f"groups (--groups) of {name}", groups_of_examples, chosen, num_given_test
-        )
-        train_groups, test_groups = number_groups(*parts)
+    group_name, train_groups, test_groups = _groups(
+        name, groups, chosen, len(test_labels) if test else 0
+    )
     noise_rng = np.random.default_rng(noise_seed)
     white = 16 if name == "digits" else 255
     return Dataset(
@@ -213,9 +202,21 @@ def _embedded_digits() -> tuple[np.ndarray, ...]:
     return digits.images, digits.target
 
 
-def _form_of_digits() -> np.ndarray:
-    """The form of each of scikit-learn's digits, `[1797]`."""
-    return np.searchsorted(FORM_STARTS, np.arange(NUM_DIGITS), side="right") - 1
+def _groups(
+    name: str, path: Path | None, chosen: np.ndarray, num_given_test: int
+) -> tuple[str | None, np.ndarray | None, np.ndarray | None]:
+    """What a group is, and the groups of the training and the test examples."""
+    if path is not None:
+        group_name, groups = "group", read_groups(path)
+    elif name == "digits":
+        group_name = "writer's form"
+        groups = np.searchsorted(FORM_STARTS, np.arange(len(chosen)), side="right")
+        if len(np.unique(groups[~chosen])) < 2:
+            return None, None, None
+    else:
+        return None, None, None
+    parts = split_groups(f"groups (--groups) of {name}", groups, chosen, num_given_test)
+    return group_name, *number_groups(*parts)
 
 
 def _read_four(name: str, data_dir: Path) -> tuple[np.ndarray, ...]:
