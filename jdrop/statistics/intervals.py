@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special, stats
+from scipy import stats
+
+from jdrop.statistics.estimate import Estimate, Numbers, third_cumulant
+from jdrop.statistics.groups import group_indices
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,13 @@ def crossed_interval(losses: np.ndarray, *, level: float = 0.95) -> Interval:
     if not 0 < level < 1:
         raise ValueError(f"level must lie in (0, 1), got {level}; 0.95 is usual.")
     losses = checked_losses(losses, "losses")
-    mean, error, freedom = mean_and_error(losses)
-    half_width = float(special.stdtrit(freedom, (1 + level) / 2)) * error
-    return Interval(mean, mean - half_width, mean + half_width, len(losses))
+    return to_interval(estimate(losses), level, len(losses))
+
+
+def to_interval(estimated: Estimate, level: float, num_replicates: int) -> Interval:
+    """The interval of a single mean."""
+    low, high = estimated.ends(level)
+    return Interval(float(estimated.mean), float(low), float(high), num_replicates)
 
 
 def checked_losses(losses: np.ndarray, name: str, ndim: int = 2) -> np.ndarray:
@@ -129,8 +136,8 @@ def scaled_deviations(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def standard_error(
-    mean_squares: Sequence[np.ndarray], shape: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
+    mean_squares: Sequence[Numbers], shape: tuple[int, int]
+) -> tuple[Numbers, Numbers]:
     """The standard errors of means and their degrees of freedom.
 
     Args:
@@ -155,34 +162,70 @@ def standard_error(
     return np.sqrt(total / (num_replicates * num_examples)), freedom
 
 
-def mean_and_error(losses: np.ndarray) -> tuple[float, float, float]:
-    """The mean of losses `[replicate, example]`, its standard error and degrees of freedom."""
-    mean_squares = [np.array([effect @ effect]) for effect in scaled_deviations(losses)]
+def skewness(
+    replicate_cumulants: Numbers,
+    example_cumulants: Numbers,
+    error: Numbers,
+    shape: tuple[int, int],
+) -> Numbers:
+    """The skewness of means, from the third cumulants of replicates' and of examples' means.
+
+    The third cumulant of a mean of `n` independent values is theirs divided by `n**2`, and those of
+    independent effects add up.
+    """
+    num_replicates, num_examples = shape
+    cumulant = replicate_cumulants / num_replicates**2 + example_cumulants / num_examples**2
+    return cumulant / np.where(error > 0, error, np.inf) ** 3
+
+
+def estimate(losses: np.ndarray) -> Estimate:
+    """The mean of losses `[replicate, example]` with its standard error and skewness."""
+    mean_squares = [effect @ effect for effect in scaled_deviations(losses)]
     error, freedom = standard_error(mean_squares, losses.shape)
-    return float(losses.mean()), float(error[0]), float(freedom[0])
+    mean = losses.mean()
+    replicates, examples = (third_cumulant(losses.mean(axis) - mean) for axis in (1, 0))
+    skew = skewness(replicates, examples, error, losses.shape)
+    return Estimate(mean, error, freedom, skew)
 
 
-def bootstrap_weights(rng: np.random.Generator, num_examples: int, num_draws: int) -> np.ndarray:
+def bootstrap_weights(
+    rng: np.random.Generator,
+    num_examples: int,
+    num_draws: int,
+    groups: np.ndarray | None = None,
+) -> np.ndarray:
     """Bootstrap weights: how often each example occurs in a resample with replacement.
 
     Args:
         rng: NumPy's generator.
         num_examples: how many examples there are, and each resample has.
         num_draws: how many resamples.
+        groups: `[example]`: the group of each example, as integers or names. Whole groups are then
+            drawn, as many as there are.
 
     Returns:
-        float32 `[draw, example]`; every row sums to `num_examples`.
+        float32 `[draw, example]`; every row sums to `num_examples`. With groups of unequal sizes it
+        does not: a weighted mean then needs the sum of its row.
+
+    Raises:
+        ValueError: if there is not one group for each example.
 
     Example:
         >>> bootstrap_weights(np.random.default_rng(0), 5, 2).sum(1)
         array([5., 5.], dtype=float32)
+        >>> bootstrap_weights(np.random.default_rng(1), 4, 2, np.array([3, 3, 8, 8]))
+        array([[1., 1., 1., 1.],
+               [0., 0., 2., 2.]], dtype=float32)
 
     Reference:
-        Efron 1979, doi:10.1214/aos/1176344552.
+        Efron 1979, doi:10.1214/aos/1176344552; for groups, Davison and Hinkley 1997, section 3.8.
     """
-    drawn = rng.integers(num_examples, size=(num_draws, num_examples))
-    counts = [np.bincount(row, minlength=num_examples) for row in drawn]
-    return np.stack(counts).astype(np.float32)
+    if groups is None:
+        groups = np.arange(num_examples)
+    index, num_groups = group_indices(groups, num_examples)
+    drawn = rng.integers(num_groups, size=(num_draws, num_groups))
+    counts = [np.bincount(row, minlength=num_groups) for row in drawn]
+    return np.stack(counts).astype(np.float32)[:, index]
 
 
 def bootstrap_interval(scores: np.ndarray, draws: np.ndarray) -> Interval:

@@ -1,17 +1,12 @@
 """Whether two methods differ by less than a margin: two one-sided tests (TOST)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
 
-from jdrop.statistics.intervals import (
-    Interval,
-    checked_losses,
-    crossed_interval,
-    mean_and_error,
-)
+from jdrop.statistics.intervals import Interval, checked_losses, estimate, to_interval
+from jdrop.statistics.refusals import refusal
 
 
 @dataclass(frozen=True)
@@ -24,12 +19,15 @@ class EquivalenceTest:
     Attributes:
         difference: the mean difference and its 90 % interval, which belongs to two tests at 5 %.
         margin: the smallest difference that matters.
-        p_value: the larger p-value of the two tests; below 0.05 the methods are equivalent.
+        p_value: the p-value of what the verdict says, below 0.05. It is None if the verdict says
+            nothing: "undecided" or "refused".
+        refusal: why the data are too few for a verdict, as a sentence; None if they are not.
     """
 
     difference: Interval
     margin: float
-    p_value: float
+    p_value: float | None
+    refusal: str | None = None
 
     @property
     def verdict(self) -> str:
@@ -37,8 +35,10 @@ class EquivalenceTest:
 
         "equivalent": between -margin and margin. "better": wholly below -margin. "worse": wholly
         above margin. "not worse": contains -margin but not margin. "undecided": contains margin, so
-        that nothing is shown.
+        that nothing is shown. "refused": the data are too few, and `refusal` says why.
         """
+        if self.refusal is not None:
+            return "refused"
         low, high = self.difference.low, self.difference.high
         assert low is not None
         assert high is not None
@@ -55,8 +55,10 @@ def equivalence_test(differences: np.ndarray, margin: float) -> EquivalenceTest:
     r"""Tests whether two methods differ by less than a margin, by two one-sided tests (TOST).
 
     A difference that is not significant does not show that methods are equivalent. TOST rejects
-    both $\delta \ge \mu$ and $\delta \le -\mu$ at 5 %, with the standard error of
-    `crossed_interval`.
+    both $\delta \ge \mu$ and $\delta \le -\mu$ at 5 %, with the standard error and the skewness of
+    `crossed_interval`. "better" rejects $\delta \ge -\mu$ alone, "worse" $\delta \le \mu$, and
+    "not worse" $\delta \ge \mu$. A verdict's p-value is that of its own hypothesis, and for
+    "equivalent" the larger of the two.
 
     Args:
         differences: `[replicate, example]`: the losses of the first method less those of the
@@ -81,12 +83,14 @@ def equivalence_test(differences: np.ndarray, margin: float) -> EquivalenceTest:
             "matters."
         )
     differences = checked_losses(differences, "differences")
-    mean, error, freedom = mean_and_error(differences)
-    interval = crossed_interval(differences, level=0.9)
-    if error == 0:
-        return EquivalenceTest(interval, margin, float(abs(mean) >= margin))
-    p_values = (
-        stats.t.cdf((mean - margin) / error, freedom),
-        stats.t.sf((mean + margin) / error, freedom),
-    )
-    return EquivalenceTest(interval, margin, float(max(p_values)))
+    estimated = estimate(differences)
+    interval = to_interval(estimated, 0.9, len(differences))
+    test = EquivalenceTest(interval, margin, None, refusal(differences))
+    below_margin = float(estimated.p_value(margin, "below"))
+    p_values = {
+        "better": float(estimated.p_value(-margin, "below")),
+        "worse": float(estimated.p_value(margin, "above")),
+        "equivalent": max(below_margin, float(estimated.p_value(-margin, "above"))),
+        "not worse": below_margin,
+    }
+    return replace(test, p_value=p_values.get(test.verdict))

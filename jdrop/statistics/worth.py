@@ -5,9 +5,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
 
-from jdrop.statistics.intervals import checked_losses, scaled_deviations, standard_error
+from jdrop.statistics.estimate import Estimate, third_cumulant
+from jdrop.statistics.intervals import (
+    checked_losses,
+    scaled_deviations,
+    skewness,
+    standard_error,
+)
+from jdrop.statistics.refusals import refusal_of_effects
 
 
 @dataclass(frozen=True)
@@ -24,15 +30,24 @@ class EnsembleEquivalent:
             significantly worse than the method.
         high: the upper end; `math.inf` if the largest ensemble may be worse.
         largest: the largest ensemble size measured.
+        refusal: why the data are too few for a claim, as a sentence; None if they are not.
     """
 
     value: float
     low: float
     high: float
     largest: int
+    refusal: str | None = None
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether anything is known: no refusal, and an interval other than [≤1, >largest]."""
+        return self.refusal is None and not (self.low == 1 and self.high == math.inf)
 
     def __str__(self) -> str:
-        """Such as "3.1 [2.4, >10]"."""
+        """Such as "3.1 [2.4, >10]", or "not resolved"."""
+        if not self.is_resolved:
+            return "not resolved"
         value, low, high = (self._text(end) for end in (self.value, self.low, self.high))
         return f"{value} [{low}, {high}]"
 
@@ -89,6 +104,7 @@ class EnsembleCurve:
                 f"got {self._sizes.tolist()}."
             )
         self._shape = losses.shape[0], losses.shape[2]
+        self._replicate_means, self._example_means = losses.mean(2), losses.mean(0)
         self._means = losses.mean((0, 2))
         by_size = [scaled_deviations(losses[:, size]) for size in range(losses.shape[1])]
         # For replicates, examples and interaction: `[size, deviation]`, and all scalar products.
@@ -111,18 +127,17 @@ class EnsembleCurve:
                 f"losses must have the {self._shape[0]} replicates and {self._shape[1]} examples "
                 f"of the curve, got the shape {losses.shape}."
             )
-        differences = self._means - losses.mean()
-        # Rounding makes equal means differ.
-        tolerance = 1e-9 * float(np.abs(self._means).max())
-        gap = self._gap(losses, differences)
+        mean = losses.mean()
+        differences = self._means - mean
+        # Scores in single precision, averaged in another order, can make equal means differ.
+        tolerance = 2.0**-23 * max(float(np.abs(self._means).max()), abs(float(mean)))
+        estimates = self._estimates(losses, differences)
 
         def not_above(sizes: np.ndarray) -> np.ndarray:
-            mean, half_width = gap(sizes)
-            return mean <= half_width + tolerance
+            return np.asarray(estimates(sizes).ends(0.95)[0] <= tolerance)
 
         def not_below(sizes: np.ndarray) -> np.ndarray:
-            mean, half_width = gap(sizes)
-            return mean >= -half_width - tolerance
+            return np.asarray(estimates(sizes).ends(0.95)[1] >= -tolerance)
 
         steps = [
             np.linspace(start, end, 50, endpoint=False)
@@ -137,12 +152,29 @@ class EnsembleCurve:
             low = high = 1.0
         elif high == largest:
             high = math.inf
-        return EnsembleEquivalent(value, min(low, value), max(high, value), int(largest))
+        means = self._example_means_at(min(value, largest)) - losses.mean(0)
+        refusal = refusal_of_effects(len(losses), means)
+        return EnsembleEquivalent(value, min(low, value), max(high, value), int(largest), refusal)
 
-    def _gap(
+    def _example_means_at(self, size: float) -> np.ndarray:
+        """The mean losses `[example]` of ensembles of a size, linear between those measured."""
+        left, right, share = self._neighbours(np.array([size]))
+        start, end = self._example_means[left[0]], self._example_means[right[0]]
+        return start + share[0] * (end - start)
+
+    def _neighbours(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The indices of the measured sizes around each size, and its share of the way."""
+        last = len(self._sizes) - 1
+        left = np.searchsorted(self._sizes, sizes, side="right") - 1
+        left = np.clip(left, 0, max(0, last - 1))
+        right = np.minimum(left + 1, last)
+        span = np.maximum(self._sizes[right] - self._sizes[left], 1)
+        return left, right, (sizes - self._sizes[left]) / span
+
+    def _estimates(
         self, losses: np.ndarray, differences: np.ndarray
-    ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-        """A function of sizes that returns the mean difference and its interval's half-width.
+    ) -> Callable[[np.ndarray], Estimate]:
+        """A function of sizes that returns the estimates of the mean differences.
 
         Between two sizes with the losses `a` and `b` the curve is linear. With the method's losses
         `m`, the differences at the share `s` of the way are `d = (1 - s) * a + s * b - m`. Scaled
@@ -151,8 +183,9 @@ class EnsembleCurve:
 
             (1 - s)**2 * aa + s**2 * bb + mm + 2 * s * (1 - s) * ab - 2 * (1 - s) * am - 2 * s * bm
 
-        where `ab` is the scalar product of the deviations of `a` and `b`. The products are computed
-        once, so that a new share `s` needs no pass over the examples.
+        where `ab` is the scalar product of the deviations of `a` and `b`. A sum of cubes over
+        examples is a cubic in `s` in the same way. The products are computed once, so that a new
+        share `s` needs no pass over the examples.
         """
         method_deviations = scaled_deviations(losses)
         products_with_method = [
@@ -160,14 +193,11 @@ class EnsembleCurve:
             for deviations, method in zip(self._deviations, method_deviations, strict=True)
         ]
         method_squares = [deviations @ deviations for deviations in method_deviations]
-        last = len(differences) - 1
+        example_cumulants = self._example_cumulants(losses.mean(0))
+        replicate_means = self._replicate_means - losses.mean(1)[:, None] - differences
 
-        def gap(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            left = np.searchsorted(self._sizes, sizes, side="right") - 1
-            left = np.clip(left, 0, max(0, last - 1))
-            right = np.minimum(left + 1, last)
-            span = np.maximum(self._sizes[right] - self._sizes[left], 1)
-            share = (sizes - self._sizes[left]) / span
+        def estimates(sizes: np.ndarray) -> Estimate:
+            left, right, share = self._neighbours(sizes)
             rest = 1 - share
             mean = rest * differences[left] + share * differences[right]
             mean_squares = [
@@ -184,9 +214,31 @@ class EnsembleCurve:
             error, freedom = standard_error(
                 [np.maximum(square, 0) for square in mean_squares], self._shape
             )
-            return mean, special.stdtrit(freedom, 0.975) * error
+            replicates = rest * replicate_means[:, left] + share * replicate_means[:, right]
+            powers = share ** np.arange(4)[:, None]
+            skew = skewness(
+                third_cumulant(replicates.T),
+                (example_cumulants[:, left] * powers).sum(0),
+                error,
+                self._shape,
+            )
+            return Estimate(mean, error, freedom, skew)
 
-        return gap
+        return estimates
+
+    def _example_cumulants(self, method_means: np.ndarray) -> np.ndarray:
+        """Third cumulants of examples' mean differences: `[power, size]`, factors of `s**power`.
+
+        `s` is the share of the way from a size to the next.
+        """
+        differences = self._example_means - method_means
+        start = differences - differences.mean(1, keepdims=True)
+        step = np.diff(start, axis=0, append=start[-1:])
+        # (start + s * step)**3, and `third_cumulant` is a multiple of the sum of cubes.
+        terms = [start**3, 3 * start**2 * step, 3 * start * step**2, step**3]
+        sums = np.stack([term.sum(1) for term in terms])
+        num_examples = self._shape[1]
+        return sums * num_examples / max((num_examples - 1) * (num_examples - 2), 1)
 
     def _crossing(self, differences: np.ndarray, tolerance: float) -> float:
         """The first size at which the mean difference is not above 0."""

@@ -133,10 +133,10 @@ def test_a_temperature_at_a_bound_is_reported(predictions, labels):
 
 def test_a_method_that_is_the_ensemble_is_worth_the_ensemble(labels):
     """Each replicate's method is the average of its own plain networks."""
-    plain = members(labels, 8, 2.0, 1)
-    dealt = np.exp(plain.astype(np.float64)).reshape(4, 2, N, C)
+    plain = members(labels, 12, 2.0, 1)
+    dealt = np.exp(plain.astype(np.float64)).reshape(4, 3, N, C)
     average = np.log(dealt.mean(0)).astype(np.float32)
-    comparison = of_predictions(Predictions({"plain": plain, "same": average}, labels), "x", 2)
+    comparison = of_predictions(Predictions({"plain": plain, "same": average}, labels), "x", 3)
     point = comparison.method("same").points[0]
     assert point.worth["nll"].value == pytest.approx(4, abs=1e-3)
     assert point.against_ensemble["brier"].verdict == "equivalent"

@@ -68,7 +68,7 @@ def verdict_sentence(comparison: Comparison, point: Point) -> str:
     margin = f"{test.margin:g} {SCORES[score].unit}".rstrip()
     title = SCORES[score].title
     against = f"the average of all {ensemble_size}"
-    p_value = f"TOST, p {_p_value(test.p_value)}"
+    p_value = "TOST" if test.p_value is None else f"TOST, p {_p_value(test.p_value)}"
     return {
         "equivalent": f"In {title} it is enough: equivalent to {against} within {margin} "
         f"({p_value}).",
@@ -78,6 +78,7 @@ def verdict_sentence(comparison: Comparison, point: Point) -> str:
         "worse": f"In {title} it is not enough: worse than {against} by more than {margin}.",
         "undecided": f"Whether it is enough is undecided: in {title} it is not shown to be within "
         f"{margin} of {against} ({p_value}), nor to be beyond.",
+        "refused": f"Whether it is enough is not said. {test.refusal}",
     }[test.verdict]
 
 
