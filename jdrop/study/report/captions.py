@@ -7,9 +7,12 @@ from jdrop.study.results import Comparison
 from jdrop.study.scores import SCORES
 
 TITLES = {
+    "difference": "Difference to all plain networks",
     "score_against_cost": "Score against cost",
     "score_against_size": "What worth means",
     "worth_chart": "What each method is worth",
+    "example_differences": "Which examples carry the difference",
+    "tuning": "Epochs chosen by cross-validation",
     "score_against_other_costs": "Score against other costs",
     "mask_curve": "How many masks",
     "exact": "All masks of a small network",
@@ -31,6 +34,22 @@ def captions(comparison: Comparison) -> dict[str, str]:
     title = SCORES[score].title
     ensemble = comparison.ensemble
     texts = {
+        "difference": (
+            f"The {title} of each method minus that of the average of all {ensemble.size} plain "
+            "networks, with 95 % intervals for new trainings and new test examples. In the grey "
+            "zone the difference is within the margin. A method whose interval lies left of the "
+            "zone's right edge is not worse. On the right stands the verdict, by the 90 % interval."
+        ),
+        "example_differences": (
+            "Left: each test example's loss minus its loss by plain networks, mean over "
+            "replicates, sorted. Right: the running sum over the number of examples, which ends at "
+            "the mean difference. A curve that falls only at its left end shows that few examples "
+            "carry the difference."
+        ),
+        "tuning": (
+            "Mean loss of left-out training examples by the epochs of training. A marker shows the "
+            "epochs that the method trains. No test example is used."
+        ),
         "score_against_cost": (
             f"The {title} of {subject(method, point)} is "
             f"{score_text(score, point.over_seeds[score], unit=True)}. The average of "
