@@ -64,7 +64,8 @@ class Method:
         predict: `predict(key, predictor, spec, trained)`: predictions with trained networks.
         unit: what a member is.
         table_sizes: `table_sizes(num_members, budget)`: sizes of averages that tables show.
-        color: in figures; colors remain distinct for color-blind readers (Okabe and Ito).
+        color: in figures, each method's own; colors remain distinct for color-blind readers (Okabe
+            and Ito, then Tol).
         marker: in figures; markers remain distinct in grey.
         is_curve: whether figures show all sizes; otherwise the largest one only.
     """
@@ -301,7 +302,7 @@ METHODS = {
             explanation="A network without dropout that has the parameters of {budget} networks.",
             group=NetworkGroup("wide", 3, _wide),
             predict=_predict_with_all,
-            color="#0072B2",
+            color="#332288",
             marker="D",
         ),
         Method(
@@ -311,7 +312,7 @@ METHODS = {
             "by weight scaling.",
             group=NetworkGroup("long", 4, _long),
             predict=_predict_with_all,
-            color="#D55E00",
+            color="#882255",
             marker="P",
         ),
         Method(
@@ -333,7 +334,7 @@ METHODS = {
             "all of them.",
             group=_REGULARISED_NETWORKS,
             predict=_predict_with_best_weight_decay,
-            color="#8C8C8C",
+            color="#999933",
             marker=">",
         ),
         Method(

@@ -1,10 +1,17 @@
-"""A made-up comparison with the numbers of a real one: an argument of every figure and table."""
+"""Made-up comparisons that hold all that a report shows, with numbers like those of real ones."""
 
 import dataclasses
+from functools import cache
 
 import numpy as np
 
-from jdrop.statistics import EnsembleCurve, crossed_interval, equivalence_test, mean_interval
+from jdrop.statistics import (
+    EnsembleCurve,
+    Interval,
+    crossed_interval,
+    equivalence_test,
+    mean_interval,
+)
 from jdrop.study.analyses import (
     Ambiguity,
     Cell,
@@ -134,12 +141,12 @@ def _method(task, name, losses, references, epochs):
 
 def _reliability():
     confidence = np.linspace(0.1, 0.99, 10)
-    return Reliability(list(confidence), list(confidence**1.3), [0.1] * 10)
+    return Reliability(confidence.tolist(), (confidence**1.3).tolist(), [0.1] * 10)
 
 
 def _risk_coverage():
     coverage = np.linspace(0.01, 1, 30)
-    return RiskCoverage(list(coverage), list(0.04 * coverage**3))
+    return RiskCoverage(coverage.tolist(), (0.04 * coverage**3).tolist())
 
 
 def influence(method_losses, plain_losses, against, score):
@@ -165,6 +172,7 @@ def influence(method_losses, plain_losses, against, score):
     )
 
 
+@cache
 def comparison(task="classification"):
     """Methods, their differences and all analyses, from simulated losses."""
     rng = np.random.default_rng(7)
@@ -284,6 +292,34 @@ def comparison(task="classification"):
     )
 
 
+def with_given(full, name):
+    """The same with a single given network, of any name."""
+    point = full.method("dropout").points[0]
+    over_seeds = {
+        score: Interval(interval.mean, None, None, 1)
+        for score, interval in point.over_seeds.items()
+    }
+    given = MethodResult(
+        name=name,
+        label=f"{name}, {{n}}",
+        explanation="Given predictions.",
+        unit="networks",
+        points=[dataclasses.replace(point, over_seeds=over_seeds, epochs=None)],
+        table=[1],
+        retrained=False,
+    )
+    return dataclasses.replace(full, methods=[*full.methods, given])
+
+
+def with_point(full, name, **changes):
+    """The same with changes to a method's first point."""
+    method = full.method(name)
+    first = dataclasses.replace(method.points[0], **changes)
+    changed = dataclasses.replace(method, points=[first, *method.points[1:]])
+    methods = [changed if other.name == name else other for other in full.methods]
+    return dataclasses.replace(full, methods=methods)
+
+
 def without_costs(full):
     """The same as an evaluation of given predictions returns it: no costs, epochs or theory."""
     methods = [
@@ -292,7 +328,7 @@ def without_costs(full):
             points=[dataclasses.replace(p, cost=None, epochs=None) for p in method.points],
         )
         for method in full.methods
-        if method.name in ("plain", "dropout", "monte-carlo")
+        if not (method.is_control or method.is_baseline)
     ]
     return dataclasses.replace(
         full,

@@ -15,7 +15,7 @@ from jdrop.study.report.figures.style import (
     main_scores,
     new_figure,
 )
-from jdrop.study.results import Comparison
+from jdrop.study.results import Comparison, Point
 from jdrop.study.scores import COSTS
 
 MAIN_COSTS = ("train_flops", "predict_flops")
@@ -32,8 +32,10 @@ def score_against_cost(comparison: Comparison) -> Figure | None:
         for axes, cost in zip(row, MAIN_COSTS, strict=True):
             _draw_panel(axes, comparison, score, cost)
         row[0].set_ylabel(f"test {axis_label(score)}")
-    for axes, cost in zip(grid[-1], MAIN_COSTS, strict=True):
-        axes.set_xlabel(COSTS[cost])
+    searched = any(point.cost.search_flops for _, point in comparison.table if point.cost)
+    titles = [COSTS["train_flops"] + " with search" * searched, COSTS["predict_flops"]]
+    for axes, title in zip(grid[-1], titles, strict=True):
+        axes.set_xlabel(title)
     legend_above(figure, grid[0][0])
     return figure
 
@@ -61,7 +63,7 @@ def _draw_panel(axes: Axes, comparison: Comparison, score: str, cost: str) -> No
         points = method.points if is_curve else method.points[-1:]
         if points[-1].cost is None:
             continue  # A simple model.
-        x = [getattr(point.cost, cost) for point in points]
+        x = [_value(point, cost) for point in points]
         intervals = [point.over_seeds[score] for point in points]
         largest = points[-1].size
         if len({*x}) > 1:
@@ -75,3 +77,10 @@ def _draw_panel(axes: Axes, comparison: Comparison, score: str, cost: str) -> No
     axes.set_xscale("log")
     axes.xaxis.set_minor_formatter(NullFormatter())
     add_grid(axes)
+
+
+def _value(point: Point, cost: str) -> int | float:
+    """A cost of a point; its training includes the search for epochs and weight decay."""
+    assert point.cost is not None
+    value = getattr(point.cost, cost)
+    return value + point.cost.search_flops if cost == "train_flops" else value

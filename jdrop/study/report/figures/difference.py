@@ -123,7 +123,7 @@ def _draw_sorted(axes: Axes, result: Influence, color: str) -> None:
     axes.fill_between(share, 0, values, color=color, lw=0, alpha=0.4)
     axes.plot(share, values, color=color, lw=1.2)
     axes.axhline(0, color=GREY, lw=0.8)
-    axes.set_ylabel(_label(result, "of an example"))
+    axes.set_ylabel(_label(result, "loss difference"))
     add_grid(axes)
 
 

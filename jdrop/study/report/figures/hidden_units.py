@@ -80,7 +80,7 @@ def features(comparison: Comparison) -> Figure | None:
     lengths = [weights.shape[1] for weights in weights_by_networks.values()]
     if not lengths or any(math.isqrt(length) ** 2 != length for length in lengths):
         return None
-    figure = Figure(figsize=(10, 5.2), layout="constrained")
+    figure = new_figure(3.6)
     panels = figure.subplots(1, len(lengths), squeeze=False)[0]
     for axes, (networks, weights) in zip(panels, weights_by_networks.items(), strict=True):
         shown = weights[:MAX_TILES]

@@ -35,7 +35,7 @@ def mask_curve(comparison: Comparison) -> Figure | None:
             f"{count} masks: {significant(value)}"
             for count, value in zip(curve.num_masks, values, strict=True)
         ]
-        add_hover_points(axes, curve.num_masks, list(values), texts)
+        add_hover_points(axes, curve.num_masks, values, texts)
         axes.axhline(
             curve.weight_scaling[score] * scale,
             color=style_of("dropout")[0],

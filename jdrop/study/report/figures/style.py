@@ -22,7 +22,11 @@ GREY = "#777777"
 """Of zero lines, margins and other marks that are no method."""
 
 
-def new_figure(height: float) -> Figure:
+MAX_HOVER_POINTS = 12
+"""Points of a curve that show their values."""
+
+
+def new_figure(height: int | float) -> Figure:
     """A figure of the common width; the height is in inches."""
     return Figure(figsize=(WIDTH, height), layout="constrained")
 
@@ -79,7 +83,7 @@ def draw_band(
     color, _ = style_of(method)
     axes.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
     axes.plot(x, mean, color=color, **line)
-    _add_scores(axes, x, list(mean), intervals, score, line.get("label", method))
+    _add_scores(axes, x, mean, intervals, score, line.get("label", method))
 
 
 def draw_error_bars(
@@ -95,24 +99,22 @@ def draw_error_bars(
     color, marker = style_of(method)
     errors = np.stack([mean - low, high - mean])
     axes.errorbar(x, mean, errors, color=color, marker=marker, **line)
-    _add_scores(axes, x, list(mean), intervals, score, line.get("label", method))
+    _add_scores(axes, x, mean, intervals, score, line.get("label", method))
 
 
 def _add_scores(
     axes: Axes,
     x: Sequence[int | float],
-    mean: Sequence[float],
+    mean: np.ndarray,
     intervals: Sequence[Interval],
     score: str,
     label: str,
 ) -> None:
     """Shows the scores when the pointer is over them."""
     name = label.replace(r"\$", "$")
-    texts = [
-        f"{name}, {at:g}: {score_text(score, interval, unit=True)}"
-        for at, interval in zip(x, intervals, strict=True)
-    ]
-    add_hover_points(axes, x, mean, texts)
+    shown = np.unique(np.linspace(0, len(x) - 1, MAX_HOVER_POINTS).round().astype(int))
+    texts = [f"{name}, {x[i]:g}: {score_text(score, intervals[i], unit=True)}" for i in shown]
+    add_hover_points(axes, [x[i] for i in shown], [mean[i] for i in shown], texts)
 
 
 def add_grid(axes: Axes) -> None:

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -19,7 +19,11 @@ def add_hover(artist: Artist, text: str) -> None:
 
 
 def add_hover_points(
-    axes: Axes, x: Sequence[float], y: Sequence[float], texts: Iterable[str], size: float = 9
+    axes: Axes,
+    x: Iterable[int | float],
+    y: Iterable[int | float],
+    texts: Iterable[str],
+    size: int = 9,
 ) -> None:
     """Adds invisible points that show texts when the pointer is over them.
 

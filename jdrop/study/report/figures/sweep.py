@@ -10,6 +10,7 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 from jdrop.statistics import EnsembleEquivalent
 from jdrop.study.analyses import Cell
 from jdrop.study.report.figures.style import (
+    GREY,
     add_grid,
     axis_label,
     draw_error_bars,
@@ -17,6 +18,7 @@ from jdrop.study.report.figures.style import (
     new_figure,
     style_of,
 )
+from jdrop.study.report.figures.svg import add_hover_points
 from jdrop.study.results import Comparison
 
 
@@ -63,11 +65,15 @@ def _draw_worth(axes: Axes, x: int | float, worth: EnsembleEquivalent) -> None:
     beyond = worth.largest * 1.2
     low, value, high = (min(end, beyond) for end in (worth.low, worth.value, worth.high))
     color, marker = style_of("dropout")
-    axes.plot([x] * 2, [low, high], color=color, lw=2)
-    axes.plot([x], [value], color=color, marker=marker, ms=7)
+    if worth.is_resolved:
+        axes.plot([x] * 2, [low, high], color=color, lw=2)
+        axes.plot([x], [value], color=color, marker=marker, ms=7)
+    else:
+        axes.plot([x] * 2, [low, high], color=color, lw=1, ls=":")
     if worth.high == math.inf:
         axes.plot([x], [beyond], color=color, marker="^", ms=5)
-    axes.axhline(worth.largest, color="#999999", lw=0.8, ls=":")
+    add_hover_points(axes, [x], [value], [f"{x:g}: {worth}"], size=12)
+    axes.axhline(worth.largest, color=GREY, lw=0.8, ls=":")
 
 
 def _several_settings(cells: list[Cell], score: str) -> Figure:

@@ -44,7 +44,7 @@ def score_against_size(comparison: Comparison) -> Figure | None:
             axes.axhline(mean, color=color, ls=line, lw=1.5, label=label)
             ends = [min(end, sizes[-1] + 0.4) for end in (worth.low, worth.high)]
             axes.plot(ends, [mean] * 2, color=color, lw=6, alpha=0.35, solid_capstyle="butt")
-            if math.isfinite(worth.value):
+            if worth.is_resolved and math.isfinite(worth.value):
                 axes.plot([worth.value], [mean], color=color, marker=marker, ms=8)
         axes.set_xlim(0.6, sizes[-1] + 0.4)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -95,6 +95,9 @@ def _draw_worth(axes: Axes, row: int, worth: EnsembleEquivalent, style: tuple[st
     color, marker = style
     beyond = worth.largest * 1.3
     low, value, high = (min(end, beyond) for end in (worth.low, worth.value, worth.high))
+    if not worth.is_resolved:
+        axes.plot([low, high], [row, row], color=color, lw=1, ls=":")
+        return
     axes.plot([low, high], [row, row], color=color, lw=2, solid_capstyle="butt")
     axes.plot([value], [row], color=color, marker=marker, ms=7)
     if worth.high == math.inf:
