@@ -73,7 +73,8 @@ class Method:
             epochs of the settings.
         only_same_epochs: whether the method says nothing where each method has its own epochs.
         table_sizes: `table_sizes(num_members, budget)`: sizes of averages that tables show.
-        color: in figures; colors remain distinct for color-blind readers (Okabe and Ito).
+        color: in figures, each method's own; colors remain distinct for color-blind readers (Okabe
+            and Ito, then Tol).
         marker: in figures; markers remain distinct in grey.
         is_curve: whether figures show all sizes; otherwise the largest one only.
     """
@@ -296,7 +297,7 @@ METHODS = {
             label="{n} wide plain",
             explanation="A network without dropout that has the parameters of {budget} networks.",
             group=NetworkGroup("wide", 3, _wide),
-            color="#0072B2",
+            color="#332288",
             marker="D",
         ),
         Method(
@@ -307,7 +308,7 @@ METHODS = {
             group=NetworkGroup("long", 4, _long),
             epochs=_long_epochs,
             only_same_epochs=True,
-            color="#D55E00",
+            color="#882255",
             marker="P",
         ),
         Method(
@@ -329,7 +330,7 @@ METHODS = {
             "cross-validation on the training examples chose.",
             group=_REGULARISED_NETWORKS,
             weight_decays=WEIGHT_DECAYS,
-            color="#8C8C8C",
+            color="#999933",
             marker=">",
         ),
         Method(

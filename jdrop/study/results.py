@@ -227,18 +227,26 @@ class Comparison:
     left_out: list[str]
 
     def __repr__(self) -> str:
-        """The data set and each method's worth: all numbers would fill hundreds of screens."""
-        main_score = self.curve_scores[0]
-        worths = [
-            f"{method.title(point.size)}: {point.worth[main_score]}"
-            for method, point in self.table
-            if method.name != "plain"
-        ]
+        """The difference to all plain networks and the worth of each method, a line for each."""
+        score = self.curve_scores[0]
+        title, unit = SCORES[score].title, SCORES[score].unit
         lines = [
             f"Comparison on {self.data['name']!r}, {self.task}, {self.replicates} replicates; "
-            f"worth in plain networks by {SCORES[main_score].title}, of {self.ensemble.size}:",
-            *worths,
+            f"{title} minus that of {self.ensemble.size} plain networks in {unit}, and worth in "
+            "plain networks:",
         ]
+        for method, point in self.table:
+            if method.name == "plain":
+                continue
+            minus = point.minus_ensemble[score]
+            ends = (
+                ""
+                if minus.low is None or minus.high is None
+                else f" [{minus.low:+.3f}, {minus.high:+.3f}]"
+            )
+            lines.append(
+                f"{method.title(point.size)}: {minus.mean:+.3f}{ends}, worth {point.worth[score]}"
+            )
         return "\n  ".join(lines)
 
     def method(self, name: str) -> MethodResult:
@@ -259,8 +267,9 @@ class Comparison:
 
     @property
     def has_costs(self) -> bool:
-        """Whether the cost of each point is known."""
-        return all(point.cost is not None for method in self.methods for point in method.points)
+        """Whether the cost of each network is known; simple models have none."""
+        networks = [method for method in self.methods if not method.is_baseline]
+        return all(point.cost is not None for method in networks for point in method.points)
 
     @property
     def ensemble(self) -> Point:
@@ -285,8 +294,9 @@ class Comparison:
 
     @property
     def table(self) -> list[tuple[MethodResult, Point]]:
-        """The points that tables show."""
-        return [(method, method.point(size)) for method in self.methods for size in method.table]
+        """The points that tables show; simple models are the last."""
+        methods = sorted(self.methods, key=lambda method: method.is_baseline)
+        return [(method, method.point(size)) for method in methods for size in method.table]
 
     def to_json(self) -> str:
         """Returns the comparison as JSON, which `from_json` reads."""

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from jdrop.statistics import Interval
-
 
 @dataclass(frozen=True)
 class Score:
@@ -25,9 +23,9 @@ class Score:
         return 100 if self.unit == "%" else 1
 
     @property
-    def digits(self) -> int:
-        """Digits after the decimal point."""
-        return 2 if self.unit == "%" else 3
+    def difference_unit(self) -> str:
+        """The unit of a difference of two scores: percentages differ by points."""
+        return "points" if self.unit == "%" else self.unit
 
     @property
     def title_with_unit(self) -> str:
@@ -108,18 +106,3 @@ COSTS = {
     "bytes": "bytes",
 }
 """The attributes of `jdrop.study.results.Cost`, with their titles."""
-
-
-def format_interval(score: str, interval: Interval, *, unit: bool = False) -> str:
-    """Formats a score: its mean and, where it has an interval, half of the interval's width.
-
-    Example:
-        >>> format_interval("error", Interval(0.031, 0.03, 0.032, 5))
-        '3.10±0.10'
-    """
-    shown_as = SCORES[score]
-    text = f"{interval.mean * shown_as.scale:.{shown_as.digits}f}"
-    if interval.low is not None and interval.high is not None:
-        half_width = (interval.high - interval.low) / 2 * shown_as.scale
-        text += f"±{half_width:.{shown_as.digits}f}"
-    return f"{text} {shown_as.unit}".rstrip() if unit else text

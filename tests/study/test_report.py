@@ -8,93 +8,34 @@ import json
 import math
 import re
 
-import numpy as np
+import made_up
 import pytest
+from matplotlib.text import Text
 from rich.console import Console
 
 from jdrop.statistics import Interval
 from jdrop.study import report
-from jdrop.study.analyses import Cell, CoAdaptation, Exact, LearningCurve, Overfitting
-from jdrop.study.data import Predictions
 from jdrop.study.errors import UserError
-from jdrop.study.evaluation import of_predictions
-from jdrop.study.report import page, tables
+from jdrop.study.methods import METHODS
+from jdrop.study.report import csv_files, page, tables
 from jdrop.study.report.captions import TITLES, captions
 from jdrop.study.report.figures import FIGURES
-from jdrop.study.report.sentence import verdict_sentence
-from jdrop.study.results import Comparison, Cost
+from jdrop.study.report.numbers import difference_text
+from jdrop.study.results import Comparison
 from jdrop.study.scores import COSTS, SCORES
 
-NUM_EXAMPLES, NUM_CLASSES = 60, 3
 ODD_NAME = "$x$ a{b} [red]c|d"
 
 
-def log_probs_of(labels, count, seed):
-    logits = np.random.default_rng(seed).normal(size=(count, NUM_EXAMPLES, NUM_CLASSES))
-    logits += 2 * np.eye(NUM_CLASSES)[labels]
-    return (logits - np.log(np.exp(logits).sum(-1, keepdims=True))).astype(np.float32)
+@pytest.fixture(scope="module")
+def comparison():
+    """All that a report can show, with a method whose name holds every kind of markup."""
+    return made_up.with_given(made_up.comparison(), ODD_NAME)
 
 
 @pytest.fixture(scope="module")
-def without_costs():
-    """What `of_predictions` returns, with a method whose name holds every kind of markup."""
-    labels = np.random.default_rng(0).integers(0, NUM_CLASSES, NUM_EXAMPLES).astype(np.int32)
-    log_probs = {
-        "plain": log_probs_of(labels, 6, 1),
-        "dropout": log_probs_of(labels, 4, 2),
-        "monte_carlo": log_probs_of(labels, 6, 3).reshape(2, 3, NUM_EXAMPLES, NUM_CLASSES),
-        ODD_NAME: log_probs_of(labels, 1, 4),
-    }
-    return of_predictions(Predictions(log_probs, labels), "made up", 2)
-
-
-@pytest.fixture(scope="module")
-def comparison(without_costs):
-    """The same with costs, theory, an enumeration and a sweep, so that every figure is drawn."""
-    interval = Interval(0.5, 0.4, 0.6, 2)
-    scores = {score: interval for score in ("nll", "brier", "error")}
-    layers = {"Dropout_0": interval, "Dropout_1": interval}
-    hidden_units = CoAdaptation(
-        correlation=layers,
-        zero_share=layers,
-        sparseness=layers,
-        activation_counts={"Dropout_0": [0.9, 0.1], "Dropout_1": [0.8, 0.2]},
-        activation_min={"Dropout_0": 0.0, "Dropout_1": -1.0},
-        activation_max={"Dropout_0": 1.0, "Dropout_1": 1.0},
-        deleted=[0.0, 1.0],
-        deletion={"nll": [0.5, 1.0]},
-        features=[[0.0, 1.0, -1.0, 0.5]] * 3,
-    )
-    methods = [
-        dataclasses.replace(
-            method,
-            points=[
-                dataclasses.replace(
-                    point, cost=Cost(float(point.size), 2.0, float(point.size), 0.1, 9, 36)
-                )
-                for point in method.points
-            ],
-        )
-        for method in without_costs.methods
-    ]
-    dropout = without_costs.method("dropout").points[0]
-    swept_scores = {"plain": dropout.scores, "ensemble": dropout.scores, "dropout": dropout.scores}
-    both = ("plain", "dropout")
-    return dataclasses.replace(
-        without_costs,
-        methods=methods,
-        exact=Exact(4, 16, *[scores] * 5),
-        overfitting=[
-            Overfitting(networks, size, scores, scores, scores)
-            for networks in both
-            for size in (30, 60)
-        ],
-        learning_curves=dict.fromkeys(
-            both, LearningCurve([1, 2], {"nll": [1.0, 0.5]}, {"nll": [1.1, 0.7]})
-        ),
-        co_adaptation=dict.fromkeys(both, hidden_units),
-        sweep=[Cell({"rate": rate}, swept_scores, dropout.worth) for rate in (0.1, 0.5)],
-    )
+def without_costs(comparison):
+    return made_up.without_costs(comparison)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +47,8 @@ def folder(comparison, tmp_path_factory):
 
 def test_every_file_is_complete_and_needs_no_other(folder, comparison):
     drawn = {f"{name}.png" for name in FIGURES}
-    texts = {"results.json", "results.schema.json", "scores.csv", "report.md", "report.html"}
+    texts = {"results.json", "results.schema.json", "scores.csv", "sweep.csv"}
+    texts |= {"report.md", "report.html"}
     assert {path.name for path in folder.iterdir()} == drawn | texts
     html = (folder / "report.html").read_text()
     assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', html)
@@ -128,7 +70,10 @@ def test_each_figure_has_a_title_and_a_caption(comparison):
 
 def test_figures_without_results_are_not_drawn(without_costs):
     drawn = {name for name, draw in FIGURES.items() if draw(without_costs) is not None}
-    assert drawn == {"score_against_size", "worth_chart", "mask_curve", "diversity", "calibration"}
+    assert drawn == {
+        *("difference", "score_against_size", "worth_chart"),
+        *("mask_curve", "diversity", "calibration"),
+    }
 
 
 @pytest.mark.parametrize("names", [("rate", "train_size"), ("rate", "train_size", "label_noise")])
@@ -153,7 +98,7 @@ def test_a_name_with_markup_is_shown_as_it_is(folder, comparison):
     assert title in (folder / "report.html").read_text()
     assert title.replace("|", r"\|") in (folder / "report.md").read_text()
     figure = FIGURES["worth_chart"](comparison)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     (label,) = (
         text.get_text() for text in figure.axes[0].get_yticklabels() if "x" in text.get_text()
     )
@@ -161,7 +106,7 @@ def test_a_name_with_markup_is_shown_as_it_is(folder, comparison):
 
 
 def test_unknown_costs_are_left_out(without_costs):
-    rows = csv.DictReader(tables.scores_csv(without_costs).splitlines())
+    rows = csv.DictReader(csv_files.scores_csv(without_costs).splitlines())
     assert all({row[name] for name in COSTS} == {""} for row in rows)
     for template in ("report.md.jinja", "report.html.jinja"):
         text = page.render(template, without_costs, [])
@@ -178,23 +123,58 @@ def test_the_note_tells_rows_of_a_single_given_network(comparison):
     assert "given network" not in tables.score_note(all_retrained)
 
 
-def test_the_csv_holds_every_score(folder, comparison):
+def test_the_csv_holds_every_score_in_both_views(folder, comparison):
     rows = list(csv.DictReader((folder / "scores.csv").read_text().splitlines()))
-    points = [point for method in comparison.methods for point in method.points]
-    assert len(rows) == sum(len(point.scores) for point in points)
+    views = {"own epochs": comparison.methods, "same epochs": comparison.same_epochs}
+    for view, methods in views.items():
+        count = sum(len(point.scores) for method in methods for point in method.points)
+        assert sum(row["view"] == view for row in rows) == count
+    # Readers that know of no views find the rows of each method's own epochs first.
+    assert rows[0]["view"] == "own epochs"
     row = next(r for r in rows if (r["method"], r["size"], r["score"]) == ("dropout", "1", "nll"))
     point = comparison.method("dropout").point(1)
     assert float(row["mean"]) == point.scores["nll"].mean
+    assert float(row["minus_single"]) == point.minus_single["nll"].mean
+    assert float(row["minus_ensemble_low"]) == point.minus_ensemble["nll"].low
+    assert float(row["minus_headline_high"]) == point.minus_headline["nll"].high
     assert float(row["worth_high"]) == point.worth["nll"].high
     assert row["verdict"] == point.against_ensemble["nll"].verdict
+    assert float(row["p_value"]) == point.against_ensemble["nll"].p_value
     assert float(row["train_flops"]) == point.cost.train_flops
+    assert float(row["search_flops"]) == point.cost.search_flops
+    assert (row["epochs"], row["weight_decay"], row["unreliable"]) == ("75", "", "False")
     assert {row["score"] for row in rows} <= {*SCORES}
+
+
+def test_the_csv_of_an_untuned_comparison_has_the_same_epochs_only(without_costs):
+    rows = csv.DictReader(csv_files.scores_csv(without_costs).splitlines())
+    assert {row["view"] for row in rows} == {"same epochs"}
+
+
+def test_the_csv_keeps_proportions_within_0_and_1(comparison):
+    beyond = Interval(0.99, 0.97, 1.01, 5)
+    scores = {**comparison.method("dropout").points[0].scores, "error": beyond}
+    changed = made_up.with_point(comparison, "dropout", scores=scores)
+    rows = csv.DictReader(csv_files.scores_csv(changed).splitlines())
+    row = next(r for r in rows if (r["method"], r["score"]) == ("dropout", "error"))
+    assert (row["low"], row["high"]) == ("0.97", "1.0")
+
+
+def test_the_csv_of_a_sweep_holds_every_cell(folder, comparison):
+    rows = list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))
+    cell = comparison.sweep[0]
+    assert len(rows) == sum(len(s) for cell in comparison.sweep for s in cell.scores.values())
+    row = next(r for r in rows if (r["networks"], r["score"]) == ("dropout", "nll"))
+    assert float(row["rate"]) == cell.at["rate"]
+    assert float(row["mean"]) == cell.scores["dropout"]["nll"].mean
+    assert float(row["worth_low"]) == cell.worth["nll"].low
+    assert next(r for r in rows if r["networks"] == "plain")["worth"] == ""
 
 
 def test_json_comes_back_and_has_a_schema(folder):
     text = (folder / "results.json").read_text()
     assert Comparison.from_json(text).to_json() == text
-    assert json.loads(text)["schema_version"] == 1
+    assert json.loads(text)["schema_version"] == 2
     assert json.loads(text)["methods"][0]["name"] == "plain"
     schema = json.loads((folder / "results.schema.json").read_text())
     assert "method" in schema["$defs"]["MethodResult"]["description"]
@@ -210,29 +190,155 @@ def test_other_json_is_refused(folder):
     text = (folder / "results.json").read_text()
     with pytest.raises(UserError, match="results must be complete JSON"):
         Comparison.from_json(text[: len(text) // 2])
-    for other in ({**json.loads(text), "schema_version": 2}, {}, []):
-        with pytest.raises(UserError, match="must have the schema_version 1, got"):
+    for other in ({**json.loads(text), "schema_version": 1}, {}, []):
+        with pytest.raises(UserError, match="must have the schema_version 2, got"):
             Comparison.from_json(json.dumps(other))
 
 
 def test_a_comparison_is_shown_in_a_few_lines(comparison):
     lines = repr(comparison).splitlines()
-    assert lines[0].startswith("Comparison on 'made up', classification, 2 replicates")
-    worth = comparison.method("dropout").point(1).worth["nll"]
-    assert lines[1] == f"  one dropout: {worth}"
-    assert len(lines) < 10
-
-
-def test_verdicts_are_put_into_words(comparison):
+    assert lines[0].startswith("Comparison on 'made up', classification, 5 replicates; NLL minus")
     point = comparison.method("dropout").point(1)
-    test = point.against_ensemble["nll"]
-    assert not math.isnan(test.p_value)
+    minus = point.minus_ensemble["nll"]
+    assert lines[1] == (
+        f"  one dropout: {minus.mean:+.3f} [{minus.low:+.3f}, {minus.high:+.3f}], worth "
+        f"{point.worth['nll']}"
+    )
+    assert len(lines) == 1 + sum(method.name != "plain" for method, _ in comparison.table)
 
-    def sentence_for(low, mean, high):
-        difference = dataclasses.replace(test.difference, mean=mean, low=low, high=high)
-        changed = dataclasses.replace(test, difference=difference)
-        changed_point = dataclasses.replace(point, against_ensemble={"nll": changed})
-        return verdict_sentence(comparison, changed_point)
 
-    assert "better than the average of all 3" in sentence_for(-1.1, -1.0, -0.9)
-    assert "undecided" in sentence_for(-1.0, 0.0, 1.0)
+def cells(table, row_title):
+    """A row of a table, by the columns."""
+    header, rows = table
+    (row,) = (row for row in rows if row[0] == row_title)
+    assert len(row) == len(header)
+    return dict(zip(header, row, strict=True))
+
+
+def test_simple_models_are_the_last_rows(comparison):
+    _, rows = tables.score_table(comparison)
+    assert rows[-1][0] == "logistic regression"
+    assert rows[-2][0] == f"{ODD_NAME}, one"
+
+
+def test_weight_scaling_of_the_same_networks_follows_the_masks(comparison):
+    _, rows = tables.score_table(comparison)
+    titles = [row[0] for row in rows]
+    row = rows[titles.index("dropout, 50 masks") + 1]
+    assert row[0] == "same networks, no masks"
+    nll = comparison.mask_curve.weight_scaling["nll"]
+    assert abs(float(row[1]) - nll) < 0.0005 + 1e-9
+    assert "all masks minus weight scaling is" in tables.score_note(comparison)
+    # If masks were drawn for all dropout networks, their own row is the same.
+    means = {s: i.mean for s, i in comparison.method("dropout").points[0].scores.items()}
+    curve = dataclasses.replace(comparison.mask_curve, weight_scaling=means)
+    of_all = dataclasses.replace(comparison, mask_curve=curve)
+    assert "same networks, no masks" not in [row[0] for row in tables.score_table(of_all)[1]]
+
+
+def test_the_difference_table_has_both_references_and_the_p_value_of_the_verdict(comparison):
+    row = cells(tables.difference_table(comparison), "one dropout")
+    point = comparison.method("dropout").point(1)
+    single = point.minus_single["nll"]
+    expected = f"{single.mean:+.4f} [{single.low:+.4f}, {single.high:+.4f}]"
+    assert row["NLL minus one, nats"] == expected
+    assert row["error minus all 10, points"].startswith("-0.35 [")
+    assert row["enough in NLL?"] == point.against_ensemble["nll"].verdict == "not worse"
+    assert row["p"] == f"{point.against_ensemble['nll'].p_value:.2g}"
+    reference = cells(tables.difference_table(comparison), "10 plain")
+    assert reference["NLL minus all 10, nats"] == ""
+
+
+def test_unreliable_scores_are_marked_and_have_no_worth(comparison):
+    changed = made_up.with_point(comparison, "dropout", unreliable=["calibrated_nll"])
+    scores = cells(tables.score_table(changed), "one dropout")
+    assert scores["calibrated NLL, nats"].endswith("†")
+    assert not scores["NLL, nats"].endswith("†")
+    assert cells(tables.worth_table(changed), "one dropout")["calibrated NLL"] == "n/a"
+    assert "†: unreliable" in page.render("report.md.jinja", changed, [])
+    assert "†" not in page.render("report.md.jinja", comparison, [])
+
+
+def test_own_epochs_stand_beside_the_same_epochs(comparison, without_costs):
+    row = cells(tables.epochs_table(comparison), "one dropout")
+    assert row["own: epochs"] == "75"
+    assert (
+        row["own: enough?"] == comparison.method("dropout").point(1).against_ensemble["nll"].verdict
+    )
+    assert {"50 epochs: NLL, nats", "50 epochs: worth", "50 epochs: enough?"} <= {*row}
+    assert tables.epochs_table(without_costs) == ([], [])
+
+
+def test_the_sweep_is_a_table(folder, comparison):
+    header, rows = tables.sweep_table(comparison)
+    assert [row[0] for row in rows] == ["0.1", "0.5"]
+    assert rows[0][-1] == str(comparison.sweep[0].worth["nll"])
+    assert header[1] == "NLL, nats: one plain"
+    assert "## Sweep" in (folder / "report.md").read_text()
+    assert "<h2>Sweep</h2>" in (folder / "report.html").read_text()
+
+
+def test_the_influence_table_counts_examples(comparison):
+    found = comparison.influence[1]
+    row = cells(tables.influence_table(comparison), "NLL: one dropout minus 10 plain")
+    assert row["half comes from"] == f"{found.half} examples"
+    assert row["better on"] == f"{100 * found.share_better:.0f} %"
+    assert float(row["without the best 5"]) == pytest.approx(found.without["5"], abs=6e-5)
+    assert "largest writer" not in row
+
+
+def test_the_influence_table_names_the_largest_group(comparison):
+    influence = [
+        dataclasses.replace(found, largest_group="7", largest_group_share=0.741)
+        for found in comparison.influence
+    ]
+    data = {**comparison.data, "group_name": "writer", "num_groups": 13}
+    grouped = dataclasses.replace(comparison, influence=influence, data=data)
+    row = cells(tables.influence_table(grouped), "NLL: one dropout minus 10 plain")
+    assert (row["largest writer"], row["its share"]) == ("7", "74 %")
+
+
+def test_values_show_under_the_pointer(folder, comparison):
+    html = (folder / "report.html").read_text()
+    titles = re.findall(r"<g><title>([^<]*)</title>", html)
+    difference = difference_text("nll", comparison.method("dropout").point(1).minus_ensemble["nll"])
+    assert f"one dropout minus 10 plain: {difference} nats; not worse" in titles
+    assert any("$x$ a{b} [red]c|d, one" in title for title in titles)
+    assert "hover:" not in html
+
+
+def test_legends_lie_outside_the_data(comparison):
+    for name, draw in FIGURES.items():
+        figure = draw(comparison)
+        figure.draw_without_rendering()
+        boxes = [axes.get_window_extent() for axes in figure.axes if axes.get_visible()]
+        legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
+        for legend in legends:
+            if legend is not None:
+                assert not any(legend.get_window_extent().overlaps(box) for box in boxes), name
+
+
+def test_each_method_has_a_color_of_its_own():
+    colors = [method.color for method in METHODS.values()]
+    assert len({*colors}) == len(colors)
+
+
+def test_figures_fit_a_narrow_screen(comparison):
+    for name, draw in FIGURES.items():
+        figure = draw(comparison)
+        figure.draw_without_rendering()
+        # At 350 of 390 pixels a letter of 9 points is 350 / (72 * 6.4) * 9 = 6.8 pixels high.
+        assert figure.get_figwidth() <= 6.4, name
+        sizes = [text.get_fontsize() for text in figure.findobj(Text) if text.get_text()]
+        assert min(sizes, default=9) >= 9, name
+
+
+def test_a_worth_that_is_not_resolved_is_no_point(comparison):
+    def markers(compared):
+        figure = FIGURES["worth_chart"](compared)
+        return sum(line.get_marker() == "s" for line in figure.axes[0].lines)
+
+    worth = comparison.method("dropout").points[0].worth
+    unresolved = {s: dataclasses.replace(w, low=1.0, high=math.inf) for s, w in worth.items()}
+    changed = made_up.with_point(comparison, "dropout", worth=unresolved)
+    assert markers(changed) == markers(comparison) - 1

@@ -1,15 +1,18 @@
 """The titles and captions of the figures, with their main numbers."""
 
 from jdrop.study.analyses import CoAdaptation, Exact, Overfitting
-from jdrop.study.report.sentence import headline, subject
-from jdrop.study.report.tables import plain_interval
+from jdrop.study.report.numbers import interval_text, score_text
+from jdrop.study.report.sentence import subject
 from jdrop.study.results import Comparison
-from jdrop.study.scores import SCORES, format_interval
+from jdrop.study.scores import SCORES
 
 TITLES = {
+    "difference": "Difference to all plain networks",
     "score_against_cost": "Score against cost",
     "score_against_size": "What worth means",
     "worth_chart": "What each method is worth",
+    "example_differences": "Which examples carry the difference",
+    "tuning": "Epochs chosen by cross-validation",
     "score_against_other_costs": "Score against other costs",
     "mask_curve": "How many masks",
     "exact": "All masks of a small network",
@@ -26,16 +29,32 @@ TITLES = {
 
 def captions(comparison: Comparison) -> dict[str, str]:
     """Explains each figure in a sentence or two, by the name of the figure."""
-    method, point = headline(comparison)
+    method, point = comparison.headline or (comparison.method("plain"), comparison.single)
     score = comparison.curve_scores[0]
     title = SCORES[score].title
     ensemble = comparison.ensemble
     texts = {
+        "difference": (
+            f"The {title} of each method minus that of the average of all {ensemble.size} plain "
+            "networks, with 95 % intervals for new trainings and new test examples. In the grey "
+            "zone the difference is within the margin. A method whose interval lies left of the "
+            "zone's right edge is not worse. On the right stands the verdict, by the 90 % interval."
+        ),
+        "example_differences": (
+            "Left: each test example's loss minus its loss by plain networks, mean over "
+            "replicates, sorted. Right: the running sum over the number of examples, which ends at "
+            "the mean difference. A curve that falls only at its left end shows that few examples "
+            "carry the difference."
+        ),
+        "tuning": (
+            "Mean loss of left-out training examples by the epochs of training. A marker shows the "
+            "epochs that the method trains. No test example is used."
+        ),
         "score_against_cost": (
             f"The {title} of {subject(method, point)} is "
-            f"{format_interval(score, point.over_seeds[score], unit=True)}. The average of "
+            f"{score_text(score, point.over_seeds[score], unit=True)}. The average of "
             f"{ensemble.size} plain networks has "
-            f"{format_interval(score, ensemble.over_seeds[score], unit=True)}. Lower is better, "
+            f"{score_text(score, ensemble.over_seeds[score], unit=True)}. Lower is better, "
             "further left is cheaper. A point below the blue curve beats an ensemble of the same "
             "cost. Bands and bars are 95 % intervals for new trainings on these test examples."
         ),
@@ -91,8 +110,8 @@ def captions(comparison: Comparison) -> dict[str, str]:
 
 
 def _exact_caption(exact: Exact) -> str:
-    nonlinearity_gap = plain_interval(exact.nonlinearity_gap["nll"], 4)
-    pool_gap = plain_interval(exact.pool_gap["nll"], 4)
+    nonlinearity_gap = interval_text(exact.nonlinearity_gap["nll"])
+    pool_gap = interval_text(exact.pool_gap["nll"])
     return (
         f"A network of {exact.num_units} hidden units, averaged over all {exact.num_masks:,} "
         "masks. The NLL of weight scaling minus that of the geometric mean is "
@@ -105,8 +124,7 @@ def _overfitting_caption(results: list[Overfitting]) -> str:
     score = "error" if "error" in results[0].gap else "mse"
     largest_last = sorted(results, key=lambda result: result.train_size)
     gaps = {
-        result.networks: format_interval(score, result.gap[score], unit=True)
-        for result in largest_last
+        result.networks: score_text(score, result.gap[score], unit=True) for result in largest_last
     }
     return (
         "One network trained on fewer examples for as many steps. With all training examples the "
@@ -119,7 +137,7 @@ def _co_adaptation_caption(results: dict[str, CoAdaptation]) -> str:
     text = "Hidden units of networks that predict without dropout."
     if all(result.correlation for result in results.values()):
         last_layer = {
-            networks: plain_interval(list(result.correlation.values())[-1], 3)
+            networks: interval_text(list(result.correlation.values())[-1])
             for networks, result in results.items()
         }
         text += (

@@ -1,86 +1,232 @@
-"""The answer in a sentence."""
+"""The answer in a few sentences."""
 
-from jdrop.statistics import EnsembleEquivalent
+import math
+
+from jdrop.statistics import EnsembleEquivalent, Interval
+from jdrop.study.report.numbers import (
+    difference_text,
+    margin_text,
+    mean_text,
+    p_value_text,
+)
 from jdrop.study.results import Comparison, MethodResult, Point
 from jdrop.study.scores import SCORES
 
+VERDICTS = ("refused", "undecided", "worse", "not worse", "equivalent", "better")
+ENOUGH = ("not worse", "equivalent", "better")
+"""The verdicts of a method that is as good as the average of all plain networks, or better."""
 
-def headline(comparison: Comparison) -> tuple[MethodResult, Point]:
-    """Returns the subject of the sentence: one dropout network, else the first other method."""
-    for method in comparison.methods:
-        if method.name == "dropout":
-            return method, method.points[0]
-    method = next(method for method in comparison.methods if method.name != "plain")
-    return method, method.points[-1]
+
+def sentence(comparison: Comparison) -> str:
+    """Says how one dropout network differs from plain ones, and how many of them it is worth."""
+    if comparison.headline is None:
+        return "Only plain networks were compared."
+    method, point = comparison.headline
+    parts = [
+        _differences(comparison, method, point),
+        verdict_sentence(comparison, point),
+        worth_sentence(comparison, point),
+        _controls(comparison, point),
+        _epochs(comparison, method, point),
+        _costs(comparison, point),
+    ]
+    if not method.retrained:
+        parts.append("The intervals are for this one network, not for training it anew.")
+    return " ".join(part for part in parts if part)
 
 
 def subject(method: MethodResult, point: Point) -> str:
     """Names a method at one size within a sentence."""
     if method.name == "dropout" and point.size == 1:
-        return "one dropout network (weight scaling)"
+        return "one dropout network"
     return method.title(point.size)
 
 
-def sentence(comparison: Comparison) -> str:
-    """Says how many networks one dropout network is worth, and at what cost."""
-    method, point = headline(comparison)
+def second_score(comparison: Comparison) -> str:
+    """The score that stands beside the main score: error, or the MSE in regression."""
+    return "error" if comparison.task == "classification" else "mse"
+
+
+def negated(difference: Interval) -> Interval:
+    """The interval of the difference with its terms exchanged."""
+    low, high = difference.low, difference.high
+    return Interval(
+        -difference.mean,
+        None if high is None else -high,
+        None if low is None else -low,
+        difference.num_replicates,
+    )
+
+
+def _differences(comparison: Comparison, method: MethodResult, point: Point) -> str:
     data = comparison.data
     size = "" if data["train_size"] is None else f" with {data['train_size']:,} training examples"
-    noise = f", {data['label_noise']:.0%} of them mislabelled," if data["label_noise"] else ""
-    main_score, *other_scores = comparison.curve_scores
-    text = (
-        f"On {data['name']}{size}{noise} {subject(method, point)} is worth "
-        f"{in_words(point.worth[main_score])} independently trained networks in "
-        f"{SCORES[main_score].title}"
+    noise = f", {data['label_noise']:.0%} of them mislabelled" if data["label_noise"] else ""
+    scores = [comparison.curve_scores[0], second_score(comparison)]
+    scores = [score for score in scores if score not in point.unreliable]
+    from_single, from_all = (
+        " and ".join(
+            f"{difference_text(score, differences[score], unit=True)} in {SCORES[score].title}"
+            for score in scores
+        )
+        for differences in (point.minus_single, point.minus_ensemble)
     )
-    cost, plain_cost = point.cost, comparison.method("plain").points[0].cost
-    if cost is not None and plain_cost is not None:
-        training = cost.train_flops / plain_cost.train_flops
-        inference = cost.predict_flops / plain_cost.predict_flops
-        text += f", for {training:.1f}x the training and {inference:.1f}x the inference cost of one"
-    others = [f"{in_words(point.worth[score])} in {SCORES[score].title}" for score in other_scores]
-    text += f"; {', '.join(others[:-1])} and {others[-1]}. "
-    if not method.retrained:
-        text += "The intervals are for this one network, not for training it anew. "
-    return text + verdict_sentence(comparison, point)
-
-
-def in_words(worth: EnsembleEquivalent) -> str:
-    """Writes an equivalent as it stands within a sentence.
-
-    Example:
-        >>> in_words(EnsembleEquivalent(3.14, 2.4, 4.0, 10))
-        '3.1 [2.4, 4.0]'
-        >>> import math
-        >>> in_words(EnsembleEquivalent(math.inf, 2.4, math.inf, 10))
-        'more than 10 [2.4, >10]'
-    """
-    value, interval = str(worth).split(" ", 1)
-    value = value.replace(">", "more than ").replace("≤1", "no more than one")
-    return f"{value} {interval}"
+    who = subject(method, point)
+    if method.name == "dropout" and point.size == 1:
+        who += " (weight scaling)"
+    return (
+        f"On {data['name']}{size}{noise}, {who} differs from one plain network by {from_single}. "
+        f"From the average of all {comparison.ensemble.size} it differs by {from_all} "
+        "(95 % intervals; less is better)."
+    )
 
 
 def verdict_sentence(comparison: Comparison, point: Point) -> str:
     """Says whether a point is as good as the largest ensemble, by the test of equivalence."""
-    score = comparison.curve_scores[0]
-    test = point.against_ensemble[score]
-    ensemble_size = comparison.ensemble.size
-    margin = f"{test.margin:g} {SCORES[score].unit}".rstrip()
-    title = SCORES[score].title
-    against = f"the average of all {ensemble_size}"
-    p_value = "TOST" if test.p_value is None else f"TOST, p {_p_value(test.p_value)}"
-    return {
-        "equivalent": f"In {title} it is enough: equivalent to {against} within {margin} "
-        f"({p_value}).",
-        "better": f"In {title} it is enough: better than {against} by more than {margin}.",
-        "not worse": f"In {title} it is enough: not worse than {against} by as much as {margin} "
-        "(one-sided test at 5 %), and it may be better by more.",
-        "worse": f"In {title} it is not enough: worse than {against} by more than {margin}.",
-        "undecided": f"Whether it is enough is undecided: in {title} it is not shown to be within "
-        f"{margin} of {against} ({p_value}), nor to be beyond.",
-        "refused": f"Whether it is enough is not said. {test.refusal}",
+    main_score, second = comparison.curve_scores[0], second_score(comparison)
+    test = point.against_ensemble[main_score]
+    margin = margin_text(main_score, test.margin)
+    title = SCORES[main_score].title
+    p_value = p_value_text(test)
+    shown_p = f" (p {p_value})" if p_value.startswith("<") else f" (p = {p_value})"
+    text = {
+        "equivalent": f"It is enough: in {title} it is equivalent to the average within "
+        f"{margin}{shown_p}.",
+        "better": f"It is enough: in {title} it is better than the average by more than "
+        f"{margin}{shown_p}.",
+        "not worse": f"It is enough: in {title} it is not worse than the average by as much as "
+        f"{margin}{shown_p}.",
+        "worse": f"It is not enough: in {title} it is worse than the average by more than "
+        f"{margin}{shown_p}.",
+        "undecided": f"Whether it is enough is undecided: in {title} it may be worse than the "
+        f"average by more than {margin}, or not.",
+        "refused": f"Whether it is enough cannot be said. {test.refusal}",
     }[test.verdict]
+    other = point.against_ensemble[second]
+    if second in point.unreliable or "refused" in (test.verdict, other.verdict):
+        return text
+    return f"{text} In {SCORES[second].title} the verdict is: {other.verdict}."
 
 
-def _p_value(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
+def worth_sentence(comparison: Comparison, point: Point) -> str:
+    """Says how many plain networks a point is worth in the main score, if that is resolved."""
+    score = comparison.curve_scores[0]
+    worth = point.worth[score]
+    largest = comparison.ensemble.size
+    if not worth.is_resolved:
+        text = "How many plain networks it is worth is not resolved"
+        if worth.refusal is not None:
+            same = worth.refusal == point.against_ensemble[score].refusal
+            return f"{text}." if same else f"{text}. {worth.refusal}"
+        return f"{text}: the 95 % interval reaches from one network to more than {largest}."
+    if worth.low == math.inf:
+        return (
+            f"It is worth more than {largest} plain networks: its {SCORES[score].title} is lower "
+            f"than that of all {largest}, significantly at 5 %."
+        )
+    if worth.value == math.inf:
+        return (
+            f"It is worth at least {worth.low:.1f} plain networks (95 % interval), by the best "
+            f"estimate more than {largest}."
+        )
+    if worth.value == 1:
+        if worth.high == 1:
+            return "It is worth no more than one plain network."
+        return (
+            f"It is worth at most {worth.high:.1f} plain networks (95 % interval), by the best "
+            "estimate no more than one."
+        )
+    return f"It is worth {worth.value:.1f} plain networks (95 % interval {interval_of(worth)})."
+
+
+def interval_of(worth: EnsembleEquivalent) -> str:
+    """The interval of a resolved worth, such as "[2.4, >10]"."""
+    return str(worth).split(" ", 1)[1]
+
+
+def _controls(comparison: Comparison, point: Point) -> str:
+    """Names the controls that do as well at the cost of one network."""
+    score = comparison.curve_scores[0]
+    verdict = point.against_ensemble[score].verdict
+    texts = []
+    for method in comparison.methods:
+        control = method.points[0]
+        if not (method.is_control and _costs_one_network(method, control, point)):
+            continue
+        if not _does_as_well(control, point, score):
+            continue
+        difference = difference_text(score, negated(control.minus_headline[score]))
+        number = mean_text(score, control.scores[score], unit=True)
+        texts.append(
+            f"one network with {method.title(1)} ({number} in {SCORES[score].title}; dropout minus "
+            f"it {difference})"
+        )
+    if not texts:
+        return ""
+    named = " and ".join(texts)
+    if verdict in ENOUGH:
+        return f"So {'are' if len(texts) > 1 else 'is'} {named}."
+    return f"{named[0].upper()}{named[1:]} {'do' if len(texts) > 1 else 'does'} better."
+
+
+def _costs_one_network(method: MethodResult, control: Point, headline: Point) -> bool:
+    """Whether a control is one network, no wider and trained no longer than it needs to be."""
+    if control.size != 1 or method.unit != "networks":
+        return False
+    cost, limit = control.cost, headline.cost
+    if cost is None or limit is None:
+        return True
+    # Half as much again: each method has epochs of its own.
+    return (
+        cost.parameters <= 1.05 * limit.parameters and cost.train_flops <= 1.5 * limit.train_flops
+    )
+
+
+def _does_as_well(control: Point, headline: Point, score: str) -> bool:
+    """Whether a control reaches the headline's verdict, or is at least not told apart from it.
+
+    Where the headline's method is not enough, the control must be better than it.
+    """
+    verdict, reached = (point.against_ensemble[score].verdict for point in (headline, control))
+    difference = control.minus_headline[score]
+    if verdict not in ENOUGH:
+        return difference.high is not None and difference.high < 0
+    not_told_apart = difference.low is not None and difference.low <= 0
+    return reached in ENOUGH and (
+        VERDICTS.index(reached) >= VERDICTS.index(verdict) or not_told_apart
+    )
+
+
+def _epochs(comparison: Comparison, method: MethodResult, point: Point) -> str:
+    epochs = [point.epochs, comparison.single.epochs, comparison.ensemble.epochs]
+    if None in epochs:
+        return ""
+    if comparison.same_epochs is None:
+        return f"All are trained for {epochs[0]} epochs." if len({*epochs}) == 1 else ""
+    return (
+        f"Each is trained for the epochs that cross-validation chose: {epochs[0]} for "
+        f"{subject(method, point)}, {epochs[1]} for one plain network and {epochs[2]} for the "
+        "average."
+    )
+
+
+def _costs(comparison: Comparison, point: Point) -> str:
+    cost, plain_cost = point.cost, comparison.single.cost
+    if cost is None or plain_cost is None:
+        return ""
+    training = train_ratio(point, comparison)
+    inference = cost.predict_flops / plain_cost.predict_flops
+    return (
+        f"Its training costs {training:.1f}x that of one plain network, and a prediction "
+        f"{inference:.1f}x."
+    )
+
+
+def train_ratio(point: Point, comparison: Comparison) -> float:
+    """FLOPs of the training and of its search, as a multiple of one plain network's."""
+    cost, plain_cost = point.cost, comparison.single.cost
+    assert cost is not None
+    assert plain_cost is not None
+    return (cost.train_flops + cost.search_flops) / (
+        plain_cost.train_flops + plain_cost.search_flops
+    )

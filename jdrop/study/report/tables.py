@@ -1,16 +1,20 @@
-"""The tables of a comparison: in the terminal, on the page, and as CSV."""
+"""The tables of the page."""
 
-import csv
-import io
-import math
-
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
-from jdrop.statistics import EquivalenceTest, Interval
-from jdrop.study.results import Comparison, Cost
-from jdrop.study.scores import COSTS, SCORES, format_interval
+from jdrop.statistics import Interval
+from jdrop.study.report.numbers import (
+    MARK,
+    difference_text,
+    interval_text,
+    mean_text,
+    p_value_text,
+    score_text,
+    share_text,
+    signed_text,
+    significant,
+)
+from jdrop.study.report.sentence import second_score
+from jdrop.study.results import Comparison, MethodResult, Point
+from jdrop.study.scores import SCORES
 
 PROFILE_SCORES = (
     "ece",
@@ -26,113 +30,111 @@ PROFILE_SCORES = (
 )
 """Scores that are not means over examples."""
 
-TERMINAL_NOTE = (
-    "worth: how many plain networks must be averaged to score as well, with its 95 % interval for "
-    "new trainings and new test examples; ≤1: one does, >: all are too few. enough?: as good as "
-    "all of them within the margin? Cost: FLOPs of training and of a prediction, one plain network "
-    "is 1."
-)
+SAME_NETWORKS = "same networks, no masks"
+"""Title of the row that reads the networks of the Monte-Carlo row by weight scaling."""
 
 Rows = list[list[str]]
 
 
-def terminal(comparison: Comparison) -> Table:
-    """Returns the table for a terminal of 80 columns: methods down, scores across."""
-    main_score = comparison.curve_scores[0]
-    wanted = ("error", "nll", "calibrated_nll", "crps", "mse")
-    shown_scores = [score for score in wanted if score in comparison.curve_scores]
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        caption=TERMINAL_NOTE,
-    )
-    table.caption_justify = "left"
-    table.add_column("", no_wrap=True)
-    headers = {"calibrated_nll": "calib.\nNLL", "error": "error\n%", "nll": "\nNLL"}
-    for score in shown_scores:
-        header = headers.get(score, SCORES[score].title)
-        table.add_column(header, justify="right", no_wrap=True)
-    worth_score = "calib. NLL" if main_score == "calibrated_nll" else SCORES[main_score].title
-    table.add_column(f"worth,\n{worth_score}", justify="right", no_wrap=True)
-    table.add_column("\nenough?", no_wrap=True)
-    if comparison.has_costs:
-        table.add_column("cost\ntrain", justify="right", no_wrap=True)
-        table.add_column("\nrun", justify="right", no_wrap=True)
-    plain_cost = comparison.method("plain").points[0].cost
-    for method, point in comparison.table:
-        cells = [
-            f"{point.scores[score].mean * SCORES[score].scale:.{SCORES[score].digits}f}"
-            for score in shown_scores
-        ]
-        if method.name == "plain":
-            cells += ["", ""]
-        else:
-            cells += [str(point.worth[main_score]), point.against_ensemble[main_score].verdict]
-        if comparison.has_costs:
-            cells += _cost_ratios(point.cost, plain_cost)
-        # Text, not a string: a name in brackets is not markup.
-        table.add_row(*(Text(cell) for cell in (method.title(point.size), *cells)))
-    return table
+def weight_scaling_of_masks(comparison: Comparison) -> dict[str, Interval] | None:
+    """By score, weight scaling of the networks for which masks were drawn.
 
-
-def _cost_ratios(cost: Cost | None, plain_cost: Cost | None) -> list[str]:
-    """The FLOPs of training and of a prediction, as multiples of one plain network's."""
-    assert cost is not None
-    assert plain_cost is not None
-    training = cost.train_flops / plain_cost.train_flops
-    prediction = cost.predict_flops / plain_cost.predict_flops
-    return [f"{ratio:.0f}" if ratio >= 9.95 else f"{ratio:.1f}" for ratio in (training, prediction)]
+    None if no masks were drawn, or if these are all dropout networks, whose row shows it already.
+    """
+    curve = comparison.mask_curve
+    if curve is None:
+        return None
+    score = comparison.curve_scores[0]
+    of_all = comparison.method("dropout").points[0].scores[score].mean
+    if abs(curve.weight_scaling[score] - of_all) <= 1e-6 * abs(of_all):
+        return None
+    replicates = comparison.replicates
+    return {
+        score: Interval(mean, None, None, replicates)
+        for score, mean in curve.weight_scaling.items()
+    }
 
 
 def score_table(comparison: Comparison) -> tuple[list[str], Rows]:
-    """Returns header and rows: the scores and the cost of each point of the table."""
-    header = ["method", *(SCORES[score].title_with_unit for score in comparison.curve_scores)]
+    """Returns header and rows: the scores, the epochs and the cost of each point of the table."""
+    scores = comparison.curve_scores
+    points = [point for _, point in comparison.table]
+    has_epochs = any(point.epochs is not None for point in points)
+    has_decay = any(point.weight_decay is not None for point in points)
+    header = ["method", *(SCORES[score].title_with_unit for score in scores)]
+    header += ["epochs"] * has_epochs + ["weight decay"] * has_decay
     if comparison.has_costs:
-        header += ["training FLOPs", "prediction FLOPs", "parameters", "training seconds"]
-    plain_cost = comparison.method("plain").points[0].cost
+        header += ["training FLOPs", "search FLOPs", "prediction FLOPs"]
+        header += ["parameters", "training seconds"]
     rows = []
     for method, point in comparison.table:
         row = [method.title(point.size)]
         row += [
-            format_interval(score, point.over_seeds[score]) for score in comparison.curve_scores
+            _marked(score, point, score_text(score, point.over_seeds[score])) for score in scores
         ]
-        if comparison.has_costs and point.cost is not None:
-            row += _cost_ratios(point.cost, plain_cost)
-            row += [f"{point.cost.parameters:,}", f"{point.cost.train_seconds:.2f}"]
+        row += ["" if point.epochs is None else f"{point.epochs}"] * has_epochs
+        row += ["" if point.weight_decay is None else f"{point.weight_decay:g}"] * has_decay
+        row += _cost_cells(point, comparison)
         rows.append(row)
+        if method.name == "monte-carlo":
+            same_networks = weight_scaling_of_masks(comparison)
+            if same_networks is not None:
+                cells = [mean_text(score, same_networks[score]) for score in scores]
+                rows.append([SAME_NETWORKS, *cells, *[""] * (len(header) - 1 - len(scores))])
     return header, rows
+
+
+def _cost_cells(point: Point, comparison: Comparison) -> list[str]:
+    if not comparison.has_costs:
+        return []
+    cost, plain_cost = point.cost, comparison.single.cost
+    if cost is None or plain_cost is None:
+        return [""] * 5
+    ratios = (
+        cost.train_flops / plain_cost.train_flops,
+        cost.search_flops / plain_cost.train_flops,
+        cost.predict_flops / plain_cost.predict_flops,
+    )
+    texts = [
+        "0" if ratio == 0 else f"{ratio:.0f}" if ratio >= 9.95 else f"{ratio:.1f}"
+        for ratio in ratios
+    ]
+    return [*texts, f"{cost.parameters:,}", significant(cost.train_seconds, max_decimals=2)]
+
+
+def _marked(score: str, point: Point, text: str) -> str:
+    return text + MARK if score in point.unreliable else text
 
 
 def score_note(comparison: Comparison) -> str:
     """Explains the intervals of the score table, and which networks its rows average."""
     main_score = comparison.curve_scores[0]
-    plain = comparison.method("plain").points[0]
     names = {method.name for method in comparison.methods}
     sentences = [
         "±: half the 95 % interval for new trainings, on these test examples.",
         "With new trainings and new test examples the interval is wider: one plain network has "
-        f"{format_interval(main_score, plain.scores[main_score], unit=True)} in "
+        f"{score_text(main_score, comparison.single.scores[main_score], unit=True)} in "
         f"{SCORES[main_score].title}.",
         "Intervals are for the mean over trainings on these training examples. Each interval "
         "stands alone: it is not widened for multiple comparisons.",
     ]
-    if not all(method.retrained for method in comparison.methods):
+    if not all(method.retrained for method in comparison.methods if not method.is_baseline):
         sentences.append(
             "A row without ± is of one given network. The intervals of its worth hold for this "
             "network, not for training it anew."
         )
     sentences.append("Scores are means over all networks of a replicate.")
-    if {"dropout", "monte-carlo"} <= names and comparison.method("dropout").points[-1].size > 1:
+    if {"dropout", "monte-carlo"} <= names and weight_scaling_of_masks(comparison) is not None:
         sentences.append(
-            "Single-network rows average all dropout networks of a replicate. Masks are drawn for "
-            "the first of them only."
+            "Masks are drawn for the first dropout network of each replicate only. The row "
+            f"“{SAME_NETWORKS}” reads these networks by weight scaling."
         )
-        if comparison.mask_curve is not None:
-            sentences.append(
-                "The mask figure compares masks and weight scaling of the same networks."
-            )
+    if comparison.mask_curve is not None:
+        difference = comparison.mask_curve.minus_weight_scaling[main_score]
+        sentences.append(
+            f"For the same networks, all masks minus weight scaling is "
+            f"{difference_text(main_score, difference, unit=True)} in {SCORES[main_score].title}."
+        )
     profiled = "ECE, AURC, AUROC, entropy and mutual information are"
     if comparison.task == "regression":
         profiled = "Coverage is"
@@ -140,28 +142,155 @@ def score_note(comparison: Comparison) -> str:
         f"{profiled} of the first networks of each replicate, as many as the row says."
     )
     if comparison.has_costs:
-        sentences.append("FLOPs are multiples of one plain network's.")
+        sentences.append(
+            "FLOPs are multiples of one plain network's. Search: the cross-validation that chose "
+            "epochs and weight decay."
+        )
     return " ".join(sentences)
 
 
-def worth_table(comparison: Comparison) -> tuple[list[str], Rows]:
-    """Returns header and rows: the worth of each method, and the verdict in the main score."""
-    main_score = comparison.curve_scores[0]
-    header = ["method", *(SCORES[score].title for score in comparison.curve_scores)]
-    header.append(f"{SCORES[main_score].title} minus that of all: enough?")
+def difference_table(comparison: Comparison) -> tuple[list[str], Rows]:
+    """Returns header and rows: the differences to one plain network and to all, and the verdict."""
+    main_score, second = comparison.curve_scores[0], second_score(comparison)
+    largest = comparison.ensemble.size
+    header = ["method"]
+    for score in (main_score, second):
+        shown_as = SCORES[score]
+        unit = f", {shown_as.difference_unit}" if shown_as.difference_unit else ""
+        header += [
+            f"{shown_as.title} minus one{unit}",
+            f"{shown_as.title} minus all {largest}{unit}",
+        ]
+    header += [f"enough in {SCORES[main_score].title}?", "p", f"enough in {SCORES[second].title}?"]
     rows = []
     for method, point in comparison.table:
+        row = [method.title(point.size)]
+        for score in (main_score, second):
+            row += [
+                _difference(point, comparison.single, score, point.minus_single[score]),
+                _difference(point, comparison.ensemble, score, point.minus_ensemble[score]),
+            ]
+        tests = point.against_ensemble
         if method.name == "plain":
-            continue
-        worths = [str(point.worth[score]) for score in comparison.curve_scores]
-        verdict = _verdict(point.against_ensemble[main_score])
-        rows.append([method.title(point.size), *worths, verdict])
+            row += [""] * 3
+        else:
+            row += [tests[main_score].verdict, p_value_text(tests[main_score])]
+            row.append(tests[second].verdict)
+        rows.append(row)
     return header, rows
 
 
-def _verdict(test: EquivalenceTest) -> str:
-    low, high = test.difference.low, test.difference.high
-    return f"{test.difference.mean:+.3f} [{low:+.3f}, {high:+.3f}]: {test.verdict}"
+def _difference(point: Point, reference: Point, score: str, difference: Interval) -> str:
+    if point is reference:
+        return ""
+    return _marked(score, point, difference_text(score, difference))
+
+
+def worth_table(comparison: Comparison) -> tuple[list[str], Rows]:
+    """Returns header and rows: the worth of each method in each score."""
+    scores = comparison.curve_scores
+    rows = [
+        [
+            method.title(point.size),
+            *("n/a" if score in point.unreliable else str(point.worth[score]) for score in scores),
+        ]
+        for method, point in comparison.table
+        if method.name != "plain"
+    ]
+    return ["method", *(SCORES[score].title for score in scores)], rows
+
+
+def epochs_table(comparison: Comparison) -> tuple[list[str], Rows]:
+    """Returns header and rows: each method at its own epochs, beside the same epochs for all."""
+    if comparison.same_epochs is None:
+        return [], []
+    score = comparison.curve_scores[0]
+    shown_as = SCORES[score]
+    largest = comparison.ensemble.size
+    same = {method.name: method for method in comparison.same_epochs}
+    same_for_all = comparison.settings["epochs"]
+    columns = ("epochs", shown_as.title_with_unit, f"minus all {largest}", "worth", "enough?")
+    header = ["method", *(f"own: {column}" for column in columns)]
+    header += [f"{same_for_all} epochs: {column}" for column in columns[1:]]
+    rows = []
+    for method, point in comparison.table:
+        if method.name not in same or point.size not in same[method.name].table:
+            continue
+        other = same[method.name].point(point.size)
+        epochs = "" if point.epochs is None else f"{point.epochs}"
+        rows.append(
+            [
+                method.title(point.size),
+                epochs,
+                *_view_cells(method, point, comparison.ensemble.size, score),
+                *_view_cells(method, other, comparison.ensemble.size, score),
+            ]
+        )
+    return header, rows
+
+
+def _view_cells(method: MethodResult, point: Point, largest: int, score: str) -> list[str]:
+    is_reference = method.name == "plain" and point.size == largest
+    cells = [
+        mean_text(score, point.scores[score]),
+        "" if is_reference else difference_text(score, point.minus_ensemble[score]),
+    ]
+    if method.name == "plain":
+        return [*cells, "", ""]
+    return [*cells, str(point.worth[score]), point.against_ensemble[score].verdict]
+
+
+def sweep_table(comparison: Comparison) -> tuple[list[str], Rows]:
+    """Returns header and rows: the scores, and the worth, at each combination of swept settings."""
+    cells = comparison.sweep
+    if not cells:
+        return [], []
+    scores = list(dict.fromkeys((comparison.curve_scores[0], second_score(comparison))))
+    names = list(cells[0].at)
+    largest = cells[0].worth[scores[0]].largest
+    networks = {"plain": "one plain", "ensemble": f"{largest} plain", "dropout": "one dropout"}
+    header = [name.replace("_", " ") for name in names]
+    header += [
+        f"{SCORES[score].title_with_unit}: {title}"
+        for score in scores
+        for title in networks.values()
+    ]
+    header.append(f"worth in {SCORES[scores[0]].title}")
+    rows = []
+    for cell in cells:
+        row = [f"{cell.at[name]:g}" for name in names]
+        row += [
+            score_text(score, cell.scores[name][score]) for score in scores for name in networks
+        ]
+        rows.append([*row, str(cell.worth[scores[0]])])
+    return header, rows
+
+
+def influence_table(comparison: Comparison) -> tuple[list[str], Rows]:
+    """Returns header and rows: which test examples carry the headline's differences."""
+    found = comparison.influence
+    if not found:
+        return [], []
+    counts = [count for count in found[0].without if count != "0"]
+    has_groups = found[0].largest_group is not None
+    header = ["difference", "all examples", "better on", "worse on", "half comes from"]
+    header += [f"without the best {count if count != '1' else 'example'}" for count in counts]
+    header += [f"largest {comparison.data['group_name']}", "its share"] if has_groups else []
+    rows = []
+    for result in found:
+        method = comparison.method(result.method).title(result.size)
+        against = comparison.method("plain").title(result.against)
+        score, half = result.score, result.half
+        row = [f"{SCORES[score].title}: {method} minus {against}"]
+        row += [signed_text(score, result.difference)]
+        row += [share_text(result.share_better), share_text(result.share_worse)]
+        row.append("" if half is None else f"{half:,} example{'' if half == 1 else 's'}")
+        row += [signed_text(score, result.without[count]) for count in counts]
+        if has_groups:
+            share = result.largest_group_share
+            row += [str(result.largest_group), "" if share is None else share_text(share)]
+        rows.append(row)
+    return header, rows
 
 
 def profile_table(comparison: Comparison) -> tuple[list[str], Rows]:
@@ -174,7 +303,7 @@ def profile_table(comparison: Comparison) -> tuple[list[str], Rows]:
     rows = []
     for method, point in comparison.table:
         cells = [
-            format_interval(score, point.scores[score]) if score in point.scores else "n/a"
+            score_text(score, point.scores[score]) if score in point.scores else "n/a"
             for score in scores
         ]
         rows.append([method.title(point.size), *cells])
@@ -189,9 +318,9 @@ def diversity_table(comparison: Comparison) -> tuple[list[str], Rows]:
     ambiguities = list(results[0].ambiguity)
     measures = [
         ("disagreement", "disagreement, %", 100, 2),
-        ("pairwise_kl", "pairwise KL, nats", 1, 4),
+        ("pairwise_kl", "pairwise KL, nats", 1, None),
         ("q_statistic", "Q", 1, 3),
-        ("mutual_information", "MI, nats", 1, 4),
+        ("mutual_information", "MI, nats", 1, None),
     ]
     measures = [measure for measure in measures if getattr(results[0], measure[0]) is not None]
     header = ["members", *(title for _, title, _, _ in measures)]
@@ -200,46 +329,14 @@ def diversity_table(comparison: Comparison) -> tuple[list[str], Rows]:
     for result in results:
         row = [comparison.method(result.method).title(str(result.size))]
         row += [
-            plain_interval(getattr(result, name), digits, scale)
-            for name, _, scale, digits in measures
+            interval_text(getattr(result, name), scale, max_decimals=max_decimals)
+            for name, _, scale, max_decimals in measures
         ]
         for name in ambiguities:
             terms = result.ambiguity[name]
+            # One count of decimals, so that the sum is seen to be right.
             row.append(
                 f"{terms.members.mean:.4f} - {terms.diversity.mean:.4f} = {terms.pool.mean:.4f}"
             )
         rows.append(row)
     return header, rows
-
-
-def plain_interval(interval: Interval, digits: int, scale: int = 1) -> str:
-    """Formats the mean of an interval and, where it has ends, half of its width."""
-    text = f"{interval.mean * scale:.{digits}f}"
-    if interval.low is None or interval.high is None or math.isnan(interval.mean):
-        return text
-    return f"{text}±{(interval.high - interval.low) / 2 * scale:.{digits}f}"
-
-
-def scores_csv(comparison: Comparison) -> str:
-    """Returns a CSV with a line for each score of each method at each size."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(
-        [
-            *("method", "size", "unit", "score", "mean", "low", "high"),
-            *("worth", "worth_low", "worth_high", "verdict", "p_value"),
-            *COSTS,
-        ]
-    )
-    for method in comparison.methods:
-        for point in method.points:
-            for score, interval in point.scores.items():
-                worth, test = point.worth.get(score), point.against_ensemble.get(score)
-                writer.writerow(
-                    [method.name, point.size, method.unit, score]
-                    + [interval.mean, interval.low, interval.high]
-                    + ([worth.value, worth.low, worth.high] if worth else [""] * 3)
-                    + ([test.verdict, test.p_value] if test else [""] * 2)
-                    + ["" if point.cost is None else getattr(point.cost, name) for name in COSTS]
-                )
-    return buffer.getvalue()

@@ -4,7 +4,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from jdrop.study.report.figures.style import add_grid, literal, style_of
+from jdrop.study.report.figures.style import (
+    add_grid,
+    legend_above,
+    literal,
+    new_figure,
+    style_of,
+)
 from jdrop.study.results import Comparison, MethodResult, Point
 
 MAX_POINTS = 5
@@ -15,11 +21,11 @@ def calibration(comparison: Comparison) -> Figure | None:
     points = _shown_points(comparison)
     if not points:
         return None
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = new_figure(4)
     left, right = figure.subplots(1, 2)
     left.plot([0, 1], [0, 1], color="#999999", lw=0.8)
     for method, point in points:
-        color, marker = style_of(method.name)
+        color, _ = style_of(method.name)
         line = "-" if point.size > 1 else "--"
         reliability, risk = point.reliability, point.risk_coverage
         assert reliability is not None
@@ -28,20 +34,18 @@ def calibration(comparison: Comparison) -> Figure | None:
             reliability.confidence,
             reliability.accuracy,
             color=color,
-            marker=marker,
-            ms=5,
             ls=line,
             label=literal(method.title(point.size)),
         )
         right.plot(risk.coverage, np.array(risk.risk) * 100, color=color, ls=line)
     left.set_xlabel("probability of the top class")
     left.set_ylabel("how often it was right")
-    right.set_xlabel("share of the examples, the most confident first")
+    right.set_xlabel("share, most confident first")
     right.set_ylabel("their error (%)")
     right.xaxis.set_major_formatter(PercentFormatter(1))
     for axes in (left, right):
         add_grid(axes)
-    left.legend(frameon=False, fontsize=9)
+    legend_above(figure, left)
     return figure
 
 

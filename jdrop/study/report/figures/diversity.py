@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jdrop.study.report.figures.style import add_grid, legend_above, literal, style_of
+from jdrop.study.report.figures.style import add_grid, legend_above, literal, new_figure, style_of
 from jdrop.study.results import Comparison
 
 
@@ -14,7 +14,7 @@ def diversity(comparison: Comparison) -> Figure | None:
     if not results:
         return None
     ambiguities = list(results[0].ambiguity)
-    figure = Figure(figsize=(10, 3.9), layout="constrained")
+    figure = new_figure(4)
     panels = figure.subplots(1, len(ambiguities), squeeze=False)[0]
     for axes, name in zip(panels, ambiguities, strict=True):
         for result in results:

@@ -8,7 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jdrop.statistics import Interval
-from jdrop.study.report.figures.style import add_grid, axis_label, interval_arrays, style_of
+from jdrop.study.report.figures.style import (
+    add_grid,
+    axis_label,
+    interval_arrays,
+    legend_above,
+    new_figure,
+    style_of,
+)
 from jdrop.study.results import Comparison
 from jdrop.study.scores import SCORES
 
@@ -20,7 +27,7 @@ def co_adaptation(comparison: Comparison) -> Figure | None:
     results = comparison.co_adaptation
     if not results or not next(iter(results.values())).correlation:
         return None
-    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    figure = new_figure(6)
     (correlation_axes, zero_axes), (deletion_axes, histogram_axes) = figure.subplots(2, 2)
     correlations = {networks: result.correlation for networks, result in results.items()}
     zero_shares = {networks: result.zero_share for networks, result in results.items()}
@@ -28,10 +35,10 @@ def co_adaptation(comparison: Comparison) -> Figure | None:
     _draw_layer_bars(zero_axes, zero_shares, "share of activations that are 0")
     score = next(iter(next(iter(results.values())).deletion))
     for networks, result in results.items():
-        color, marker = style_of(networks)
+        color, _ = style_of(networks)
         values = np.array(result.deletion[score]) * SCORES[score].scale
         deleted = np.array(result.deleted) * 100
-        deletion_axes.plot(deleted, values, color=color, marker=marker, label=networks)
+        deletion_axes.plot(deleted, values, color=color, label=networks)
         layer = list(result.activation_counts)[-1]
         counts = result.activation_counts[layer]
         low, high = result.activation_min[layer], result.activation_max[layer]
@@ -43,8 +50,8 @@ def co_adaptation(comparison: Comparison) -> Figure | None:
     histogram_axes.set_xlabel("activation, last hidden layer")
     histogram_axes.set_ylabel("share")
     for axes in (correlation_axes, zero_axes, deletion_axes, histogram_axes):
-        axes.legend(frameon=False, fontsize=9)
         add_grid(axes)
+    legend_above(figure, deletion_axes)
     return figure
 
 
@@ -73,7 +80,7 @@ def features(comparison: Comparison) -> Figure | None:
     lengths = [weights.shape[1] for weights in weights_by_networks.values()]
     if not lengths or any(math.isqrt(length) ** 2 != length for length in lengths):
         return None
-    figure = Figure(figsize=(10, 5.2), layout="constrained")
+    figure = new_figure(3.6)
     panels = figure.subplots(1, len(lengths), squeeze=False)[0]
     for axes, (networks, weights) in zip(panels, weights_by_networks.items(), strict=True):
         shown = weights[:MAX_TILES]

@@ -8,9 +8,13 @@ from jdrop.study.report.figures.style import (
     axis_label,
     interval_arrays,
     label_log_ticks,
+    legend_above,
     main_scores,
+    new_figure,
     style_of,
 )
+from jdrop.study.report.figures.svg import add_hover_points
+from jdrop.study.report.numbers import significant
 from jdrop.study.results import Comparison
 from jdrop.study.scores import SCORES
 
@@ -20,25 +24,31 @@ def mask_curve(comparison: Comparison) -> Figure | None:
     curve = comparison.mask_curve
     if curve is None:
         return None
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    figure = new_figure(3.6)
     scores = main_scores(comparison)
     for axes, score in zip(figure.subplots(1, 2), scores, strict=True):
         scale = SCORES[score].scale
         values = np.array(curve.scores[score]) * scale
-        color, marker = style_of("monte-carlo")
-        axes.plot(curve.num_masks, values, color=color, marker=marker, label="average of masks")
+        color, _ = style_of("monte-carlo")
+        axes.plot(curve.num_masks, values, color=color, label="average of masks")
+        texts = [
+            f"{count} masks: {significant(value)}"
+            for count, value in zip(curve.num_masks, values, strict=True)
+        ]
+        add_hover_points(axes, curve.num_masks, values, texts)
         axes.axhline(
             curve.weight_scaling[score] * scale,
             color=style_of("dropout")[0],
-            label=f"weight scaling; masks needed: {curve.masks_needed[score]}",
+            label="weight scaling of the same networks",
         )
         axes.set_xscale("log")
         axes.set_xticks([t for t in (1, 2, 5, 10, 20, 50, 100, 1000) if t <= curve.num_masks[-1]])
+        axes.set_title(f"masks needed: {curve.masks_needed[score]}", loc="left", fontsize=10)
         axes.set_xlabel("masks averaged")
         axes.set_ylabel(f"test {axis_label(score)}")
-        axes.legend(frameon=False, fontsize=9)
         label_log_ticks(axes)
         add_grid(axes)
+    legend_above(figure, figure.axes[0])
     return figure
 
 
@@ -47,7 +57,7 @@ def exact(comparison: Comparison) -> Figure | None:
     enumerated = comparison.exact
     if enumerated is None:
         return None
-    figure = Figure(figsize=(10, 2.6), layout="constrained")
+    figure = new_figure(2.2)
     averages = {
         "weight scaling": enumerated.weight_scaling,
         "geometric": enumerated.geometric,

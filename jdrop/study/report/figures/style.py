@@ -10,8 +10,25 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from jdrop.statistics import Interval
 from jdrop.study.methods import METHODS, Method
+from jdrop.study.report.figures.svg import add_hover_points
+from jdrop.study.report.numbers import score_text
 from jdrop.study.results import Comparison
 from jdrop.study.scores import SCORES
+
+WIDTH = 6.4
+"""Of all figures, in inches: their letters stay readable on a screen of 390 pixels."""
+
+GREY = "#777777"
+"""Of zero lines, margins and other marks that are no method."""
+
+
+MAX_HOVER_POINTS = 12
+"""Points of a curve that show their values."""
+
+
+def new_figure(height: int | float) -> Figure:
+    """A figure of the common width; the height is in inches."""
+    return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
 def style_of(name: str) -> tuple[str, str]:
@@ -63,9 +80,10 @@ def draw_band(
 ) -> None:
     """Draws a line through the means of a score and a band between the ends of its intervals."""
     mean, low, high = interval_arrays(intervals, SCORES[score].scale)
-    color, marker = style_of(method)
+    color, _ = style_of(method)
     axes.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
-    axes.plot(x, mean, color=color, marker=marker, **line)
+    axes.plot(x, mean, color=color, **line)
+    _add_scores(axes, x, mean, intervals, score, line.get("label", method))
 
 
 def draw_error_bars(
@@ -81,6 +99,22 @@ def draw_error_bars(
     color, marker = style_of(method)
     errors = np.stack([mean - low, high - mean])
     axes.errorbar(x, mean, errors, color=color, marker=marker, **line)
+    _add_scores(axes, x, mean, intervals, score, line.get("label", method))
+
+
+def _add_scores(
+    axes: Axes,
+    x: Sequence[int | float],
+    mean: np.ndarray,
+    intervals: Sequence[Interval],
+    score: str,
+    label: str,
+) -> None:
+    """Shows the scores when the pointer is over them."""
+    name = label.replace(r"\$", "$")
+    shown = np.unique(np.linspace(0, len(x) - 1, MAX_HOVER_POINTS).round().astype(int))
+    texts = [f"{name}, {x[i]:g}: {score_text(score, intervals[i], unit=True)}" for i in shown]
+    add_hover_points(axes, [x[i] for i in shown], [mean[i] for i in shown], texts)
 
 
 def add_grid(axes: Axes) -> None:
@@ -97,6 +131,30 @@ def label_log_ticks(axes: Axes) -> None:
 
 
 def legend_above(figure: Figure, axes: Axes) -> None:
-    """Adds one legend for all panels, with the entries of `axes`."""
+    """Adds one legend for all panels above them, with the entries of `axes`."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False, fontsize=9.5)
+
+
+def label_ends(figure: Figure, axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Writes the name of each line at its right end, outside the data and without overlap.
+
+    Args:
+        figure: of the axes.
+        axes: of the lines, with their final limits.
+        ends: by line, the y value of its last point, the name, and the color.
+    """
+    bottom, top = axes.get_ylim()
+    height = axes.get_position().height * figure.get_figheight() * 72
+    step = 12 * (top - bottom) / height
+    placed = -np.inf
+    for value, name, color in sorted(ends):
+        placed = max(min(max(value, bottom), top), placed + step)
+        axes.annotate(
+            name,
+            (1.02, placed),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            color=color,
+            fontsize=9.5,
+        )

@@ -9,9 +9,17 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from jdrop.statistics import EnsembleEquivalent
 from jdrop.study.analyses import Cell
-from jdrop.study.report.figures.style import add_grid, axis_label, draw_error_bars, style_of
+from jdrop.study.report.figures.style import (
+    GREY,
+    add_grid,
+    axis_label,
+    draw_error_bars,
+    legend_above,
+    new_figure,
+    style_of,
+)
+from jdrop.study.report.figures.svg import add_hover_points
 from jdrop.study.results import Comparison
-from jdrop.study.scores import SCORES
 
 
 def sweep(comparison: Comparison) -> Figure | None:
@@ -28,7 +36,7 @@ def sweep(comparison: Comparison) -> Figure | None:
 def _one_setting(cells: list[Cell], score: str) -> Figure:
     """The worth, and the scores behind it, against the values of the setting."""
     (name,) = cells[0].at
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    figure = new_figure(4)
     worth_axes, score_axes = figure.subplots(1, 2)
     values = [cell.at[name] for cell in cells]
     ensemble_label = f"average of {cells[0].worth[score].largest}"
@@ -42,9 +50,9 @@ def _one_setting(cells: list[Cell], score: str) -> Figure:
     for value, cell in zip(values, cells, strict=True):
         _draw_worth(worth_axes, value, cell.worth[score])
     worth_axes.set_yscale("log")
-    worth_axes.set_ylabel(f"networks one dropout network is worth in {SCORES[score].title}")
+    worth_axes.set_ylabel("worth in plain networks")
     score_axes.set_ylabel(f"test {axis_label(score)}")
-    score_axes.legend(frameon=False, fontsize=9)
+    legend_above(figure, score_axes)
     for axes in (worth_axes, score_axes):
         axes.set_xlabel(_words(name))
         add_grid(axes)
@@ -57,11 +65,15 @@ def _draw_worth(axes: Axes, x: int | float, worth: EnsembleEquivalent) -> None:
     beyond = worth.largest * 1.2
     low, value, high = (min(end, beyond) for end in (worth.low, worth.value, worth.high))
     color, marker = style_of("dropout")
-    axes.plot([x] * 2, [low, high], color=color, lw=2)
-    axes.plot([x], [value], color=color, marker=marker, ms=7)
+    if worth.is_resolved:
+        axes.plot([x] * 2, [low, high], color=color, lw=2)
+        axes.plot([x], [value], color=color, marker=marker, ms=7)
+    else:
+        axes.plot([x] * 2, [low, high], color=color, lw=1, ls=":")
     if worth.high == math.inf:
         axes.plot([x], [beyond], color=color, marker="^", ms=5)
-    axes.axhline(worth.largest, color="#999999", lw=0.8, ls=":")
+    add_hover_points(axes, [x], [value], [f"{x:g}: {worth}"], size=12)
+    axes.axhline(worth.largest, color=GREY, lw=0.8, ls=":")
 
 
 def _several_settings(cells: list[Cell], score: str) -> Figure:
@@ -71,7 +83,7 @@ def _several_settings(cells: list[Cell], score: str) -> Figure:
     column_values = sorted({cell.at[column_name] for cell in cells})
     panels = sorted({tuple(cell.at[name] for name in panel_names) for cell in cells})
     num_rows = -(-len(panels) // 2)
-    figure = Figure(figsize=(10, 0.9 + 3.2 * num_rows), layout="constrained")
+    figure = new_figure(0.9 + 3 * num_rows)
     grid = figure.subplots(num_rows, min(2, len(panels)), squeeze=False)
     largest = cells[0].worth[score].largest
     for axes, panel in zip(grid.flat, panels, strict=False):

@@ -9,6 +9,8 @@ from jdrop.study.report.figures.style import (
     axis_label,
     draw_band,
     label_log_ticks,
+    legend_above,
+    new_figure,
     style_of,
 )
 from jdrop.study.results import Comparison
@@ -22,7 +24,7 @@ def overfitting(comparison: Comparison) -> Figure | None:
     if len(sizes) < 2:
         return None
     scores = [score for score in ("nll", "error", "mse") if score in results[0].test][:2]
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    figure = new_figure(3.8)
     for axes, score in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores, strict=True):
         for networks in ("plain", "dropout"):
             by_size = [result for result in results if result.networks == networks]
@@ -35,8 +37,8 @@ def overfitting(comparison: Comparison) -> Figure | None:
         label_log_ticks(axes)
         axes.set_xlabel("training examples")
         axes.set_ylabel(axis_label(score))
-        axes.legend(frameon=False, fontsize=9)
         add_grid(axes)
+    legend_above(figure, figure.axes[0])
     return figure
 
 
@@ -46,7 +48,7 @@ def learning_curves(comparison: Comparison) -> Figure | None:
     if not curves:
         return None
     scores = list(next(iter(curves.values())).test)
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    figure = new_figure(3.8)
     for axes, score in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores, strict=True):
         scale = SCORES[score].scale
         for networks, curve in curves.items():
@@ -61,6 +63,6 @@ def learning_curves(comparison: Comparison) -> Figure | None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epochs")
         axes.set_ylabel(axis_label(score))
-        axes.legend(frameon=False, fontsize=9)
         add_grid(axes)
+    legend_above(figure, figure.axes[0])
     return figure

@@ -13,8 +13,10 @@ from jdrop.study.report.figures.style import (
     draw_band,
     label_log_ticks,
     literal,
+    new_figure,
     style_of,
 )
+from jdrop.study.report.figures.svg import add_hover_points
 from jdrop.study.results import Comparison
 from jdrop.study.scores import SCORES
 
@@ -25,13 +27,13 @@ def score_against_size(comparison: Comparison) -> Figure | None:
     methods = [m for m in comparison.methods if m.name in ("dropout", "monte-carlo")]
     scores = comparison.curve_scores
     num_rows = -(-len(scores) // 2)
-    figure = Figure(figsize=(10, 4 * num_rows), layout="constrained")
+    figure = new_figure(3.7 * num_rows)
     grid = figure.subplots(num_rows, 2, squeeze=False)
     sizes = [point.size for point in plain.points]
     for axes, score in zip(grid.flat, scores, strict=False):
         intervals = [point.over_seeds[score] for point in plain.points]
         label = "average of plain networks"
-        draw_band(axes, sizes, intervals, score, "plain", ms=4, label=label)
+        draw_band(axes, sizes, intervals, score, "plain", label=label)
         for method in methods:
             point = method.points[-1] if method.unit == "masks" else method.points[0]
             color, marker = style_of(method.name)
@@ -42,7 +44,7 @@ def score_against_size(comparison: Comparison) -> Figure | None:
             axes.axhline(mean, color=color, ls=line, lw=1.5, label=label)
             ends = [min(end, sizes[-1] + 0.4) for end in (worth.low, worth.high)]
             axes.plot(ends, [mean] * 2, color=color, lw=6, alpha=0.35, solid_capstyle="butt")
-            if math.isfinite(worth.value):
+            if worth.is_resolved and math.isfinite(worth.value):
                 axes.plot([worth.value], [mean], color=color, marker=marker, ms=8)
         axes.set_xlim(0.6, sizes[-1] + 0.4)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -62,12 +64,16 @@ def worth_chart(comparison: Comparison) -> Figure | None:
     if not rows:
         return None
     scores = comparison.curve_scores
-    figure = Figure(figsize=(10, 0.9 + 0.36 * len(rows)), layout="constrained")
+    num_rows = -(-len(scores) // 2)
+    figure = new_figure(num_rows * (0.9 + 0.26 * len(rows)))
     largest = comparison.ensemble.size
-    panels = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
-    for axes, score in zip(panels, scores, strict=True):
+    grid = figure.subplots(num_rows, 2, sharey=True, squeeze=False)
+    for axes, score in zip(grid.flat, scores, strict=False):
         for row, (method, point) in enumerate(rows):
             _draw_worth(axes, row, point.worth[score], style_of(method.name))
+            x = min(point.worth[score].value, largest * 1.3)
+            text = f"{method.title(point.size)}: {point.worth[score]}"
+            add_hover_points(axes, [x], [row], [text], size=12)
         axes.set_xscale("log")
         axes.set_xlim(0.85, largest * 1.6)
         axes.axvspan(largest, largest * 1.6, color="#888888", alpha=0.12, lw=0)
@@ -78,8 +84,10 @@ def worth_chart(comparison: Comparison) -> Figure | None:
         axes.set_xlabel("plain networks")
         add_grid(axes)
     titles = [literal(method.title(point.size)) for method, point in rows]
-    panels[0].set_yticks(range(len(rows)), titles)
-    panels[0].invert_yaxis()
+    grid[0, 0].set_yticks(range(len(rows)), titles)
+    grid[0, 0].invert_yaxis()
+    for axes in grid.flat[len(scores) :]:
+        axes.set_visible(False)
     return figure
 
 
@@ -87,6 +95,9 @@ def _draw_worth(axes: Axes, row: int, worth: EnsembleEquivalent, style: tuple[st
     color, marker = style
     beyond = worth.largest * 1.3
     low, value, high = (min(end, beyond) for end in (worth.low, worth.value, worth.high))
+    if not worth.is_resolved:
+        axes.plot([low, high], [row, row], color=color, lw=1, ls=":")
+        return
     axes.plot([low, high], [row, row], color=color, lw=2, solid_capstyle="butt")
     axes.plot([value], [row], color=color, marker=marker, ms=7)
     if worth.high == math.inf:

@@ -1,0 +1,150 @@
+"""Figures of differences: of each method to all plain networks, and of the examples behind one."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jdrop.study.analyses import Influence
+from jdrop.study.report.figures.style import (
+    GREY,
+    add_grid,
+    interval_arrays,
+    literal,
+    new_figure,
+    style_of,
+)
+from jdrop.study.report.figures.svg import add_hover_points
+from jdrop.study.report.numbers import difference_text, signed_text
+from jdrop.study.results import Comparison, Point
+from jdrop.study.scores import SCORES
+
+
+def difference(comparison: Comparison) -> Figure | None:
+    """Each method's difference to the average of all plain networks, in the main score."""
+    rows = [
+        (method, point)
+        for method, point in comparison.table
+        if not (method.name == "plain" and point.size == comparison.ensemble.size)
+    ]
+    if not rows:
+        return None
+    score = comparison.curve_scores[0]
+    shown_as = SCORES[score]
+    figure = new_figure(1.5 + 0.32 * len(rows))
+    axes = figure.subplots()
+    intervals = [point.minus_ensemble[score] for _, point in rows]
+    means, lows, highs = interval_arrays(intervals, shown_as.scale)
+    for row, (method, point) in enumerate(rows):
+        color, marker = style_of(method.name)
+        is_headline = comparison.headline is not None and point is comparison.headline[1]
+        width = 3.5 if is_headline else 2
+        axes.plot([lows[row], highs[row]], [row] * 2, color=color, lw=width, solid_capstyle="butt")
+        axes.plot([means[row]], [row], color=color, marker=marker, ms=10 if is_headline else 7)
+    _limit(axes, means, lows, highs)
+    margin = comparison.margins[score] * shown_as.scale
+    axes.axvspan(-margin, margin, color=GREY, alpha=0.18, lw=0)
+    axes.axvline(0, color=GREY, lw=1)
+    _label_rows(axes, comparison, rows, score)
+    add_hover_points(
+        axes,
+        np.clip(means, *axes.get_xlim()),
+        range(len(rows)),
+        [_hover_text(comparison, method.title(point.size), point, score) for method, point in rows],
+        size=14,
+    )
+    unit = f" ({shown_as.difference_unit})" if shown_as.difference_unit else ""
+    axes.set_xlabel(
+        f"{shown_as.title} minus that of {comparison.ensemble.size} plain networks{unit}\n"
+        "← better          worse →"
+    )
+    add_grid(axes)
+    axes.grid(visible=False, axis="y")
+    return figure
+
+
+def _limit(axes: Axes, means: np.ndarray, lows: np.ndarray, highs: np.ndarray) -> None:
+    """Cuts off intervals that would squeeze all others."""
+    reach = 1.15 * max(float(np.abs(means).max()), 1e-12)
+    left = max(min(lows.min(), 0.0), -2 * reach)
+    right = min(max(highs.max(), 0.0), 2 * reach)
+    pad = 0.05 * (right - left)
+    axes.set_xlim(left - pad, right + pad)
+
+
+def _label_rows(axes: Axes, comparison: Comparison, rows: list, score: str) -> None:
+    """Writes the methods on the left and their verdicts on the right, outside the data."""
+    axes.set_yticks(range(len(rows)), [literal(method.title(point.size)) for method, point in rows])
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    for row, (method, point) in enumerate(rows):
+        label = axes.get_yticklabels()[row]
+        if comparison.headline is not None and point is comparison.headline[1]:
+            label.set_fontweight("bold")
+        verdict = "" if method.name == "plain" else point.against_ensemble[score].verdict
+        axes.annotate(
+            verdict,
+            (1.02, row),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            fontsize=9,
+            fontweight=label.get_fontweight(),
+        )
+
+
+def _hover_text(comparison: Comparison, title: str, point: Point, score: str) -> str:
+    text = difference_text(score, point.minus_ensemble[score], unit=True)
+    verdict = point.against_ensemble[score].verdict
+    return f"{title} minus {comparison.ensemble.size} plain: {text}; {verdict}"
+
+
+def example_differences(comparison: Comparison) -> Figure | None:
+    """The sorted differences of the examples, and their running sum."""
+    found = comparison.influence
+    if not found:
+        return None
+    figure = new_figure(2.9 * len(found))
+    grid = figure.subplots(len(found), 2, squeeze=False)
+    for (left, right), result in zip(grid, found, strict=True):
+        method = comparison.method(result.method)
+        against = comparison.method("plain").title(result.against)
+        title = literal(f"{method.title(result.size)} minus {against}")
+        left.set_title(title, loc="left", fontsize=10)
+        _draw_sorted(left, result, style_of(result.method)[0])
+        _draw_sum(right, result, style_of(result.method)[0])
+    for axes in grid[-1]:
+        axes.set_xlabel("share of the examples, sorted (%)")
+    return figure
+
+
+def _draw_sorted(axes: Axes, result: Influence, color: str) -> None:
+    scale = SCORES[result.score].scale
+    values = np.array(result.differences) * scale
+    share = np.linspace(0, 100, len(values))
+    axes.fill_between(share, 0, values, color=color, lw=0, alpha=0.4)
+    axes.plot(share, values, color=color, lw=1.2)
+    axes.axhline(0, color=GREY, lw=0.8)
+    axes.set_ylabel(_label(result, "loss difference"))
+    add_grid(axes)
+
+
+def _draw_sum(axes: Axes, result: Influence, color: str) -> None:
+    scale = SCORES[result.score].scale
+    sums = np.array(result.cumulative) * scale
+    share = np.linspace(0, 100, len(sums))
+    axes.plot(share, sums, color=color, lw=1.6)
+    axes.axhline(0, color=GREY, lw=0.8)
+    axes.plot([100], [sums[-1]], color=color, marker="o", ms=6, clip_on=False)
+    places = np.linspace(0, len(sums) - 1, 21).round().astype(int)
+    texts = [
+        f"the first {share[place]:.0f} %: {signed_text(result.score, sums[place] / scale)}"
+        for place in places
+    ]
+    add_hover_points(axes, share[places], sums[places], texts)
+    axes.set_ylabel(_label(result, "running sum / n"))
+    add_grid(axes)
+
+
+def _label(result: Influence, what: str) -> str:
+    shown_as = SCORES[result.score]
+    unit = f" ({shown_as.difference_unit})" if shown_as.difference_unit else ""
+    return f"{what}{unit}"

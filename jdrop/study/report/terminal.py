@@ -1,0 +1,109 @@
+"""The table in the terminal."""
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from jdrop.study.report.numbers import MARK, mean_text
+from jdrop.study.report.sentence import second_score, train_ratio
+from jdrop.study.report.tables import weight_scaling_of_masks
+from jdrop.study.results import Comparison, MethodResult, Point
+from jdrop.study.scores import SCORES
+
+COST_NOTE = (
+    " Cost in FLOPs, one plain network is 1. fit: training, with the search for epochs and weight "
+    "decay. run: a prediction."
+)
+
+
+def terminal(comparison: Comparison) -> Table:
+    """Returns the table for a terminal of 80 columns: methods down, scores across."""
+    main_score = comparison.curve_scores[0]
+    shown_scores = [second_score(comparison), main_score]
+    largest = comparison.ensemble.size
+    short = "NLL" if main_score == "nll" else "calib. NLL"
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=0,
+        caption=_note(comparison, short),
+    )
+    table.caption_justify = "left"
+    table.add_column("", min_width=18, overflow="fold")
+    headers = {"error": "error\n%", "nll": "\nNLL", "calibrated_nll": "calib.\nNLL", "mse": "\nMSE"}
+    for score in shown_scores:
+        table.add_column(headers[score], justify="right", no_wrap=True)
+    table.add_column("minus\none", justify="right", no_wrap=True)
+    table.add_column(f"minus\n{largest}", justify="right", no_wrap=True)
+    table.add_column("\nworth", justify="right", no_wrap=True)
+    table.add_column("\nenough?", no_wrap=True)
+    if comparison.has_costs:
+        table.add_column("cost\nfit", justify="right", no_wrap=True)
+        table.add_column("\nrun", justify="right", no_wrap=True)
+    for method, point in comparison.table:
+        cells = [_score(score, point) for score in shown_scores]
+        cells += _against_plain(method, point, main_score)
+        if comparison.has_costs:
+            cells += cost_ratios(point, comparison)
+        # Text, not a string: a name in brackets is not markup.
+        table.add_row(*(Text(cell) for cell in (method.title(point.size), *cells)))
+        if method.name == "monte-carlo":
+            same_networks = weight_scaling_of_masks(comparison)
+            if same_networks is not None:
+                cells = [mean_text(score, same_networks[score]) for score in shown_scores]
+                table.add_row(*(Text(cell) for cell in ("same, no masks", *cells)))
+    return table
+
+
+def _note(comparison: Comparison, score: str) -> str:
+    unit = SCORES[comparison.curve_scores[0]].unit
+    largest = comparison.ensemble.size
+    text = (
+        f"minus: difference in {score} to one plain network, and to the average of {largest}, "
+        f"in {unit}; the report has the intervals. worth: how many plain networks must be averaged "
+        f"to score as well in {score}, with its 95 % interval; ≤1: one does, >: all are too few. "
+        f"enough?: as good as all {largest} within the margin?"
+    )
+    if weight_scaling_of_masks(comparison) is not None:
+        text += " same, no masks: the networks of the row above, by weight scaling."
+    return text + (COST_NOTE if comparison.has_costs else "")
+
+
+def _score(score: str, point: Point) -> str:
+    mark = MARK if score in point.unreliable else ""
+    return mean_text(score, point.scores[score]) + mark
+
+
+def _against_plain(method: MethodResult, point: Point, score: str) -> list[str]:
+    """The differences to plain networks, the worth and the verdict; empty where they are 0."""
+    if method.name == "plain":
+        is_single = point is method.points[0]
+        is_largest = point is method.points[-1]
+        return [
+            "" if is_single else _signed(point.minus_single[score].mean),
+            "" if is_largest else _signed(point.minus_ensemble[score].mean),
+            "",
+            "",
+        ]
+    return [
+        _signed(point.minus_single[score].mean),
+        _signed(point.minus_ensemble[score].mean),
+        "n/a" if score in point.unreliable else str(point.worth[score]),
+        point.against_ensemble[score].verdict,
+    ]
+
+
+def _signed(nats: float) -> str:
+    """A difference in nats; all have as many decimals, since the terminal has no room for more."""
+    text = f"{nats:+.3f}"
+    return "0.000" if float(text) == 0 else text
+
+
+def cost_ratios(point: Point, comparison: Comparison) -> list[str]:
+    """The FLOPs of training and of a prediction, as multiples of one plain network's."""
+    cost, plain_cost = point.cost, comparison.single.cost
+    if cost is None or plain_cost is None:
+        return ["", ""]
+    ratios = train_ratio(point, comparison), cost.predict_flops / plain_cost.predict_flops
+    return [f"{ratio:.0f}" if ratio >= 9.95 else f"{ratio:.1f}" for ratio in ratios]
