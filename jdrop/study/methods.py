@@ -270,7 +270,7 @@ METHODS = {
             group=_DROPOUT_NETWORKS,
             members=first_members,
             tuned_as="monte-carlo",
-            color="#D55E00",
+            color="#7F5A2A",
             marker="d",
         ),
         Method(

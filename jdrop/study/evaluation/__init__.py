@@ -26,6 +26,7 @@ from jdrop.study.evaluation.points import Scorer, headline_of
 from jdrop.study.evaluation.readings import (
     Reading,
     in_target_unit,
+    load_baselines,
     load_co_adaptation,
     load_learning_curves,
     load_readings,
@@ -64,6 +65,10 @@ def evaluate(run: RunFolder, margins: Mapping[str, float] | None = None) -> Comp
     )
     labels = in_target_unit(data.test_labels, data)
     same, own = load_readings(run, settings, data)
+    baselines = load_baselines(run, data, settings.replicates)
+    same += baselines
+    if own is not None:
+        own += baselines
     readings = same if own is None else own
     defaults = CLASSIFICATION_MARGINS
     if data.task == "regression":

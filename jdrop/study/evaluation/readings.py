@@ -11,6 +11,7 @@ from jdrop.statistics import group_losses
 from jdrop.study.analyses import CoAdaptation, LearningCurve, TuningCurve
 from jdrop.study.methods import METHODS
 from jdrop.study.parts import (
+    BaselinesPart,
     DataPart,
     MethodPredictions,
     NetworksPart,
@@ -195,6 +196,23 @@ def _state(
         choice.weight_decay,
         cost,
     )
+
+
+def load_baselines(run: RunFolder, data: DataPart, replicates: int) -> list[Reading]:
+    """Returns the predictions of simple models, which all replicates share."""
+    part = run.load("baselines", BaselinesPart) or BaselinesPart([])
+    return [
+        reading_of(
+            baseline.name,
+            np.repeat(in_target_unit(baseline.outputs, data)[None, None], replicates, 0),
+            table=(1,),
+            retrained=False,
+            label=baseline.label,
+            explanation=baseline.explanation,
+            is_baseline=True,
+        )
+        for baseline in part.baselines
+    ]
 
 
 def load_tuning(run: RunFolder, settings: Settings, data: DataPart) -> list[TuningCurve]:
