@@ -41,12 +41,10 @@ class Choice:
     Attributes:
         epochs: how many.
         weight_decay: of AdamW; None for Adam.
-        search_epochs: epochs of the cross-validation of one network, over all weight decays.
     """
 
     epochs: int
     weight_decay: float | None = None
-    search_epochs: int = 0
 
 
 def needs_search(group: NetworkGroup, settings: Settings) -> bool:
@@ -235,14 +233,14 @@ def own_choice(method: Method, size: int, part: TuningPart) -> Choice:
     """The epochs and the weight decay with the smallest loss at a size."""
     curves = _curves(method, part)[:, :, size - 1]
     setting, candidate = np.unravel_index(int(curves.argmin()), curves.shape)
-    return _choice(method, int(setting), part.epochs[candidate], part)
+    return _choice(method, int(setting), part.epochs[candidate])
 
 
 def choice_at(method: Method, epochs: int, part: TuningPart) -> Choice:
     """The weight decay with the smallest loss of one network after so many epochs."""
     curves = _curves(method, part)[:, :, 0]
     setting = int(curves[:, part.epochs.index(epochs)].argmin())
-    return _choice(method, setting, epochs, part)
+    return _choice(method, setting, epochs)
 
 
 def _curves(method: Method, part: TuningPart) -> np.ndarray:
@@ -250,10 +248,13 @@ def _curves(method: Method, part: TuningPart) -> np.ndarray:
     return np.asarray(part.losses[method.tuned_as or method.name])
 
 
-def _choice(method: Method, setting: int, epochs: int, part: TuningPart) -> Choice:
-    decays = method.weight_decays
-    num_networks = max(1, len(decays))
-    return Choice(epochs, decays[setting] if decays else None, num_networks * part.epochs[-1])
+def _choice(method: Method, setting: int, epochs: int) -> Choice:
+    return Choice(epochs, method.weight_decays[setting] if method.weight_decays else None)
+
+
+def search_flops(method: Method, part: TuningPart) -> float:
+    """Floating-point operations of the cross-validation of one network, over all weight decays."""
+    return max(1, len(method.weight_decays)) * part.epochs[-1] * part.epoch_flops
 
 
 def same_epochs_choice(method: Method, settings: Settings, part: TuningPart | None) -> Choice:
@@ -286,7 +287,4 @@ def all_choices(method: Method, settings: Settings, part: TuningPart | None) -> 
     if settings.tune and not method.only_same_epochs:
         sizes = [1] if part is None else range(1, _curves(method, part).shape[2] + 1)
         choices |= {*own_choices(method, sizes, settings, part).values()}
-    return sorted(
-        {(choice.epochs, choice.weight_decay): choice for choice in choices}.values(),
-        key=lambda choice: (choice.epochs, choice.weight_decay or 0.0),
-    )
+    return sorted(choices, key=lambda choice: (choice.epochs, choice.weight_decay or 0.0))

@@ -94,25 +94,31 @@ PART = TuningPart(
 
 def test_each_size_has_the_epochs_with_its_smallest_loss():
     choices = tuning.own_choices(METHODS["plain"], (1, 2), SETTINGS, PART)
-    assert choices == {1: Choice(2, None, 4), 2: Choice(4, None, 4)}
+    assert choices == {1: Choice(2), 2: Choice(4)}
 
 
 def test_masks_and_weight_scaling_of_the_same_networks_have_the_same_epochs():
     for name in ("monte-carlo", "weight-scaling"):
         choices = tuning.own_choices(METHODS[name], (1, 2), SETTINGS, PART)
-        assert choices == {1: Choice(2, None, 4), 2: Choice(2, None, 4)}
+        assert choices == {1: Choice(2), 2: Choice(2)}
 
 
 def test_the_weight_decay_and_the_epochs_are_chosen_together():
     method = METHODS["weight-decay"]
-    assert tuning.own_choices(method, (1,), SETTINGS, PART) == {1: Choice(4, 1.0, 16)}
+    assert tuning.own_choices(method, (1,), SETTINGS, PART) == {1: Choice(4, 1.0)}
     two_epochs = dataclasses.replace(SETTINGS, epochs=2)
-    assert tuning.same_epochs_choice(method, two_epochs, PART) == Choice(2, 0.0, 16)
+    assert tuning.same_epochs_choice(method, two_epochs, PART) == Choice(2, 0.0)
+
+
+def test_the_search_trains_a_network_with_each_weight_decay():
+    assert tuning.search_flops(METHODS["plain"], PART) == 40.0
+    assert tuning.search_flops(METHODS["weight-decay"], PART) == 160.0
+    assert tuning.search_flops(METHODS["early-stopping"], PART) == 40.0
 
 
 def test_early_stopping_has_its_own_epochs_among_methods_of_the_same_epochs():
     method = METHODS["early-stopping"]
-    assert tuning.same_epochs_choice(method, SETTINGS, PART) == Choice(2, 0.0, 4)
+    assert tuning.same_epochs_choice(method, SETTINGS, PART) == Choice(2, 0.0)
     assert tuning.same_epochs_choice(METHODS["plain"], SETTINGS, PART) == Choice(4)
     assert tuning.same_epochs_choice(METHODS["long"], SETTINGS, None) == Choice(8)
 
@@ -123,7 +129,7 @@ def test_all_choices_hold_the_two_views_and_nothing_else():
     untuned = dataclasses.replace(SETTINGS, tune=False)
     assert tuning.all_choices(METHODS["plain"], untuned, None) == [Choice(4)]
     stopped = tuning.all_choices(METHODS["early-stopping"], SETTINGS, PART)
-    assert stopped == [Choice(2, 0.0, 4)]
+    assert stopped == [Choice(2, 0.0)]
 
 
 @pytest.mark.parametrize(

@@ -252,7 +252,7 @@ def _cost_of_size(reading: Reading, size: int) -> Cost | None:
     num_networks = 1 if reading.unit == "masks" else size
     return Cost(
         train_flops=num_networks * cost.train_flops,
-        search_flops=num_networks * cost.search_flops,
+        search_flops=num_networks * reading.search_flops,
         train_seconds=num_networks * cost.train_seconds,
         predict_flops=size * cost.predict_flops,
         predict_seconds=size * cost.predict_seconds,

@@ -30,6 +30,7 @@ from jdrop.study.tuning import (
     own_choice,
     own_choices,
     same_epochs_choice,
+    search_flops,
 )
 
 MASK_SIZES = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
@@ -64,6 +65,8 @@ class Reading:
         states: by how many members are averaged, rising: what these members predict.
         unit: what a member is, "networks" or "masks".
         table: the sizes that tables show.
+        search_flops: floating-point operations of the cross-validation of one network; 0 if nothing
+            was chosen.
         retrained: whether each replicate has networks of its own, see `MethodResult.retrained`.
         label: for tables, if the method is not in `METHODS`.
         explanation: what the method is, if it is not in `METHODS`.
@@ -74,6 +77,7 @@ class Reading:
     states: Mapping[int, State]
     unit: str = "networks"
     table: tuple[int, ...] = ()
+    search_flops: float = 0.0
     retrained: bool = True
     label: str = ""
     explanation: str = ""
@@ -157,32 +161,36 @@ def load_readings(
         stored = {(each.epochs, each.weight_decay): each for each in predictions}
         num_members = predictions[0].outputs.shape[1]
         states = {
-            choice: _state(part, tuning, choice, stored[choice.epochs, choice.weight_decay], data)
+            choice: _state(part, choice, stored[choice.epochs, choice.weight_decay], data)
             for choice in all_choices(method, settings, tuning)
         }
         sizes = all_sizes(num_members, method.unit)
         table = tuple(sorted({*method.table_sizes(num_members, settings.budget)}))
         same_state = states[same_epochs_choice(method, settings, tuning)]
-        same.append(Reading(method.name, dict.fromkeys(sizes, same_state), method.unit, table))
+        searched = 0.0 if tuning is None else search_flops(method, tuning)
+        same.append(
+            Reading(
+                method.name,
+                dict.fromkeys(sizes, same_state),
+                method.unit,
+                table,
+                searched if method.weight_decays else 0.0,
+            )
+        )
         if settings.tune and not method.only_same_epochs:
             choices = own_choices(method, sizes, settings, tuning)
             own_states = {size: states[choice] for size, choice in choices.items()}
-            own.append(Reading(method.name, own_states, method.unit, table))
+            own.append(Reading(method.name, own_states, method.unit, table, searched))
     return same, own if settings.tune else None
 
 
 def _state(
-    part: NetworksPart,
-    tuning: TuningPart | None,
-    choice: Choice,
-    predictions: MethodPredictions,
-    data: DataPart,
+    part: NetworksPart, choice: Choice, predictions: MethodPredictions, data: DataPart
 ) -> State:
-    """What the members of a method predict, with the cost of one member."""
-    search_flops = 0.0 if tuning is None else choice.search_epochs * tuning.epoch_flops
+    """What the members of a method predict, with the cost of one member, without the search."""
     cost = Cost(
         train_flops=choice.epochs * part.epoch_flops,
-        search_flops=search_flops,
+        search_flops=0.0,
         train_seconds=choice.epochs * part.epoch_seconds / part.num_networks,
         predict_flops=predictions.predict_flops,
         predict_seconds=predictions.predict_seconds,
