@@ -30,7 +30,8 @@ def difference(comparison: Comparison) -> Figure | None:
         return None
     score = comparison.curve_scores[0]
     shown_as = SCORES[score]
-    figure = new_figure(1.5 + 0.32 * len(rows))
+    # Narrower than others, so that the first figure has the largest letters.
+    figure = new_figure(1.3 + 0.28 * len(rows), width=5.2)
     axes = figure.subplots()
     intervals = [point.minus_ensemble[score] for _, point in rows]
     means, lows, highs = interval_arrays(intervals, shown_as.scale)
