@@ -55,9 +55,18 @@ def difference(comparison: Comparison) -> Figure | None:
     )
     unit = f" ({shown_as.difference_unit})" if shown_as.difference_unit else ""
     axes.set_xlabel(
-        f"{shown_as.title} minus that of {comparison.ensemble.size} plain networks{unit}\n"
-        "← better          worse →"
+        f"{shown_as.title} minus that of {comparison.ensemble.size} plain networks{unit}"
     )
+    for text, side in (("← better  ", "right"), ("  worse →", "left")):
+        axes.text(
+            0,
+            1.01,
+            text,
+            ha=side,
+            va="bottom",
+            fontsize=9.5,
+            transform=axes.get_xaxis_transform(),
+        )
     add_grid(axes)
     axes.grid(visible=False, axis="y")
     return figure
