@@ -86,12 +86,13 @@ def fit_ensemble(
     *,
     num_epochs: int,
     batch_size: int,
+    rows: ArrayLike | None = None,
 ) -> tuple[TrainState, Float[Array, "member epoch"]]:
     """Trains all members at once: `jdrop.train.fit`, vmapped across their keys.
 
-    Every member sees all examples, in its own order and with its own masks. All members share one
-    copy of the data. A member equals the same member trained alone, up to the rounding of batched
-    products.
+    Every member sees all examples, or its `rows` of them, in its own order and with its own masks.
+    All members share one copy of the data. A member equals the same member trained alone, up to the
+    rounding of batched products.
 
     Args:
         key: consumed.
@@ -100,12 +101,15 @@ def fit_ensemble(
         labels: all training labels, `[example, ...]`.
         num_epochs: the number of passes over the examples.
         batch_size: the number of examples in a step of a member.
+        rows: integers `[member, row]`, the examples of each member's epochs, for bagging or
+            cross-validation; see `jdrop.train.fit`.
 
     Returns:
         The trained members, and the mean training loss of each member and epoch.
 
     Raises:
-        ValueError: a state without a member axis; the errors of `jdrop.train.fit`.
+        ValueError: a state without a member axis; rows for another number of members; the errors of
+            `jdrop.train.fit`.
 
     Example:
         >>> def init_fn(key, inputs):
@@ -125,9 +129,21 @@ def fit_ensemble(
             "state must have a member axis, as `init_ensemble` makes it, got one of a single "
             "network; train that with `jdrop.train.fit`."
         )
-    keys = member_keys(key, state.step.shape[0])
-    fit = partial(train.fit, num_epochs=num_epochs, batch_size=batch_size)
-    return jax.vmap(fit, in_axes=(0, 0, None, None))(keys, state, inputs, labels)
+    num_members = state.step.shape[0]
+    member_rows = None if rows is None else jnp.asarray(rows)
+    if member_rows is not None and member_rows.shape[:1] != (num_members,):
+        raise ValueError(
+            f"rows must be [member, row] with the {num_members} members of the state, got the "
+            f"shape {member_rows.shape}."
+        )
+    keys = member_keys(key, num_members)
+
+    def fit_member(key: Array, state: TrainState, rows: Array | None) -> Any:
+        return train.fit(
+            key, state, inputs, labels, num_epochs=num_epochs, batch_size=batch_size, rows=rows
+        )
+
+    return jax.vmap(fit_member)(keys, state, member_rows)
 
 
 @partial(jax.jit, static_argnames=("network", "regression"))
@@ -147,15 +163,17 @@ def predict(
         network: an `apply_fn`; it returns logits `[batch, class]`, or with `regression` anything.
         variables: of all members, with a leading member axis: `state.variables`.
         inputs: `[batch, ...]`.
-        regression: whether to return the outputs as they are.
+        regression: whether to return the outputs as they are; they cannot be told from logits if
+            there are several.
 
     Returns:
         `[member, batch, class]` log-probabilities, at least float32; average them with
-        `jdrop.inference.pool`. With `regression` the outputs, `[member, batch, ...]`.
+        `jdrop.inference.pool`. With `regression` the outputs, `[member, batch, ...]`; average them
+        with `outputs.mean(0)`.
 
     Raises:
         ValueError: arrays whose first axes differ, or that have none: variables of one network;
-            outputs without a class axis, unless `regression`.
+            outputs without a class axis or of a single class, unless `regression`.
     """
     inputs = jnp.asarray(inputs)
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(variables)}

@@ -26,6 +26,9 @@ __all__ = ["apply_mask", "dropout", "keep_mask", "scale_weights"]
 Rate = float | Array
 """A checked rate: a Python scalar, which is known while tracing, or an array."""
 
+MAX_SCALE_CHANGE = 2**-13
+"""How far the scale of bfloat16 numbers may lie from 1 / q, as a share of 1 / q."""
+
 
 def dropout(
     key: Array,
@@ -40,7 +43,9 @@ def dropout(
     $$y = \frac{m \odot x}{q}, \qquad m \sim \mathrm{Bernoulli}(q), \qquad q = 1 - \mathrm{rate}$$
 
     The mean over masks is `x`: `q` is the probability that the random bits realise, which differs
-    from `1 - rate` by at most 2e-5, and the result is rounded to the dtype of `x` once.
+    from `1 - rate` by at most 2e-5, and the result is rounded to the dtype of `x` once. For
+    bfloat16 and a Python scalar, `1 / (1 - rate)` replaces `1 / q` if they differ by less than
+    1.3e-4 of it: products halfway between two bfloat16 numbers then round to even.
 
     The mask depends only on the key, the shape, the rate and `broadcast_dims`; not on the dtype,
     `jit`, `vmap`, `remat` or sharding (except for `vmap` over keys of JAX's generators `rbg` and
@@ -396,6 +401,13 @@ def _keep_prob(rate: Rate, x: Array) -> Any:
 
 
 def _scaled(x: Array, rate: Rate) -> Array:
+    if isinstance(rate, float) and jnp.finfo(x.dtype).nmant < 10:
+        # At rate 0.2 the bits realise 0.800003, so 1 / q lies just beside 1.25. It would round all
+        # products halfway between two bfloat16 numbers in the same direction, and shift the mean by
+        # 0.05 %. The number that was meant leaves these ties to the rounding to even.
+        scale = 1 / (1 - rate) if rate < 1 else 1.0
+        if abs(scale * _keep_prob(rate, x) - 1) < MAX_SCALE_CHANGE:
+            return _times(x, np.float32(scale))
     keep_prob = _keep_prob(expand(rate, "rate", x.shape, "x"), x)
     xp = np if isinstance(rate, float) else jnp
     # At rate 1 nothing is kept; any finite scale then avoids NaN in the gradient.

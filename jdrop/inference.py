@@ -1,7 +1,8 @@
 """Predictions with one dropout network, and pools that average predictions.
 
-All functions work with log-probabilities. They form an average of probabilities as a logarithm of
-a sum of exponentials, so confident predictions neither underflow nor need clipping.
+The functions work with log-probabilities, or with `regression` with outputs. They form an average
+of probabilities as a logarithm of a sum of exponentials, so confident predictions neither underflow
+nor need clipping.
 """
 
 from collections.abc import Callable, Mapping
@@ -108,7 +109,7 @@ def pool(
         Normalised log-probabilities, without the first axis; float32, or float64 for float64.
 
     Raises:
-        ValueError: an unknown method; no members.
+        ValueError: an unknown method; no members; a single class.
 
     Example:
         >>> log_probs = jnp.log(jnp.array([[0.5, 0.5], [0.9, 0.1]]))
@@ -125,13 +126,18 @@ def pool(
             "log_probs must be [member, ..., class] with at least 1 member, got the shape "
             f"{log_probs.shape}."
         )
+    if log_probs.shape[-1] == 1:
+        raise ValueError(
+            f"log_probs must have at least 2 classes, got the shape {log_probs.shape}; average the "
+            "outputs of a regression with `outputs.mean(0)`."
+        )
     return POOLS[method](log_probs.astype(jnp.promote_types(log_probs.dtype, jnp.float32)))
 
 
-@partial(jax.jit, static_argnames="network")
+@partial(jax.jit, static_argnames=("network", "regression"))
 def weight_scaling(
-    network: ApplyFn, variables: Variables, inputs: ArrayLike
-) -> Float[Array, "batch classes"]:
+    network: ApplyFn, variables: Variables, inputs: ArrayLike, *, regression: bool = False
+) -> Float[Array, "batch ..."]:
     """Predicts with the deterministic network: all units present, one forward pass.
 
     Dropout that is scaled in training needs no change of the weights. After unscaled dropout,
@@ -139,20 +145,24 @@ def weight_scaling(
     scaling equals the geometric pool over all masks; otherwise it approximates this pool.
 
     Args:
-        network: an `apply_fn` that returns logits.
+        network: an `apply_fn`; it returns logits `[batch, class]`, or with `regression` anything.
         variables: of one network.
         inputs: `[batch, ...]`.
+        regression: whether to return the outputs as they are.
 
     Returns:
-        Log-probabilities, at least float32.
+        Log-probabilities `[batch, class]`, at least float32. With `regression` the outputs.
+
+    Raises:
+        ValueError: outputs without a class axis or of a single class, unless `regression`.
 
     Reference:
         Hinton et al. 2012, arXiv:1207.0580 ("mean network").
     """
-    return predict(None, network, variables, jnp.asarray(inputs))
+    return predict(None, network, variables, jnp.asarray(inputs), regression=regression)
 
 
-@partial(jax.jit, static_argnames=("network", "num_samples"))
+@partial(jax.jit, static_argnames=("network", "num_samples", "regression"))
 def monte_carlo(
     key: Array,
     network: ApplyFn,
@@ -160,7 +170,8 @@ def monte_carlo(
     inputs: ArrayLike,
     *,
     num_samples: int,
-) -> Float[Array, "batch classes"]:
+    regression: bool = False,
+) -> Float[Array, "batch ..."]:
     """Predicts with the arithmetic average over sampled masks: Monte-Carlo dropout.
 
     Each of the `num_samples` forward passes draws its own mask for every example. Memory does not
@@ -168,16 +179,20 @@ def monte_carlo(
 
     Args:
         key: consumed; sample `t` depends on the key and on `t` alone.
-        network: an `apply_fn` that returns logits and draws masks when it has a key.
+        network: an `apply_fn` that draws masks when it has a key; it returns logits
+            `[batch, class]`, or with `regression` anything.
         variables: of one network.
         inputs: `[batch, ...]`.
         num_samples: how many masks, at least 1.
+        regression: whether to average the outputs as they are, not probabilities. For their spread
+            over masks, call `jdrop.network.predict` with each `fold_in(key, t)`.
 
     Returns:
-        Log-probabilities, at least float32.
+        Log-probabilities `[batch, class]`, or with `regression` the mean outputs; at least float32.
 
     Raises:
-        ValueError: fewer than 1 sample.
+        ValueError: fewer than 1 sample; outputs without a class axis or of a single class, unless
+            `regression`.
 
     Example:
         >>> import jdrop
@@ -196,14 +211,24 @@ def monte_carlo(
         raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
     inputs = jnp.asarray(inputs)
 
-    def log_probs(sample: ArrayLike) -> Array:
-        return predict(jax.random.fold_in(key, sample), network, variables, inputs)
+    def sampled(sample: ArrayLike) -> Array:
+        sample_key = jax.random.fold_in(key, sample)
+        outputs = predict(sample_key, network, variables, inputs, regression=regression)
+        return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
 
+    shape = jax.eval_shape(sampled, 0)
+    if regression:
+        return jax.lax.fori_loop(
+            0,
+            num_samples,
+            lambda sample, mean: mean + 1 / (sample + 1) * (sampled(sample) - mean),
+            jnp.zeros(shape.shape, shape.dtype),
+        )
     return jax.lax.fori_loop(
         0,
         num_samples,
-        lambda sample, average: average.add(log_probs(sample)),
-        RunningAverage.start(jax.eval_shape(log_probs, 0)),
+        lambda sample, average: average.add(sampled(sample)),
+        RunningAverage.start(shape),
     ).log_probs()
 
 

@@ -431,7 +431,7 @@ def predict(
 
     Raises:
         TypeError: a module in place of a network.
-        ValueError: outputs without a class axis, unless `regression`.
+        ValueError: outputs without a class axis or of a single class, unless `regression`.
 
     Example:
         >>> network = Network(lambda variables, inputs, key: inputs @ variables["params"])
@@ -442,10 +442,11 @@ def predict(
     outputs = network(variables, inputs, key)
     if regression:
         return outputs
-    if outputs.ndim < 2:
+    if outputs.ndim < 2 or outputs.shape[-1] == 1:
         raise ValueError(
-            f"the network must return logits [batch, class], got outputs of shape {outputs.shape}; "
-            "give inputs with a batch axis, or `regression=True` for outputs that are no logits."
+            "the network must return logits [batch, class] of at least 2 classes, got outputs of "
+            f"shape {outputs.shape}; give `regression=True` for outputs that are no logits, or "
+            "inputs with a batch axis."
         )
     return jax.nn.log_softmax(outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32)))
 

@@ -189,6 +189,7 @@ def fit(
     *,
     num_epochs: int,
     batch_size: int,
+    rows: ArrayLike | None = None,
 ) -> tuple[TrainState, Float[Array, " epoch"]]:
     """Trains one network for some epochs: a scan of `train_step` over shuffled batches.
 
@@ -204,13 +205,16 @@ def fit(
         labels: all training labels, `[example, ...]`.
         num_epochs: how many passes over the examples.
         batch_size: how many examples each step takes.
+        rows: integers `[row]`, the examples of an epoch; an example may occur several times. By
+            default an epoch has every example once. Whether an index is that of an example is not
+            checked, as usual in JAX.
 
     Returns:
         The trained network, and the mean training loss of each epoch.
 
     Raises:
-        ValueError: a batch size that is not in [1, examples]; unequal numbers of inputs and labels;
-            a state with a member axis; a negative number of epochs.
+        ValueError: a batch size that is not in [1, rows]; unequal numbers of inputs and labels; a
+            state with a member axis; a negative number of epochs; rows that are no integers.
 
     Example:
         >>> network = Network(lambda variables, inputs, key: inputs @ variables["params"])
@@ -236,25 +240,33 @@ def fit(
             f"inputs and labels must hold the same number of examples, "
             f"got {num_examples} and {labels.shape[0]}."
         )
-    if not 1 <= batch_size <= num_examples:
+    rows = jnp.arange(num_examples) if rows is None else jnp.asarray(rows)
+    if rows.ndim != 1 or not jnp.issubdtype(rows.dtype, jnp.integer):
         raise ValueError(
-            f"batch_size must lie in [1, {num_examples}], the number of examples, got {batch_size}."
+            f"rows must be integers [row], the indices of examples, got {rows.dtype}"
+            f"{list(rows.shape)}."
         )
-    steps_per_epoch = num_examples // batch_size
+    num_rows = rows.shape[0]
+    if not 1 <= batch_size <= num_rows:
+        raise ValueError(
+            f"batch_size must lie in [1, {num_rows}], the number of examples of an epoch, got "
+            f"{batch_size}."
+        )
+    steps_per_epoch = num_rows // batch_size
     order_key, mask_key, shuffle_key = jax.random.split(key, 3)
 
-    def step(state: TrainState, rows: Array) -> tuple[TrainState, Array]:
+    def step(state: TrainState, batch_rows: Array) -> tuple[TrainState, Array]:
         step_key = jax.random.fold_in(mask_key, state.step)
-        return train_step(step_key, state, (inputs[rows], labels[rows]))
+        return train_step(step_key, state, (inputs[batch_rows], labels[batch_rows]))
 
     def epoch(state: TrainState, _: None) -> tuple[TrainState, Array]:
         index = state.step // steps_per_epoch
         if state.network.step_rule is not None:
             epoch_key = jax.random.fold_in(shuffle_key, index)
             state = state.network.step_rule.start_epoch(epoch_key, state)
-        order = jax.random.permutation(jax.random.fold_in(order_key, index), num_examples)
-        rows = order[: steps_per_epoch * batch_size].reshape(steps_per_epoch, batch_size)
-        state, losses = jax.lax.scan(step, state, rows)
+        order = jax.random.permutation(jax.random.fold_in(order_key, index), rows)
+        batches = order[: steps_per_epoch * batch_size].reshape(steps_per_epoch, batch_size)
+        state, losses = jax.lax.scan(step, state, batches)
         return state, jnp.mean(losses)
 
     return jax.lax.scan(epoch, state, length=num_epochs)

@@ -10,7 +10,7 @@ from test_train import counting_network, make_data
 import jdrop.linen
 import jdrop.nnx
 from jdrop import ensemble
-from jdrop.inference import weight_scaling
+from jdrop.inference import pool, weight_scaling
 from jdrop.network import predict
 from jdrop.train import TrainState, fit
 
@@ -51,6 +51,33 @@ def test_a_vmapped_member_equals_the_same_member_trained_alone(getkey, kind):
             ),
             state.variables,
             alone.variables,
+        )
+
+
+def test_each_member_trains_on_its_own_rows(getkey):
+    num_examples = 5
+    network = counting_network(num_examples, 8)
+    inputs = jnp.arange(num_examples, dtype=float)[:, None]
+    state = ensemble.init_ensemble(getkey(), network, OPTIMIZER, inputs, ensemble_size=2)
+    rows = np.array([[0, 1, 2, 3], [4, 4, 4, 1]])
+    state, _ = ensemble.fit_ensemble(
+        getkey(),
+        state,
+        inputs,
+        jnp.zeros(num_examples, int),
+        num_epochs=2,
+        batch_size=1,
+        rows=rows,
+    )
+    np.testing.assert_array_equal(state.variables["seen"], [[2, 2, 2, 2, 0], [0, 2, 0, 0, 6]])
+
+
+def test_rows_for_another_number_of_members_are_an_error(getkey):
+    inputs, labels = make_data(getkey())
+    state = ensemble.init_ensemble(getkey(), NETWORKS["linen"], OPTIMIZER, inputs, ensemble_size=3)
+    with pytest.raises(ValueError, match="3 members"):
+        ensemble.fit_ensemble(
+            getkey(), state, inputs, labels, num_epochs=1, batch_size=2, rows=jnp.zeros((2, 4), int)
         )
 
 
@@ -172,6 +199,21 @@ def test_outputs_of_a_regression_are_left_as_they_are():
         ensemble.predict(None, network, variables, jnp.ones(2))
     outputs = ensemble.predict(None, network, variables, jnp.ones(2), regression=True)
     assert jnp.array_equal(outputs, jnp.array([[1.0, 1], [2, 2], [3, 3]]))
+
+
+def test_one_output_is_no_class(getkey):
+    """Its log-softmax is 0 whatever the network says."""
+    variables = {"params": jnp.arange(1.0, 4.0)}
+
+    def network(variables, inputs, key):
+        return variables["params"] * inputs[:, None]
+
+    with pytest.raises(ValueError, match=r"at least 2 classes, got .*\(2, 1\); give `regression="):
+        ensemble.predict(None, network, variables, jnp.ones(2))
+    outputs = ensemble.predict(None, network, variables, jnp.ones(2), regression=True)
+    assert jnp.array_equal(outputs, jnp.array([[[1.0], [1]], [[2], [2]], [[3], [3]]]))
+    with pytest.raises(ValueError, match=r"at least 2 classes, got .*\(3, 2, 1\); .*mean\(0\)"):
+        pool(outputs)
 
 
 def test_predicting_without_any_variables_is_an_error():

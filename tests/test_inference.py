@@ -122,6 +122,42 @@ def test_the_logits_of_a_deep_linear_network_average_to_those_of_weight_scaling(
     np.testing.assert_allclose(mean, inputs @ kernels[0] @ kernels[1] @ kernels[2], rtol=1e-4)
 
 
+@pytest.mark.parametrize("outputs_shape", [(8,), (8, 1), (8, 3)])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
+def test_a_regression_is_read_as_it_is_and_averaged_over_masks(getkey, outputs_shape, dtype):
+    """Nothing is normalised; the average is that of the outputs with the keys of the samples."""
+    with jax.enable_x64(dtype == jnp.float64):
+        x = jnp.asarray(np.linspace(-3, 4, math.prod(outputs_shape)), dtype).reshape(outputs_shape)
+
+        def network(variables, inputs, key):
+            return inputs if key is None else jdrop.dropout(key, inputs, 0.5)
+
+        read = weight_scaling(network, {}, x, regression=True)
+        assert read.dtype == dtype
+        assert jnp.array_equal(read, x)
+        key, num_samples = getkey(), 7
+        average = monte_carlo(key, network, {}, x, num_samples=num_samples, regression=True)
+        assert average.dtype == jnp.promote_types(dtype, jnp.float32)
+        samples = [
+            np.asarray(network({}, x, jax.random.fold_in(key, t)), np.float64)
+            for t in range(num_samples)
+        ]
+        # Seven updates, each rounded at the largest value, 8.
+        atol = 7 * 8 * jnp.finfo(average.dtype).eps
+        np.testing.assert_allclose(average, np.mean(samples, 0), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("outputs", [jnp.ones(4), jnp.ones((4, 1))])
+def test_outputs_that_are_no_logits_raise_and_name_the_way_out(getkey, outputs):
+    def network(variables, inputs, key):
+        return outputs
+
+    with pytest.raises(ValueError, match="give `regression=True` for outputs that are no logits"):
+        weight_scaling(network, {}, outputs)
+    with pytest.raises(ValueError, match="give `regression=True` for outputs that are no logits"):
+        monte_carlo(getkey(), network, {}, outputs, num_samples=2)
+
+
 def test_monte_carlo_comes_near_the_average_over_all_masks(getkey):
     """Within 6 standard errors, the standard deviation over masks being known exactly."""
     rate, num_samples = 0.5, 4000

@@ -146,6 +146,40 @@ def test_an_epoch_sees_every_example_once(getkey, batch_size, left_over):
         assert (seen == num_epochs).all()
 
 
+def test_an_epoch_sees_its_rows_as_often_as_they_are_given(getkey):
+    num_examples, rows = 6, np.array([5, 5, 0, 2, 5, 3])
+    network = counting_network(num_examples, 6)
+    inputs = jnp.arange(num_examples, dtype=float)[:, None]
+    state = make_state(getkey(), network, inputs)
+    state, _ = fit(
+        getkey(), state, inputs, jnp.zeros(num_examples, int), num_epochs=2, batch_size=2, rows=rows
+    )
+    np.testing.assert_array_equal(
+        state.variables["seen"], 2 * np.bincount(rows, minlength=num_examples)
+    )
+
+
+def test_training_on_rows_equals_training_on_their_examples(getkey):
+    inputs, labels = make_data(getkey())
+    rows = jnp.array([7, 1, 1, 4, 9, 3])
+    state = make_state(getkey(), NETWORKS["linen"], inputs)
+    key = getkey()
+    chosen, losses = fit(key, state, inputs, labels, num_epochs=3, batch_size=2, rows=rows)
+    same, same_losses = fit(
+        jax.random.clone(key), state, inputs[rows], labels[rows], num_epochs=3, batch_size=2
+    )
+    np.testing.assert_array_equal(losses, same_losses)
+    jax.tree.map(np.testing.assert_array_equal, chosen.variables, same.variables)
+
+
+@pytest.mark.parametrize("rows", [[0.0, 1.0], [[0, 1], [2, 3]], [True, False]])
+def test_rows_that_are_no_indices_are_an_error(getkey, rows):
+    inputs, labels = make_data(getkey())
+    state = make_state(getkey(), NETWORKS["linen"], inputs)
+    with pytest.raises(ValueError, match="rows must be integers"):
+        fit(getkey(), state, inputs, labels, num_epochs=1, batch_size=1, rows=jnp.array(rows))
+
+
 def test_every_step_has_its_own_key(getkey):
     network = counting_network(20, 12)
     inputs = jnp.arange(20.0)[:, None]

@@ -13,20 +13,22 @@ Numbers = np.ndarray | np.float64
 class Estimate:
     r"""Means and what their intervals and tests need; all arrays have one shape.
 
-    Student's t assumes a symmetric mean. The mean of losses with rare large values is skewed, and
-    its standard error is small whenever the mean is: for the skewness $\kappa$ of the mean,
+    Student's t assumes a symmetric mean. With rare large losses the mean is skewed, and whenever it
+    is too small, so is its standard error. By the Cornish-Fisher expansion of a studentised mean
+    with the skewness $\kappa$, the interval's end on the side of the long tail lies
 
-    $$P\left(\frac{\bar d - \delta}{s} \le x\right) \approx F(g(x)), \qquad
-    g(x) = x + \frac{\kappa}{3} x^2 + \frac{\kappa^2}{27} x^3 + \frac{\kappa}{6}$$
+    $$\left(q + \frac{|\kappa|}{6} (2 q^2 + 1)\right) s$$
 
-    with Student's distribution $F$. The first two terms in $\kappa$ are those of the Edgeworth
-    expansion of a studentised mean; the cubic term makes $g$ increase everywhere.
+    from the mean, where $q$ is Student's quantile and $s$ the standard error. The expansion moves
+    the other end towards the mean by as much. Here that end keeps its place: too few replicates and
+    examples tell the skewness for a narrower interval.
 
     Attributes:
-        mean: the means $\bar d$.
+        mean: the means.
         error: their standard errors $s$.
         freedom: the degrees of freedom of the standard errors.
-        skewness: the skewness of the means $\kappa$.
+        skewness: the skewness of the means $\kappa$, positive for a long tail of large values.
+        caution: a skewness added for both ends, each as if the tail were on its side.
 
     Reference:
         Johnson 1978, doi:10.1080/01621459.1978.10480051; Hall 1992,
@@ -37,41 +39,40 @@ class Estimate:
     error: Numbers
     freedom: Numbers
     skewness: Numbers
+    caution: Numbers | float = 0.0
 
     def ends(self, level: float) -> tuple[Numbers, Numbers]:
         """The ends of the intervals that hold a share `level` of true means."""
         quantile = special.stdtrit(self.freedom, (1 + level) / 2)
-        low = self.mean - self.error * self._untransformed(quantile)
-        return low, self.mean - self.error * self._untransformed(-quantile)
+        term = (2 * quantile**2 + 1) / 6
+        low = self.mean - self.error * (quantile + self._tail("above") * term)
+        return low, self.mean + self.error * (quantile + self._tail("below") * term)
 
     def p_value(self, bound: float, alternative: str) -> Numbers:
         """The p-values of the hypothesis that the true mean is not below, or above, a bound.
+
+        It is below half of `1 - level` where `ends(level)` exclude the bound.
 
         Args:
             bound: the bound.
             alternative: what a small p-value shows: the mean is "below" or "above" the bound.
         """
-        distance = self.mean - bound
+        distance = bound - self.mean if alternative == "below" else self.mean - bound
         has_error = self.error > 0
-        statistic = self._transformed(distance / np.where(has_error, self.error, 1))
-        if alternative == "above":
-            statistic, distance = -statistic, -distance
-        return np.where(has_error, special.stdtr(self.freedom, statistic), distance >= 0)
+        tail = self._tail(alternative)
+        # The quantile whose end is the bound: a solution of a quadratic equation.
+        shifted = distance / np.where(has_error, self.error, 1) - tail / 6
+        root = np.sqrt(np.maximum(1 + 4 / 3 * tail * shifted, 0))
+        quantile = 2 * shifted / (1 + root)
+        return np.where(has_error, special.stdtr(self.freedom, -quantile), distance <= 0)
 
-    def _transformed(self, statistic: Numbers) -> Numbers:
-        skewness = self.skewness
-        return (
-            statistic * (1 + skewness / 3 * statistic * (1 + skewness / 9 * statistic))
-            + skewness / 6
-        )
+    def _tail(self, alternative: str) -> Numbers:
+        """The skewness that stands against a claim.
 
-    def _untransformed(self, transformed: Numbers) -> Numbers:
-        """The inverse: `(1 + skewness * x / 3)**3 = 1 + skewness * (g(x) - skewness / 6)`."""
-        skewness = self.skewness
-        shifted = transformed - skewness / 6
-        root = np.cbrt(1 + skewness * shifted)
-        # (root - 1) / skewness without cancellation: root**3 - 1 is skewness * shifted.
-        return 3 * shifted / (1 + root + root**2)
+        A mean with a long tail of large values is often below the true mean, and then seems sure.
+        """
+        sign = 1 if alternative == "below" else -1
+        return np.maximum(sign * self.skewness, 0) + self.caution
 
 
 def third_cumulant(deviations: np.ndarray) -> Numbers:
@@ -82,4 +83,4 @@ def third_cumulant(deviations: np.ndarray) -> Numbers:
     count = deviations.shape[-1]
     if count < 3:
         return np.zeros(deviations.shape[:-1])
-    return count / ((count - 1) * (count - 2)) * (deviations**3).sum(-1)
+    return count / ((count - 1) * (count - 2)) * (deviations * deviations * deviations).sum(-1)

@@ -234,9 +234,16 @@ class EnsembleCurve:
         differences = self._example_means - method_means
         start = differences - differences.mean(1, keepdims=True)
         step = np.diff(start, axis=0, append=start[-1:])
-        # (start + s * step)**3, and `third_cumulant` is a multiple of the sum of cubes.
-        terms = [start**3, 3 * start**2 * step, 3 * start * step**2, step**3]
-        sums = np.stack([term.sum(1) for term in terms])
+        # The sum of (start + s * step)**3, of which `third_cumulant` is a multiple.
+        start_squared, step_squared = start * start, step * step
+        sums = np.stack(
+            [
+                (start_squared * start).sum(1),
+                3 * (start_squared * step).sum(1),
+                3 * (step_squared * start).sum(1),
+                (step_squared * step).sum(1),
+            ]
+        )
         num_examples = self._shape[1]
         return sums * num_examples / max((num_examples - 1) * (num_examples - 2), 1)
 

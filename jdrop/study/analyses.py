@@ -24,8 +24,8 @@ class Influence:
         share_worse: share of the examples whose loss is larger by the method.
         half: the fewest examples that carry half of the difference: the sum of their differences is
             at least half of the sum over all examples. None if the difference is 0.
-        without: by a count of examples ("5"), the mean difference without the examples that favour
-            the method most.
+        without: by a count of examples ("5"), the mean difference of the others if the examples
+            that carry most of it are left out.
         largest_group: name of the group of examples that carries most of the difference; None
             without groups.
         largest_group_share: its share of the difference.

@@ -27,7 +27,7 @@ and needs one to three minutes. Give --dataset and --model for data and a model 
 --predictions for networks that are trained already. A command that was stopped goes on when it is
 given again. `jdrop report FOLDER` writes the report of a folder again without training."""
 
-ALLOWED_WITH_PREDICTIONS = ("predictions", "replicates", "margins", "out")
+ALLOWED_WITH_PREDICTIONS = ("predictions", "replicates", "margins", "groups", "out")
 """Options that have an effect beside --predictions."""
 
 MLP_OPTIONS = ("hidden", "rate", "input_rate")
@@ -149,6 +149,13 @@ existing_file = click.Path(path_type=Path, exists=True, dir_okay=False)
     "--test-file",
     type=existing_file,
     help="Table of test examples; by default a fifth of --dataset is held out.",
+)
+@click.option(
+    "--groups",
+    metavar="COLUMN|FILE",
+    help="Which examples belong together, such as those of one patient: a column of a table, or a "
+    "file with one label for each example; by default the forms of digits, and none of other "
+    "data.",
 )
 @click.option(
     "--predictions",

@@ -3,15 +3,13 @@
 import contextlib
 import importlib
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jdrop.study import evaluation, report
 from jdrop.study.comparison import Experiment
@@ -24,6 +22,7 @@ from jdrop.study.data import (
     load_table,
 )
 from jdrop.study.models import MLP, Model, ModelError
+from jdrop.study.progress import with_progress
 from jdrop.study.results import Comparison
 from jdrop.study.run_folder import RunFolder
 from jdrop.study.settings import Settings
@@ -65,8 +64,8 @@ def compare_predictions(
 ) -> tuple[Comparison, Path]:
     """Compares predictions of networks that are trained already, and chooses the folder."""
     path = options["predictions"]
-    folder = _folder(options) or Path("comparison") / path.stem
-    predictions = load_predictions(path)
+    folder = _path(options["out"]) or Path("comparison") / path.stem
+    predictions = load_predictions(path, _path(options["groups"]))
     _say(console, f"{path}: predictions, compared without training; folder: {folder}")
     comparison = evaluation.of_predictions(
         predictions, path.stem, options["replicates"], options["margins"], command_line
@@ -85,7 +84,7 @@ def train(
         Experiment,
         settings,
         data=data,
-        folder=_folder(options),
+        folder=_path(options["out"]),
         margins=options["margins"],
         sweep=options["sweep"],
         command=command_line,
@@ -132,7 +131,13 @@ def load_data(options: Mapping[str, Any]) -> Dataset:
                 raise DataError(f"--{option} is for tables, not for {dataset}.")
         if dataset == "digits" and options["data_dir"] is not None and options["ood"] is None:
             raise DataError("--data-dir has no effect on digits, which are part of scikit-learn.")
-        return load(dataset, data_dir=options["data_dir"], ood=options["ood"], **shared)
+        return load(
+            dataset,
+            data_dir=options["data_dir"],
+            ood=options["ood"],
+            groups=_path(options["groups"]),
+            **shared,
+        )
     if options["data_dir"] is not None:
         raise DataError("--data-dir is for mnist and fashion-mnist.")
     return load_table(
@@ -140,7 +145,8 @@ def load_data(options: Mapping[str, Any]) -> Dataset:
         target=options["target"],
         task=options["task"],
         test_path=options["test_file"],
-        ood_path=None if options["ood"] is None else Path(options["ood"]),
+        ood_path=_path(options["ood"]),
+        groups=options["groups"],
         **shared,
     )
 
@@ -198,36 +204,6 @@ def show(comparison: Comparison, folder: Path, console: Console) -> None:
     _say(console, str(folder / "report.html"))
 
 
-def with_progress(
-    work: Callable[[Callable[[str, int, int], None]], Comparison], console: Console
-) -> Comparison:
-    """Works with a bar that tells the time left or, where there is no terminal, with lines."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        tasks: dict[str, tuple[Any, float, int]] = {}
-
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total), time.monotonic(), done
-            task, start, done_at_start = tasks[what]
-            bars.update(task, completed=done)
-            if not console.is_terminal and (done == total or done % -(-total // 4) == 0):
-                line = f"{what}: {done}/{total}"
-                if total > done > done_at_start:  # The clock starts when the first is done.
-                    left = (time.monotonic() - start) * (total - done) / (done - done_at_start)
-                    line += f", {left:.0f} s left"
-                console.print(line, highlight=False)
-
-        return work(progress)
-
-
 @contextlib.contextmanager
 def _file_errors(failure: str, advice: str = "") -> Iterator[None]:
     """Turns an error of the file system into one line: the failure, its cause, and the advice."""
@@ -241,8 +217,8 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 80)
 
 
-def _folder(options: Mapping[str, Any]) -> Path | None:
-    return None if options["out"] is None else Path(options["out"])
+def _path(name: str | None) -> Path | None:
+    return None if name is None else Path(name)
 
 
 def _say(console: Console, line: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from jax import Array
 from jax.typing import ArrayLike
+from rich.console import Console
 
 from jdrop.network import Network
 from jdrop.study import report
@@ -21,6 +22,7 @@ from jdrop.study.data import Dataset, fingerprint, from_arrays
 from jdrop.study.errors import UserError
 from jdrop.study.evaluation import evaluate
 from jdrop.study.models import Model, check_model
+from jdrop.study.progress import with_progress
 from jdrop.study.results import Comparison
 from jdrop.study.run_folder import RunFolder
 from jdrop.study.runner import check_sweep, run_parts
@@ -37,11 +39,13 @@ def compare(
     test_labels: ArrayLike,
     *,
     ood_inputs: ArrayLike | None = None,
+    groups: ArrayLike | Sequence[str] | None = None,
+    test_groups: ArrayLike | Sequence[str] | None = None,
     name: str = "your data",
     out: str | Path | None = None,
     margins: Mapping[str, float] | None = None,
     sweep: Mapping[str, Iterable[int | float]] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool = True,
     **settings: Any,
 ) -> Comparison:
     """How many independently trained networks is one dropout network worth, on your data?
@@ -61,6 +65,10 @@ def compare(
         test_labels: their labels, as `labels`.
         ood_inputs: out-of-distribution inputs, as `inputs`; by default test inputs with shuffled
             features.
+        groups: the group of each training example, such as its patient: integers or text
+            `[example]`.
+        test_groups: the group of each test example, as `groups`. Intervals and tests then resample
+            whole groups. By default the examples are taken as independent.
         name: of the data, for the report.
         out: folder of the results: predictions, tables, figures, `report.html`. A run that was
             stopped goes on from there. By default nothing is kept.
@@ -68,9 +76,8 @@ def compare(
             `jdrop.study.evaluation.evaluate`.
         sweep: by `rate`, `train_size`, `width_factor` or `label_noise`, a list of values. Every
             combination is compared too.
-        progress: called as `progress(what, done, total)` while the networks train, for instance
-            `lambda what, done, total: print(f"{what}: {done}/{total}")`. By default nothing is
-            printed.
+        progress: True shows on the standard error how far the work is and how long it still takes,
+            False shows nothing. A function is called as `progress(what, done, total)` instead.
         **settings: fields of `jdrop.study.Settings`: `replicates`, `ensemble_size`, `epochs`, ...
 
     Returns:
@@ -99,7 +106,9 @@ def compare(
         >>> comparison.method("dropout").points[0].worth["nll"].largest
         3
     """
-    data = from_arrays(name, inputs, labels, test_inputs, test_labels, ood_inputs)
+    data = from_arrays(
+        name, inputs, labels, test_inputs, test_labels, ood_inputs, groups, test_groups
+    )
     prepare = partial(
         Experiment,
         Settings.from_mapping(settings),
@@ -110,10 +119,17 @@ def compare(
         sweep=sweep,
         command=f"jdrop.compare({name_of(model)}, ...)",
     )
+
+    def run(folder: Path) -> Comparison:
+        experiment = prepare(folder=folder)
+        if progress is True:
+            return with_progress(experiment.run, Console(stderr=True))
+        return experiment.run(progress or _print_nothing)
+
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
-            return prepare(folder=Path(folder)).run(progress)
-    comparison = prepare(folder=Path(out)).run(progress)
+            return run(Path(folder))
+    comparison = run(Path(out))
     report.write(comparison, Path(out))
     return comparison
 
@@ -165,7 +181,7 @@ class Experiment:
         self._run_folder = RunFolder(self.folder, config)
         tempfile.TemporaryFile(dir=self.folder).close()  # Fails now, not after the training.
 
-    def run(self, progress: Progress | None) -> Comparison:
+    def run(self, progress: Progress) -> Comparison:
         """Trains what the folder does not hold yet, and scores all that it holds.
 
         Raises:
@@ -178,7 +194,7 @@ class Experiment:
             self._model,
             self._data,
             sweep=self._sweep,
-            progress=progress or _print_nothing,
+            progress=progress,
             command=self._command,
         )
         return evaluate(self._run_folder, self._margins)

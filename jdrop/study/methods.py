@@ -1,6 +1,6 @@
 """The methods that a comparison compares: an entry of `METHODS` for each.
 
-An entry says which networks to train, how to predict with them, and how tables and figures show the
+An entry says which networks to train, which of them predict, and how tables and figures show the
 method. A new method needs a new entry and nothing else.
 """
 
@@ -12,20 +12,17 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import optax
-from jax import Array
 
 from jdrop.network import Variables
 from jdrop.study.models import FIXED_MASKS, Model, ModelError
-from jdrop.study.predictor import Predictor
-from jdrop.study.run_folder import MethodPredictions
 from jdrop.study.settings import Settings
-from jdrop.study.training import NetworkSpec, TrainedNetworks, first_members
+from jdrop.study.training import NetworkSpec, first_members
 from jdrop.thinned import ThinningError, thin
 
 WEIGHT_DECAYS = (0.0, 0.1, 1.0, 10.0)
-"""Weight decays of AdamW, among which validation chooses for the plain network."""
+"""Weight decays of AdamW, among which cross-validation chooses for the plain network."""
 
-EXACT_KEY_INDEX, OVERFITTING_KEY_INDEX, SWEEP_KEY_INDEX = 8, 9, 10
+EXACT_KEY_INDEX, OVERFITTING_KEY_INDEX, SWEEP_KEY_INDEX, TUNING_KEY_INDEX = 8, 9, 10, 12
 """Children of the run's key that belong to no group of networks."""
 
 
@@ -52,6 +49,10 @@ class NetworkGroup:
     is_control: bool = True
 
 
+def _all_members(variables: Variables, replicates: int) -> Variables:
+    return variables
+
+
 @dataclass(frozen=True)
 class Method:
     """A method of the comparison.
@@ -61,8 +62,16 @@ class Method:
         label: as tables show it; `{n}` is the size of an average, `{budget}` is in the settings.
         explanation: what the method is, in a sentence or two; may hold `{budget}`.
         group: the networks; methods that share a group share the training.
-        predict: `predict(key, predictor, spec, trained)`: predictions with trained networks.
+        epochs: `epochs(settings)`: how many, unless cross-validation chooses them.
+        members: `members(variables, replicates)`: the networks of the group that predict, all by
+            default.
+        draws_masks: whether the members of an average are masks drawn for one network.
         unit: what a member is.
+        weight_decays: those of the group that the method may have; cross-validation chooses.
+        tuned_as: the method whose epochs this one has, if it predicts with the same networks.
+        stops_early: whether cross-validation chooses the epochs even where all others have the
+            epochs of the settings.
+        only_same_epochs: whether the method says nothing where each method has its own epochs.
         table_sizes: `table_sizes(num_members, budget)`: sizes of averages that tables show.
         color: in figures, each method's own; colors remain distinct for color-blind readers (Okabe
             and Ito, then Tol).
@@ -74,12 +83,27 @@ class Method:
     label: str
     explanation: str
     group: NetworkGroup
-    predict: Callable[[Array, Predictor, NetworkSpec, TrainedNetworks], MethodPredictions]
+    epochs: Callable[[Settings], int] = lambda settings: settings.epochs
+    members: Callable[[Variables, int], Variables] = _all_members
+    draws_masks: bool = False
     unit: Literal["networks", "masks"] = "networks"
+    weight_decays: tuple[float, ...] = ()
+    tuned_as: str | None = None
+    stops_early: bool = False
+    only_same_epochs: bool = False
     table_sizes: Callable[[int, int], tuple[int, ...]] = lambda num_members, budget: (num_members,)
     color: str = "#444444"
     marker: str = "h"
     is_curve: bool = False
+
+    def members_with(
+        self, weight_decay: float | None, variables: Variables, replicates: int
+    ) -> Variables:
+        """The networks of the group that predict, among those with this weight decay."""
+        if weight_decay is not None:
+            start = WEIGHT_DECAYS.index(weight_decay) * replicates
+            variables = jax.tree.map(lambda leaf: leaf[start : start + replicates], variables)
+        return self.members(variables, replicates)
 
 
 @cache
@@ -137,8 +161,12 @@ def _wide(settings: Settings, model: Model, inputs: Any) -> NetworkSpec:
     return NetworkSpec(network, 1, settings.epochs, adam(settings.learning_rate))
 
 
+def _long_epochs(settings: Settings) -> int:
+    return settings.budget * settings.epochs
+
+
 def _long(settings: Settings, model: Model, inputs: Any) -> NetworkSpec:
-    epochs = settings.budget * settings.epochs
+    epochs = _long_epochs(settings)
     return NetworkSpec(model.dropout, 1, epochs, adam(settings.learning_rate))
 
 
@@ -168,55 +196,15 @@ def _masksembles(settings: Settings, model: Model, inputs: Any) -> NetworkSpec:
     return NetworkSpec(model.masked(settings.budget), 1, settings.epochs, optimizer)
 
 
-# Predictions.
+# Networks that predict.
 
 
-def _predict_with_all(
-    key: Array, predictor: Predictor, spec: NetworkSpec, trained: TrainedNetworks
-) -> MethodPredictions:
-    """Weight scaling of every network."""
-    return predictor.read_without_dropout(spec.network, trained.variables)
-
-
-def _predict_with_sampled_masks(
-    key: Array, predictor: Predictor, spec: NetworkSpec, trained: TrainedNetworks
-) -> MethodPredictions:
-    """Many masks of the first network of each replicate."""
-    firsts = first_members(trained.variables, predictor.settings.replicates)
-    return predictor.read_with_masks(key, spec.network, firsts)
-
-
-def _predict_with_best_state(
-    key: Array, predictor: Predictor, spec: NetworkSpec, trained: TrainedNetworks
-) -> MethodPredictions:
-    """The first network of each replicate, which has no weight decay, in its best state."""
-    firsts = first_members(trained.best_variables, predictor.settings.replicates)
-    return predictor.read_without_dropout(spec.network, firsts)
-
-
-def _predict_with_best_weight_decay(
-    key: Array, predictor: Predictor, spec: NetworkSpec, trained: TrainedNetworks
-) -> MethodPredictions:
-    """The network of each replicate whose weight decay is best on the held-out examples."""
-    replicates = predictor.settings.replicates
-    losses = np.reshape(trained.log.last_losses, (spec.members, replicates))
-    chosen = losses.argmin(0) * replicates + np.arange(replicates)
-    variables = jax.tree.map(lambda leaf: leaf[chosen], trained.variables)
-    return predictor.read_without_dropout(spec.network, variables, networks_per_member=spec.members)
-
-
-def _predict_with_each_mask(
-    key: Array, predictor: Predictor, spec: NetworkSpec, trained: TrainedNetworks
-) -> MethodPredictions:
-    """Every fixed mask of Masksembles, one after another."""
-    return predictor.read_without_dropout(spec.network, separate_masks(trained.variables))
-
-
-def separate_masks(variables: Variables) -> Variables:
+def separate_masks(variables: Variables, replicates: int) -> Variables:
     """Masksembles as networks with one mask each.
 
     Args:
         variables: of R networks with M masks each.
+        replicates: R.
 
     Returns:
         Variables of R M networks: R with their first mask, R with their second, ...
@@ -245,7 +233,6 @@ METHODS = {
             label="{n} plain",
             explanation="Networks trained without dropout, averaged.",
             group=NetworkGroup("plain", 0, _plain, is_control=False),
-            predict=_predict_with_all,
             table_sizes=lambda num_members, budget: (1, min(budget, num_members), num_members),
             color="#0072B2",
             marker="o",
@@ -257,7 +244,6 @@ METHODS = {
             explanation="Networks trained with dropout. Each predicts once, without dropout (weight"
             " scaling); the predictions are averaged.",
             group=_DROPOUT_NETWORKS,
-            predict=_predict_with_all,
             table_sizes=lambda num_members, budget: (1, num_members),
             color="#D55E00",
             marker="s",
@@ -269,11 +255,23 @@ METHODS = {
             explanation="One network trained with dropout. It predicts with masks drawn anew; the "
             "predictions are averaged.",
             group=_DROPOUT_NETWORKS,
-            predict=_predict_with_sampled_masks,
+            members=first_members,
+            draws_masks=True,
             unit="masks",
             color="#009E73",
             marker="^",
             is_curve=True,
+        ),
+        Method(
+            name="weight-scaling",
+            label="same, no masks",
+            explanation="The networks of the masks above. Each predicts once, without dropout "
+            "(weight scaling).",
+            group=_DROPOUT_NETWORKS,
+            members=first_members,
+            tuned_as="monte-carlo",
+            color="#7F5A2A",
+            marker="d",
         ),
         Method(
             name="dropout-thinned",
@@ -282,7 +280,6 @@ METHODS = {
             "the whole batch. Training computes only the thinned network. The network "
             "predicts without dropout (weight scaling).",
             group=NetworkGroup("dropout-thinned", 11, _thinned, is_control=False),
-            predict=_predict_with_all,
             color="#000000",
             marker="p",
         ),
@@ -292,7 +289,6 @@ METHODS = {
             explanation="Narrow networks without dropout, averaged. Together they have the "
             "parameters of one network.",
             group=NetworkGroup("small", 2, _small),
-            predict=_predict_with_all,
             color="#56B4E9",
             marker="v",
         ),
@@ -301,7 +297,6 @@ METHODS = {
             label="{n} wide plain",
             explanation="A network without dropout that has the parameters of {budget} networks.",
             group=NetworkGroup("wide", 3, _wide),
-            predict=_predict_with_all,
             color="#332288",
             marker="D",
         ),
@@ -311,29 +306,30 @@ METHODS = {
             explanation="A network trained with dropout for {budget} times the epochs, predicting "
             "by weight scaling.",
             group=NetworkGroup("long", 4, _long),
-            predict=_predict_with_all,
+            epochs=_long_epochs,
+            only_same_epochs=True,
             color="#882255",
             marker="P",
         ),
         Method(
             name="early-stopping",
             label="early stopping",
-            explanation="A network without dropout, taken at the epoch with the smallest loss on a "
-            "held-out tenth of the training examples. It is not trained again on all of"
-            " them.",
+            explanation="A network without dropout, trained for the epochs that cross-validation "
+            "on the training examples chose.",
             group=_REGULARISED_NETWORKS,
-            predict=_predict_with_best_state,
+            weight_decays=WEIGHT_DECAYS[:1],
+            stops_early=True,
+            only_same_epochs=True,
             color="#8C8C8C",
             marker="<",
         ),
         Method(
             name="weight-decay",
             label="weight decay",
-            explanation="A network without dropout trained by AdamW, with the decay that was best "
-            "on a held-out tenth of the training examples. It is not trained again on "
-            "all of them.",
+            explanation="A network without dropout trained by AdamW, with the weight decay that "
+            "cross-validation on the training examples chose.",
             group=_REGULARISED_NETWORKS,
-            predict=_predict_with_best_weight_decay,
+            weight_decays=WEIGHT_DECAYS,
             color="#999933",
             marker=">",
         ),
@@ -343,7 +339,6 @@ METHODS = {
             explanation="Thinned networks with separate weights, averaged. Each keeps one mask for "
             "its whole training: dropout without shared weights.",
             group=NetworkGroup("fixed-masks", 6, _fixed_masks),
-            predict=_predict_with_all,
             color="#CC79A7",
             marker="X",
         ),
@@ -353,7 +348,7 @@ METHODS = {
             explanation="One network trained with a few fixed masks in turn. It predicts with each "
             "mask; the predictions are averaged.",
             group=NetworkGroup("masksembles", 7, _masksembles),
-            predict=_predict_with_each_mask,
+            members=separate_masks,
             unit="masks",
             color="#E69F00",
             marker="*",
@@ -366,3 +361,8 @@ METHODS = {
 def network_groups() -> tuple[NetworkGroup, ...]:
     """The groups of all methods, in the order of the methods."""
     return tuple({method.group.name: method.group for method in METHODS.values()}.values())
+
+
+def methods_of(group: NetworkGroup) -> tuple[Method, ...]:
+    """The methods that predict with the networks of a group."""
+    return tuple(method for method in METHODS.values() if method.group.name == group.name)

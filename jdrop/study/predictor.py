@@ -10,7 +10,7 @@ from jax import Array
 from jdrop import ensemble
 from jdrop.network import Network, Variables
 from jdrop.study.data import Dataset
-from jdrop.study.run_folder import MethodPredictions
+from jdrop.study.parts import MethodPredictions
 from jdrop.study.settings import Settings
 from jdrop.study.training import Progress, check_finite, count_flops
 
@@ -33,67 +33,68 @@ class Predictor:
         inputs = [data.test_inputs] + ([] if data.ood_inputs is None else [data.ood_inputs])
         self._inputs = jnp.asarray(np.concatenate(inputs))
 
-    def predict(self, network: Network, variables: Variables, inputs: object) -> np.ndarray:
-        """Predictions without dropout, `[replicate, member, example, ...]`.
+    def predict(
+        self, key: Array | None, network: Network, variables: Variables, inputs: object
+    ) -> np.ndarray:
+        """Predictions of networks `[replicate, member, example, ...]`.
+
+        Args:
+            key: consumed; every network draws masks of its own. None: without dropout.
+            network: the architecture.
+            variables: of all members of all replicates, with a leading axis.
+            inputs: `[example, ...]`.
 
         Raises:
             jdrop.study.training.DivergedError: predictions that are NaN.
         """
-        outputs = np.asarray(self._member_outputs(None, network, variables, jnp.asarray(inputs)))
+        outputs = np.asarray(self._member_outputs(key, network, variables, jnp.asarray(inputs)))
         check_finite(np.isnan(outputs).any(tuple(range(1, outputs.ndim))))
         by_member = outputs.reshape(-1, self.settings.replicates, *outputs.shape[1:])
         return np.ascontiguousarray(by_member.swapaxes(0, 1))
 
-    def read_without_dropout(
-        self, network: Network, variables: Variables, *, networks_per_member: int = 1
+    def read(
+        self,
+        key: Array | None,
+        network: Network,
+        variables: Variables,
+        *,
+        epochs: int,
+        weight_decay: float | None,
     ) -> MethodPredictions:
-        """What a method predicts whose members are networks without dropout.
+        """What a method predicts for the test inputs and the out-of-distribution inputs.
 
         Args:
+            key: consumed; for a method whose members are masks of one network in each replicate.
+                None for a method whose members are networks without dropout.
             network: the architecture.
-            variables: of all members of all replicates, with a leading axis.
-            networks_per_member: how many networks were trained for each of these.
+            variables: of all members of all replicates, or of one network in each replicate, with
+                a leading axis.
+            epochs: how many epochs the networks trained.
+            weight_decay: of their training.
         """
-        outputs, ood_outputs = self._split(self.predict(network, variables, self._inputs))
-        start = time.perf_counter()  # The program is compiled now.
-        jax.block_until_ready(self._member_outputs(None, network, variables, self._inputs))
-        seconds = time.perf_counter() - start
-        num_passes = outputs.shape[0] * outputs.shape[1] * len(self._inputs)
-        return MethodPredictions(
-            outputs=outputs,
-            ood_outputs=ood_outputs,
-            predict_flops=self._flops(network, variables, None),
-            predict_seconds=seconds / num_passes,
-            networks_per_member=networks_per_member,
-        )
-
-    def read_with_masks(
-        self, key: Array, network: Network, variables: Variables
-    ) -> MethodPredictions:
-        """What a method predicts whose members are masks of one network.
-
-        Args:
-            key: consumed.
-            network: the architecture.
-            variables: of one network in each replicate, with a leading axis.
-        """
-        num_samples = self.settings.num_samples
-        samples = []
-        for index in range(num_samples):
+        num_passes = 1 if key is None else self.settings.num_samples
+        passes = []
+        for index in range(num_passes):
             if index == 1:  # The first one compiles.
                 start = time.perf_counter()
-            sample_key = jax.random.fold_in(key, index)
-            sampled = self._member_outputs(sample_key, network, variables, self._inputs)
-            samples.append(np.asarray(sampled))
-            self._progress("sampling masks", index + 1, num_samples)
-        seconds = time.perf_counter() - start
-        num_passes = (num_samples - 1) * len(samples[0]) * len(self._inputs)
-        outputs, ood_outputs = self._split(np.stack(samples, 1))
+            pass_key = None if key is None else jax.random.fold_in(key, index)
+            passes.append(self.predict(pass_key, network, variables, self._inputs))
+            if key is not None:
+                self._progress("sampling masks", index + 1, num_passes)
+        if key is None:
+            start = time.perf_counter()
+            jax.block_until_ready(self._member_outputs(None, network, variables, self._inputs))
+        seconds = (time.perf_counter() - start) / max(1, num_passes - 1)
+        outputs, ood_outputs = self._split(np.concatenate(passes, 1))
+        flops_key = None if key is None else jax.random.key(0)
+        num_networks = len(jax.tree.leaves(variables)[0])
         return MethodPredictions(
+            epochs=epochs,
+            weight_decay=weight_decay,
             outputs=outputs,
             ood_outputs=ood_outputs,
-            predict_flops=self._flops(network, variables, jax.random.key(0)),
-            predict_seconds=seconds / num_passes,
+            predict_flops=self._flops(network, variables, flops_key),
+            predict_seconds=seconds / (num_networks * len(self._inputs)),
         )
 
     def _member_outputs(

@@ -7,6 +7,8 @@ Files are written whole or not at all, so a run that is killed at any moment goe
 | `run.json` | what the run is: its settings, hashes of data and model, and `format`, the version of this layout |
 | `parts/data.*` | a `DataPart` |
 | `parts/GROUP.*` | a `NetworksPart` for each group of networks in `jdrop.study.methods.METHODS` |
+| `parts/tuning-GROUP.json` | a `TuningPart` for each of these groups that cross-validation chose settings for |
+| `parts/baselines.*` | a `BaselinesPart` |
 | `parts/overfitting.*` | an `OverfittingPart` |
 | `parts/exact.*` | an `ExactPart` |
 | `parts/sweep.*` | a `SweepPart` |
@@ -15,8 +17,8 @@ Files are written whole or not at all, so a run that is killed at any moment goe
 
 A part is a dataclass. `NAME.json` holds its fields; where a field is an array, it holds
 `{"array": KEY, "shape": [...], "dtype": "..."}` and `NAME.npz` holds the array under that key. The
-key is the path of the field, as in `methods/monte-carlo/outputs`. A part without arrays has no
-`.npz`. The dataclasses below say the shape and dtype of every array.
+key is the path of the field, as in `methods/monte-carlo/0/outputs`. A part without arrays has no
+`.npz`. `jdrop.study.parts` says the shape and dtype of every array.
 """  # noqa: E501
 
 import dataclasses
@@ -24,22 +26,20 @@ import json
 import platform
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pydantic
 
-from jdrop.study.analyses import CoAdaptation, LearningCurve
 from jdrop.study.atomic_writes import replacing, write_text
 from jdrop.study.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 """The version of the layout; a change that older versions of jdrop cannot read increases it."""
 
 PartType = TypeVar("PartType")
@@ -47,207 +47,6 @@ PartType = TypeVar("PartType")
 
 class RunError(UserError):
     """A folder that does not hold the run that was asked for, or holds damaged files."""
-
-
-def _check_axes(*num_axes: int) -> Callable[[Any], np.ndarray]:
-    """A check that a value is an array with one of these numbers of axes."""
-
-    def check(value: Any) -> np.ndarray:
-        if not isinstance(value, np.ndarray):
-            raise ValueError("must be an array")
-        if value.ndim not in num_axes:
-            allowed = " or ".join(map(str, num_axes))
-            raise ValueError(f"must have {allowed} axes, has shape {value.shape}")
-        return value
-
-    return check
-
-
-Labels = Annotated[np.ndarray, pydantic.PlainValidator(_check_axes(1))]
-"""`[example]`: int32 in classification, float32 standardised targets in regression."""
-
-Outputs = Annotated[np.ndarray, pydantic.PlainValidator(_check_axes(3, 4))]
-"""`[replicate, member, example, class]` log-probabilities, float32.
-
-In regression `[replicate, member, example]` standardised targets. A member is a network or a mask.
-"""
-
-LogProbs = Annotated[np.ndarray, pydantic.PlainValidator(_check_axes(3))]
-"""`[replicate, example, class]`, float32."""
-
-
-@dataclass(frozen=True)
-class DataPart:
-    """The examples of a run.
-
-    Attributes:
-        name: of the data set.
-        task: "classification" or "regression".
-        train_size: how many training examples.
-        test_size: how many test examples.
-        num_classes: None in regression.
-        label_noise: the share of training labels that were replaced.
-        target_mean: was subtracted from the targets of regression.
-        target_scale: then divided them.
-        ood_name: of the out-of-distribution inputs, if there are any.
-        test_labels: `[test_size]`.
-        train_labels: `[train_size]`.
-    """
-
-    name: str
-    task: Literal["classification", "regression"]
-    train_size: int
-    test_size: int
-    num_classes: int | None
-    label_noise: float
-    target_mean: float
-    target_scale: float
-    ood_name: str | None
-    test_labels: Labels
-    train_labels: Labels
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """All fields but the labels."""
-        fields = (field.name for field in dataclasses.fields(self))
-        return {name: getattr(self, name) for name in fields if not name.endswith("_labels")}
-
-
-@dataclass(frozen=True)
-class MethodPredictions:
-    """What one method predicts, and what a prediction costs.
-
-    Attributes:
-        outputs: for the test inputs, `[replicate, member, example, class]`.
-        ood_outputs: for the out-of-distribution inputs, if there are any.
-        predict_flops: floating-point operations for one member and example.
-        predict_seconds: for one member and example.
-        networks_per_member: how many networks were trained for each that is read.
-    """
-
-    outputs: Outputs
-    ood_outputs: Outputs | None
-    predict_flops: float
-    predict_seconds: float
-    networks_per_member: int = 1
-
-
-@dataclass(frozen=True)
-class NetworksPart:
-    """A group of networks that were trained together, and the predictions of its methods.
-
-    Attributes:
-        num_networks: how many were trained, over all replicates.
-        num_parameters: of one network.
-        num_bytes: of the variables of one network.
-        train_flops: floating-point operations in the training of one network.
-        train_seconds: of the training of all networks together.
-        methods: the predictions, by name of the method.
-        train_outputs: for the training examples, `[replicate, member, example, class]`; for
-            recorded groups only.
-        learning_curve: mean scores of the first member of each replicate; for recorded groups only.
-        co_adaptation: what the hidden units do; for recorded groups in a run with theory only.
-    """
-
-    num_networks: int
-    num_parameters: int
-    num_bytes: int
-    train_flops: float
-    train_seconds: float
-    methods: dict[str, MethodPredictions]
-    train_outputs: Outputs | None
-    learning_curve: LearningCurve | None
-    co_adaptation: CoAdaptation | None
-
-
-@dataclass(frozen=True)
-class SubsetPredictions:
-    """What networks predict that were trained on some of the training examples.
-
-    Attributes:
-        method: "plain" or "dropout".
-        train_labels: of those examples, `[size]`.
-        train_outputs: for those examples, `[replicate, 1, size, class]`.
-        test_outputs: for the test inputs, `[replicate, 1, example, class]`.
-    """
-
-    method: Literal["plain", "dropout"]
-    train_labels: Labels
-    train_outputs: Outputs
-    test_outputs: Outputs
-
-
-@dataclass(frozen=True)
-class OverfittingPart:
-    """Networks trained on few examples.
-
-    Attributes:
-        subsets: in order of their size.
-    """
-
-    subsets: list[SubsetPredictions]
-
-
-@dataclass(frozen=True)
-class ExactPart:
-    """Small dropout networks, all of whose masks were enumerated.
-
-    Attributes:
-        num_units: how many units dropout may drop.
-        num_masks: 2 to the power of that.
-        weight_scaling: log-probabilities `[replicate, example, class]` without dropout.
-        geometric: of the normalised geometric mean over all masks.
-        arithmetic: of the arithmetic mean over all masks.
-    """
-
-    num_units: int
-    num_masks: int
-    weight_scaling: LogProbs
-    geometric: LogProbs
-    arithmetic: LogProbs
-
-
-@dataclass(frozen=True)
-class SweepCell:
-    """The predictions at one point of the sweep's grid, for the test inputs.
-
-    Attributes:
-        values: by swept parameter.
-        plain: of the plain networks, `[replicate, member, example, class]`.
-        dropout: of one dropout network, `[replicate, 1, example, class]`.
-    """
-
-    values: dict[str, int | float]
-    plain: Outputs
-    dropout: Outputs
-
-
-@dataclass(frozen=True)
-class SweepPart:
-    """A sweep over rates, widths, sizes of the training set or label noise.
-
-    Attributes:
-        cells: all combinations of values; the last parameter varies fastest.
-    """
-
-    cells: list[SweepCell]
-
-
-@dataclass(frozen=True)
-class SummaryPart:
-    """What is known when all other parts are complete.
-
-    Attributes:
-        command: the command or call that began the run.
-        left_out: a sentence for everything that the run does not compare.
-        versions: of the software, and the device; see `versions`.
-        seconds: how long the session took that completed the run.
-    """
-
-    command: str
-    left_out: list[str]
-    versions: dict[str, str]
-    seconds: dict[str, float]
 
 
 class RunFolder:

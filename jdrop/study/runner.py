@@ -20,31 +20,35 @@ from jdrop import ensemble, inference
 from jdrop.functional import apply_mask
 from jdrop.network import DropoutSite, Network, Variables, predict
 from jdrop.study import theory
+from jdrop.study.baselines import baselines_part, linear_is_left_out
 from jdrop.study.data import Dataset, subset, with_label_noise
 from jdrop.study.methods import (
     EXACT_KEY_INDEX,
-    METHODS,
     OVERFITTING_KEY_INDEX,
     SWEEP_KEY_INDEX,
+    TUNING_KEY_INDEX,
     LeftOutError,
+    Method,
     NetworkGroup,
     adam,
+    methods_of,
     network_groups,
 )
 from jdrop.study.models import MLP, Model, ModelError
-from jdrop.study.predictor import Predictor
-from jdrop.study.run_folder import (
+from jdrop.study.parts import (
     DataPart,
     ExactPart,
+    MethodPredictions,
     NetworksPart,
     OverfittingPart,
-    RunFolder,
     SubsetPredictions,
     SummaryPart,
     SweepCell,
     SweepPart,
-    versions,
+    TuningPart,
 )
+from jdrop.study.predictor import Predictor
+from jdrop.study.run_folder import RunFolder, versions
 from jdrop.study.settings import Settings
 from jdrop.study.training import (
     NetworkSpec,
@@ -53,6 +57,7 @@ from jdrop.study.training import (
     example_losses,
     first_members,
 )
+from jdrop.study.tuning import Choice, all_choices, cross_validate, needs_search
 
 ENUMERATED_UNITS = (6, 6)  # With one layer, weight scaling would be exactly the geometric mean.
 ENUMERATED_RATE = 0.5
@@ -104,11 +109,18 @@ def run_parts(
             run_folder.store(name, make_part())
 
     store_once("data", work.data_part)
+    store_once("baselines", partial(baselines_part, data, settings.seed, progress))
     specs, left_out = _specs(settings, model, data.train_inputs[:1])
+    if sentence := linear_is_left_out(data):
+        left_out.append(sentence)
     missing = [spec for group, spec in specs if not run_folder.has(group.name)]
     trainer.compile_programs([(spec, data) for spec in missing])
     for group, spec in specs:
-        store_once(group.name, partial(work.networks_part, group, spec))
+        tuning = None
+        if needs_search(group, settings):
+            store_once(f"tuning-{group.name}", partial(work.tuning_part, group, spec))
+            tuning = run_folder.require(f"tuning-{group.name}", TuningPart)
+        store_once(group.name, partial(work.networks_part, group, spec, tuning))
     if settings.theory:
         store_once("overfitting", work.overfitting_part)
     else:
@@ -198,42 +210,73 @@ class _Work:
             ood_name=data.ood_name,
             test_labels=data.test_labels,
             train_labels=data.train_labels,
+            group_name=data.group_name,
+            test_groups=data.test_groups,
         )
 
-    def networks_part(self, group: NetworkGroup, spec: NetworkSpec) -> NetworksPart:
+    def tuning_part(self, group: NetworkGroup, spec: NetworkSpec) -> TuningPart:
+        """Chooses the epochs and the weight decays of the group's methods by cross-validation."""
+        key = jax.random.fold_in(self.key(TUNING_KEY_INDEX), group.key_index)
+        return cross_validate(
+            key, group, spec, self.settings, self.data, self.trainer, self.predictor
+        )
+
+    def networks_part(
+        self, group: NetworkGroup, spec: NetworkSpec, tuning: TuningPart | None
+    ) -> NetworksPart:
         """Trains a group of networks and reads them with all of its methods."""
+        settings = self.settings
         train_key, read_key = jax.random.split(self.key(group.key_index))
+        choices = {
+            method.name: all_choices(method, settings, tuning) for method in methods_of(group)
+        }
+        stops = {choice.epochs for chosen in choices.values() for choice in chosen}
         trained = self.trainer.fit_networks(
             train_key,
             spec,
             self.data,
             checkpoint=group.name,
             description=f"{group.name} networks",
+            stops=sorted(stops),
         )
         train_outputs = co_adaptation = None
         if spec.record:
+            variables = trained.variables[settings.epochs]
             train_inputs = self.data.train_inputs
-            train_outputs = self.predictor.predict(spec.network, trained.variables, train_inputs)
-        if spec.record and self.settings.theory:
+            train_outputs = self.predictor.predict(None, spec.network, variables, train_inputs)
+        if spec.record and settings.theory:
             co_adaptation_key, read_key = jax.random.split(read_key)
             co_adaptation = theory.measure(
                 co_adaptation_key,
                 self.model.dropout,
-                first_members(trained.variables, self.settings.replicates),
+                first_members(variables, settings.replicates),
                 jnp.asarray(self.data.test_inputs),
                 jnp.asarray(self.data.test_labels),
                 example_losses,
             )
+
+        def read(method: Method, choice: Choice) -> MethodPredictions:
+            # The same masks after any count of epochs.
+            key = jax.random.clone(read_key) if method.draws_masks else None
+            variables = trained.variables[choice.epochs]
+            members = method.members_with(choice.weight_decay, variables, settings.replicates)
+            return self.predictor.read(
+                key,
+                spec.network,
+                members,
+                epochs=choice.epochs,
+                weight_decay=choice.weight_decay,
+            )
+
         return NetworksPart(
             num_networks=trained.num_networks,
             num_parameters=trained.num_parameters,
             num_bytes=trained.num_bytes,
-            train_flops=trained.train_flops,
-            train_seconds=trained.log.train_seconds,
+            epoch_flops=trained.epoch_flops,
+            epoch_seconds=trained.epoch_seconds,
             methods={
-                method.name: method.predict(read_key, self.predictor, spec, trained)
-                for method in METHODS.values()
-                if method.group.name == group.name
+                method.name: [read(method, choice) for choice in choices[method.name]]
+                for method in methods_of(group)
             },
             train_outputs=train_outputs,
             learning_curve=trained.log.learning_curve,
@@ -268,7 +311,8 @@ class _Work:
                 checkpoint=f"overfitting-{method}-{size}",
                 description=f"{method} networks on {size} examples",
             )
-            outputs_for = partial(self.predictor.predict, spec.network, trained.variables)
+            variables = trained.variables[settings.epochs]
+            outputs_for = partial(self.predictor.predict, None, spec.network, variables)
             subsets.append(
                 SubsetPredictions(
                     method=method,
@@ -291,7 +335,7 @@ class _Work:
             data,
             checkpoint="exact",
             description="small networks to enumerate",
-        ).variables
+        ).variables[self.settings.epochs]
         inputs = jnp.asarray(data.test_inputs[:MAX_ENUMERATED_EXAMPLES])
         rates = {
             f"Dropout_{layer}": np.full(units, ENUMERATED_RATE)
@@ -368,7 +412,8 @@ class _Work:
             description=f"{method} networks at {where}",
             rate=rate,
         )
-        return self.predictor.predict(spec.network, trained.variables, self.data.test_inputs)
+        variables = trained.variables[self.settings.epochs]
+        return self.predictor.predict(None, spec.network, variables, self.data.test_inputs)
 
 
 def _without_rate(values: Mapping[str, float]) -> dict[str, float]:

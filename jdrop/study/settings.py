@@ -55,9 +55,17 @@ class Settings:
         minimum=2,
     )
     num_samples: int = _setting(50, "Masks of Monte-Carlo dropout.", minimum=2)
-    epochs: int = _setting(50, "Passes over the training examples.", minimum=1)
+    epochs: int = _setting(
+        50,
+        "Passes over the training examples; tuned methods have between a fifth and twice as many.",
+        minimum=1,
+    )
     batch_size: int = _setting(50, "Examples in a training step.", minimum=1)
     learning_rate: float = _setting(2e-3, "Learning rate of Adam.", above=0, maximum=10**6)
+    tune: bool = _setting(
+        True,
+        "Whether cross-validation on the training examples chooses the epochs of each method.",
+    )
     controls: bool = _setting(
         True, "Whether to train the control methods, each as costly as several networks."
     )

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jdrop import ensemble, metrics
 from jdrop.network import Network, Variables
 from jdrop.study.analyses import LearningCurve
-from jdrop.study.data import Dataset, subset
+from jdrop.study.data import Dataset
 from jdrop.study.errors import UserError
 from jdrop.study.models import RATE
 from jdrop.study.run_folder import RunFolder
@@ -33,7 +33,7 @@ from jdrop.train import TrainState, cross_entropy, train_step
 Progress = Callable[[str, int, int], None]
 """`progress(description, done, total)`, called as the work goes on."""
 
-NUM_EVALUATIONS = 25  # Points of a learning curve; epochs at which validation can keep a state.
+NUM_EVALUATIONS = 25  # Points of a learning curve over the epochs of the settings.
 
 SECONDS_BETWEEN_CHECKPOINTS = 15.0  # A killed run loses at most that, and one epoch.
 
@@ -52,8 +52,7 @@ class NetworkSpec:
         epochs: passes over the training examples.
         optimizer: any optax optimizer; one with the hyperparameter `weight_decay`, as
             `optax.inject_hyperparams` makes it, where `weight_decays` are given.
-        weight_decays: one for each member. If given, a tenth of the training examples is held out,
-            and each network's best state on them is kept.
+        weight_decays: one for each member.
         record: whether scores are recorded during the training, and training outputs after it.
     """
 
@@ -74,16 +73,14 @@ class TrainingLog:
         epochs: at which scores were recorded.
         train: by recorded epoch, mean training scores of the first member of each replicate.
         test: the same for the test examples.
-        best_losses: of each network, its smallest loss on the held-out examples.
-        last_losses: of each network, its last loss on them.
+        validation: by checked epoch, what `Validation.losses` returned.
     """
 
     train_seconds: float = 0.0
     epochs: list[int] = field(default_factory=list)
     train: list[dict[str, float]] = field(default_factory=list)
     test: list[dict[str, float]] = field(default_factory=list)
-    best_losses: list[float] = field(default_factory=list)
-    last_losses: list[float] = field(default_factory=list)
+    validation: list[Any] = field(default_factory=list)
 
     @property
     def learning_curve(self) -> LearningCurve | None:
@@ -98,26 +95,43 @@ class TrainingLog:
 
 
 @dataclass(frozen=True)
+class Validation:
+    """How networks are scored on examples that they don't train on, as their training goes on.
+
+    Attributes:
+        rows: `rows(epoch)`: the examples of each network's epoch, `[network, row]`.
+        epochs: after which the networks are scored, rising; training ends with the last.
+        losses: `losses(variables)`: scores of all networks, as JSON holds them.
+        is_enough: `is_enough(scores)`: whether training may end, from all scores so far.
+    """
+
+    rows: Callable[[int], np.ndarray]
+    epochs: tuple[int, ...]
+    losses: Callable[[Variables], Any]
+    is_enough: Callable[[list[Any]], bool]
+
+
+@dataclass(frozen=True)
 class TrainedNetworks:
     """Networks after their training.
 
     Attributes:
-        variables: of all members of all replicates, with a leading axis.
-        best_variables: of each network in its best state on the held-out examples, if there are
-            any.
+        variables: by a count of epochs, those of all members of all replicates after so many
+            epochs, with a leading axis.
         num_networks: how many there are.
         num_parameters: of one network.
         num_bytes: of the variables of one network.
-        train_flops: floating-point operations in the training of one network.
+        epoch_flops: floating-point operations in an epoch of one network.
+        epoch_seconds: of an epoch of all networks together, a mean.
         log: what the training recorded.
     """
 
-    variables: Variables
-    best_variables: Variables
+    variables: dict[int, Variables]
     num_networks: int
     num_parameters: int
     num_bytes: int
-    train_flops: float
+    epoch_flops: float
+    epoch_seconds: float
     log: TrainingLog
 
 
@@ -163,6 +177,8 @@ class Trainer:
         *,
         checkpoint: str,
         description: str,
+        stops: Sequence[int] = (),
+        validation: Validation | None = None,
         rate: float | None = None,
     ) -> TrainedNetworks:
         """Trains all members of all replicates, from the last checkpoint if there is one.
@@ -173,6 +189,10 @@ class Trainer:
             data: the examples.
             checkpoint: the name of the checkpoints; each training of a run has its own.
             description: of the networks, for the progress.
+            stops: counts of epochs after which the networks are kept; training ends with the
+                largest. By default the epochs of the spec.
+            validation: scores the networks on examples that they don't train on. No networks are
+                kept then.
             rate: for a network whose variables hold its rate.
 
         Raises:
@@ -182,7 +202,6 @@ class Trainer:
         programs = self._programs[_program_key(spec, data)]
         replicates = self._settings.replicates
         init_key, fit_key = jax.random.split(key)
-        data, validation = self._hold_out(spec, data)
         inputs, labels = jnp.asarray(data.train_inputs), jnp.asarray(data.train_labels)
         state = programs.init(init_key, inputs[:1])
         if rate is not None:
@@ -194,69 +213,64 @@ class Trainer:
             decays = jax.device_put(decays, state.step.sharding)
             state.opt_state.hyperparams["weight_decay"] = decays
         count = spec.members * replicates
-        log = TrainingLog(best_losses=[float("inf")] * count)
-        done, best = 0, first_members(state.variables, count)
+        stops = sorted({*(stops or (spec.epochs,))}) if validation is None else []
+        last_epoch = stops[-1] if validation is None else validation.epochs[-1]
+        # A checkpoint has the same structure at every epoch, so a place for each stop.
+        kept = {str(stop): first_members(state.variables, count) for stop in stops}
+        log, done = TrainingLog(), 0
         checkpoints = self._run_folder.checkpoints(checkpoint)
-        restored = checkpoints.restore({**_changing_arrays(state), "best": best})
+        restored = checkpoints.restore({**_changing_arrays(state), "kept": kept})
         if restored is not None:
             done, arrays, stored_log = restored
             log = TrainingLog(**stored_log)
-            best = arrays.pop("best")
+            kept = arrays.pop("kept")
             arrays = jax.tree.map(
                 lambda new, old: jax.device_put(new, old.sharding), arrays, _changing_arrays(state)
             )
             state = dataclasses.replace(state, **arrays)
 
+        every_row = np.arange(len(labels), dtype=np.int32)
+        rows = np.broadcast_to(every_row, (*state.step.shape, len(labels)))
         interval = max(1, spec.epochs // NUM_EVALUATIONS)
         last_save = time.perf_counter()
-        for epoch in range(done + 1, spec.epochs + 1):
+        for epoch in range(done + 1, last_epoch + 1):
+            if validation is not None:
+                if log.validation and validation.is_enough(log.validation):
+                    break
+                rows = np.resize(validation.rows(epoch), rows.shape).astype(np.int32)
             start = time.perf_counter()
             state, losses = jax.block_until_ready(
-                programs.fit_epoch(jax.random.clone(fit_key), state, inputs, labels)
+                programs.fit_epoch(jax.random.clone(fit_key), state, inputs, labels, rows)
             )
             log.train_seconds += time.perf_counter() - start
             check_finite(~np.isfinite(np.asarray(losses)[:count]).all(1))
-            if epoch % interval == 0 or epoch in (1, spec.epochs):
-                if spec.record:
-                    log.epochs.append(epoch)
-                    network, firsts = spec.network, first_members(state.variables, replicates)
-                    log.train.append(mean_losses(network, firsts, inputs, labels))
-                    log.test.append(
-                        mean_losses(network, firsts, data.test_inputs, data.test_labels)
-                    )
-                if validation is not None:
-                    members = first_members(state.variables, count)
-                    log.last_losses = member_losses(spec.network, members, *validation)
-                    best = _keep_better(log.last_losses, log.best_losses, members, best)
-                    log.best_losses = list(map(min, log.last_losses, log.best_losses))
-            self._progress(f"training {description}", epoch, spec.epochs)
+            if spec.record and validation is None and _is_recorded(epoch, interval, last_epoch):
+                log.epochs.append(epoch)
+                network, firsts = spec.network, first_members(state.variables, replicates)
+                log.train.append(mean_losses(network, firsts, inputs, labels))
+                log.test.append(mean_losses(network, firsts, data.test_inputs, data.test_labels))
+            if validation is not None and epoch in validation.epochs:
+                log.validation.append(validation.losses(first_members(state.variables, count)))
+            if str(epoch) in kept:
+                kept[str(epoch)] = first_members(state.variables, count)
+            self._progress(f"training {description}", epoch, last_epoch)
             if time.perf_counter() - last_save > SECONDS_BETWEEN_CHECKPOINTS:
-                arrays = {**_changing_arrays(state), "best": best}
+                arrays = {**_changing_arrays(state), "kept": kept}
                 checkpoints.save(epoch, arrays, dataclasses.asdict(log))
                 last_save = time.perf_counter()
+            done = epoch
         checkpoints.delete()
         return TrainedNetworks(
-            variables=first_members(state.variables, count),
-            best_variables=best,
+            variables={int(stop): variables for stop, variables in kept.items()},
             num_networks=count,
             num_parameters=programs.num_parameters,
             num_bytes=programs.num_bytes,
-            train_flops=programs.epoch_flops * spec.epochs,
+            epoch_flops=programs.epoch_flops,
+            epoch_seconds=log.train_seconds / done,
             log=log,
         )
 
-    def _hold_out(
-        self, spec: NetworkSpec, data: Dataset
-    ) -> tuple[Dataset, tuple[np.ndarray, np.ndarray] | None]:
-        """The data to train on, and the examples that are held out, if the spec asks for them."""
-        if not spec.weight_decays:
-            return data, None
-        held_out = subset(data, max(1, len(data.train_labels) // 10), self._settings.seed)
-        validation = data.train_inputs[held_out], data.train_labels[held_out]
-        return data.train_on(~held_out), validation
-
     def _compile(self, spec: NetworkSpec, data: Dataset) -> _Programs:
-        data, _ = self._hold_out(spec, data)
         batch_size = min(self._settings.batch_size, len(data.train_labels))
         count = spec.members * self._settings.replicates
         devices = jax.devices()[:count]
@@ -280,10 +294,20 @@ class Trainer:
         state = jax.eval_shape(lambda key, inputs: init(key, inputs=inputs), key, example)
         step_flops, num_parameters, num_bytes = _costs(state, inputs, labels, batch_size)
         state = jax.tree.map(lambda leaf: _abstract(leaf, on_members), state)
-        lowered_fit_epoch = jax.jit(
-            partial(ensemble.fit_ensemble, num_epochs=1, batch_size=batch_size),
-            out_shardings=(on_members, on_members),
-        ).lower(key, state, inputs, labels)
+        rows = jax.ShapeDtypeStruct(
+            (*state.step.shape, inputs.shape[0]), np.int32, sharding=on_members
+        )
+
+        def fit_epoch(
+            key: Array, state: TrainState, inputs: Array, labels: Array, rows: Array
+        ) -> Any:
+            return ensemble.fit_ensemble(
+                key, state, inputs, labels, num_epochs=1, batch_size=batch_size, rows=rows
+            )
+
+        lowered_fit_epoch = jax.jit(fit_epoch, out_shardings=(on_members, on_members)).lower(
+            key, state, inputs, labels, rows
+        )
         # Runs once: optimizing the program takes longer than running it.
         options: dict[str, Any] = {"xla_backend_optimization_level": 0}
         return _Programs(
@@ -297,8 +321,12 @@ class Trainer:
 
 def _program_key(spec: NetworkSpec, data: Dataset) -> Any:
     """Everything that a compiled program depends on."""
-    holds_out = bool(spec.weight_decays)
-    return spec.network, spec.optimizer, spec.members, data.train_inputs.shape, holds_out
+    return spec.network, spec.optimizer, spec.members, data.train_inputs.shape
+
+
+def _is_recorded(epoch: int, interval: int, last_epoch: int) -> bool:
+    """Whether the learning curve has a point at this epoch."""
+    return epoch % interval == 0 or epoch in (1, last_epoch)
 
 
 def _abstract(array: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -308,18 +336,6 @@ def _abstract(array: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
 def _changing_arrays(state: TrainState) -> dict[str, Any]:
     """The fields of a state that training changes."""
     return {"variables": state.variables, "opt_state": state.opt_state, "step": state.step}
-
-
-def _keep_better(
-    losses: Sequence[float], best_losses: Sequence[float], variables: Variables, best: Variables
-) -> Variables:
-    """The variables of each network that have the smaller loss."""
-    is_better = np.asarray(losses) < np.asarray(best_losses)
-
-    def choose(new: Any, old: Any) -> np.ndarray:
-        return np.where(is_better.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
-
-    return jax.tree.map(choose, variables, best)
 
 
 def _costs(
@@ -388,13 +404,6 @@ def _losses(
     return jax.lax.map(
         lambda member: example_losses(network(member, inputs, None), labels), variables
     )
-
-
-def member_losses(network: Network, variables: Variables, inputs: Any, labels: Any) -> list[float]:
-    """The mean loss of each member: NLL, or squared error."""
-    losses = _losses(network, variables, jnp.asarray(inputs), jnp.asarray(labels))
-    training_loss = losses["nll"] if "nll" in losses else losses["mse"]
-    return np.asarray(training_loss.mean(1), float).tolist()
 
 
 def mean_losses(

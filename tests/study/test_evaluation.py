@@ -16,10 +16,10 @@ from jdrop.study import report
 from jdrop.study.data import Predictions
 from jdrop.study.errors import UserError
 from jdrop.study.evaluation import bootstrap, of_predictions
-from jdrop.study.evaluation.losses import losses_by_size
+from jdrop.study.evaluation.losses import losses_by_size, losses_of_readings
 from jdrop.study.evaluation.margins import regression_margins
 from jdrop.study.evaluation.points import regression_profile
-from jdrop.study.evaluation.readings import Reading
+from jdrop.study.evaluation.readings import Reading, State
 
 N, C = 150, 3
 
@@ -122,13 +122,90 @@ def test_ambiguous_names_are_refused(predictions, names, message):
         of_predictions(Predictions(log_probs, predictions.labels), "x", 3)
 
 
-def test_a_temperature_at_a_bound_is_reported(predictions, labels):
+def test_calibrated_scores_that_say_nothing_are_marked(predictions, labels):
+    """Of a method that is always right; of too few examples; and of all if of the plain ones."""
     right = log_softmax(30 * np.eye(C)[labels])
-    log_probs = {"plain": predictions.log_probs["plain"], "right": np.stack([right] * 3)}
-    note = of_predictions(Predictions(log_probs, labels), "x", 3).left_out[-1]
-    assert note.startswith("The calibrated scores of right, one are unreliable.")
-    notes = of_predictions(predictions, "x", 3).left_out
-    assert "unreliable" not in " ".join(notes)
+    plain = predictions.log_probs["plain"]
+    log_probs = {"plain": plain, "right": np.stack([right] * 3), "same": plain}
+    comparison = of_predictions(Predictions(log_probs, labels), "x", 3)
+    assert comparison.method("right").points[0].unreliable == ["calibrated_nll"]
+    for name in ("plain", "same"):
+        assert comparison.method(name).points[0].unreliable == []
+    few = {name: log_probs[:, :6] for name, log_probs in log_probs.items() if name != "right"}
+    comparison = of_predictions(Predictions(few, labels[:6]), "x", 3)
+    for name in ("plain", "same"):
+        point = comparison.method(name).points[0]
+        harm = point.scores["calibrated_nll"].mean - point.scores["nll"].mean
+        assert harm > 0.01
+        assert point.unreliable == ["calibrated_nll"]
+
+
+def test_shared_members_are_scored_as_if_alone(predictions, labels):
+    """Two readings that share a state have the losses that each has by itself."""
+    first = State(predictions.log_probs["plain"][None])
+    second = State(predictions.log_probs["all"][None])
+    readings = [Reading("a", {1: first, 2: second, 3: first}), Reading("b", {1: first, 3: second})]
+    for reading, losses in zip(readings, losses_of_readings(readings, labels), strict=True):
+        for index, (size, state) in enumerate(reading.states.items()):
+            alone = losses_by_size(Reading("alone", {size: state}), labels)
+            for score, values in losses.items():
+                np.testing.assert_array_equal(values[:, index], alone[score][:, 0])
+
+
+def test_differences_are_of_the_same_replicates_and_examples(predictions):
+    comparison = of_predictions(predictions, "x", 3)
+    log_probs = predictions.log_probs
+    labels = predictions.labels
+    dealt = np.exp(log_probs["plain"].astype(np.float64)).reshape(4, 3, N, C)
+    correct = np.arange(N), labels
+    single = -np.log(dealt[..., *correct]).mean(0)
+    ensemble = -np.log(dealt.mean(0)[..., *correct])
+    method = -log_probs["all"].astype(np.float64)[..., *correct]
+    point = comparison.method("all").points[0]
+    for found, expected in (
+        (point.minus_single, method - single),
+        (point.minus_ensemble, method - ensemble),
+    ):
+        interval = crossed_interval(expected)
+        assert dataclasses.astuple(found["nll"]) == pytest.approx(
+            dataclasses.astuple(interval), abs=1e-6
+        )
+    masks = comparison.method("monte-carlo").points[0]
+    assert comparison.headline[0].name == "monte-carlo"
+    assert masks.minus_headline["nll"].mean == 0
+
+
+def test_intervals_of_proportions_stay_within_them(labels):
+    nearly_right = members(labels, 12, 0.5, 1)
+    wrong = np.roll(nearly_right, 1, axis=-1)
+    log_probs = {"plain": nearly_right, "wrong": wrong}
+    comparison = of_predictions(Predictions(log_probs, labels), "x", 3)
+    for method in comparison.methods:
+        for point in method.points:
+            for score, largest in (("error", 1), ("brier", 2), ("nll", math.inf)):
+                assert 0 <= point.scores[score].low <= point.scores[score].high <= largest
+
+
+def test_examples_of_a_group_count_once(predictions, labels):
+    """An example that is repeated, in a group of its own copies, changes no interval."""
+    alone = of_predictions(predictions, "x", 3)
+    copies = {name: np.repeat(values, 3, -2) for name, values in predictions.log_probs.items()}
+    groups = np.repeat(np.arange(N), 3).astype(np.int32)
+    repeated = of_predictions(Predictions(copies, np.repeat(labels, 3), groups), "x", 3)
+    naive = of_predictions(Predictions(copies, np.repeat(labels, 3)), "x", 3)
+    for name in ("plain", "all", "monte-carlo"):
+        point, other, narrow = (
+            comparison.method(name).points[0] for comparison in (alone, repeated, naive)
+        )
+        for score in ("nll", "error"):
+            interval, again = point.scores[score], other.scores[score]
+            assert (again.low, again.high) == pytest.approx((interval.low, interval.high), rel=1e-5)
+            assert narrow.scores[score].high < interval.high
+            test, same = point.against_ensemble[score], other.against_ensemble[score]
+            assert same.verdict == test.verdict
+            assert same.difference.high == pytest.approx(test.difference.high, rel=1e-4, abs=1e-7)
+            worth, same = point.worth[score], other.worth[score]
+            assert (same.low, same.high) == pytest.approx((worth.low, worth.high), rel=1e-3)
 
 
 def test_a_method_that_is_the_ensemble_is_worth_the_ensemble(labels):
@@ -150,7 +227,7 @@ def test_unknown_margins_are_refused(predictions):
 
 def test_calibration_is_of_the_average_and_not_of_its_members(predictions, labels):
     plain = predictions.log_probs["plain"]
-    reading = Reading("plain", plain[None], None, "networks", None, (), (1, 12))
+    reading = Reading("plain", dict.fromkeys((1, 12), State(plain[None])))
     losses = losses_by_size(reading, labels)
     average = np.log(np.exp(plain.astype(np.float64)).mean(0))
     key = jax.random.key(0)
@@ -166,7 +243,7 @@ def test_regression_is_scored_by_mixtures():
     rng = np.random.default_rng(0)
     targets = rng.normal(size=80).astype(np.float32)
     outputs = (targets + 0.5 * rng.normal(size=(1, 4, 80))).astype(np.float32)
-    reading = Reading("plain", outputs, None, "networks", None, (), (1, 4))
+    reading = Reading("plain", dict.fromkeys((1, 4), State(outputs)))
     losses = losses_by_size(reading, targets)
     assert losses["mse"][0, 1] == pytest.approx((outputs[0].mean(0) - targets) ** 2, rel=1e-4)
     singles = ((outputs[0] - targets) ** 2).mean(0)
@@ -182,7 +259,7 @@ def test_the_margin_of_the_mse_is_one_of_its_root():
     rng = np.random.default_rng(0)
     targets = rng.normal(size=80)
     outputs = targets + 30 + rng.normal(size=(2, 4, 80))
-    plain = Reading("plain", outputs, None, "networks", None, (), (1, 4))
+    plain = Reading("plain", dict.fromkeys((1, 4), State(outputs)))
     margins = regression_margins(plain, targets, scale=5.0)
     mse = ((outputs.mean(1) - targets) ** 2).mean()
     assert np.sqrt(mse + margins["mse"]) - np.sqrt(mse) == pytest.approx(0.05, rel=0.01)
@@ -197,7 +274,7 @@ def test_rmse_and_coverage_of_regression():
     residuals = (outputs - targets)[:, 0]
     mse = crossed_interval(residuals**2)
     float32_arrays = outputs.astype(np.float32), targets.astype(np.float32)
-    profile = regression_profile(mse, *float32_arrays)
+    profile = regression_profile(mse, *float32_arrays, None)
     assert dataclasses.astuple(profile["rmse"])[:3] == pytest.approx(
         np.sqrt([mse.mean, mse.low, mse.high])
     )
@@ -211,7 +288,7 @@ def test_rmse_and_coverage_of_regression():
     assert dataclasses.astuple(profile["coverage"]) == pytest.approx(
         dataclasses.astuple(expected), rel=1e-5
     )
-    wide = regression_profile(Interval(0.1, -0.2, 0.4, 3), *float32_arrays)["rmse"]
+    wide = regression_profile(Interval(0.1, -0.2, 0.4, 3), *float32_arrays, None)["rmse"]
     assert wide.low == 0
 
 

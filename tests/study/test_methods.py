@@ -19,8 +19,9 @@ from jdrop.study.methods import (
     separate_masks,
 )
 from jdrop.study.models import FIXED_MASKS, MLP, Model
+from jdrop.study.parts import NetworksPart
 from jdrop.study.report.figures.style import style_of
-from jdrop.study.run_folder import NetworksPart, RunError, RunFolder
+from jdrop.study.run_folder import RunError, RunFolder
 from jdrop.study.runner import run_parts
 from jdrop.study.settings import Settings
 from jdrop.study.training import NetworkSpec
@@ -41,8 +42,9 @@ def test_key_indices_are_those_of_recorded_numbers():
         "masksembles": 7,
         "dropout-thinned": 11,
     }
-    indices = (methods.EXACT_KEY_INDEX, methods.OVERFITTING_KEY_INDEX, methods.SWEEP_KEY_INDEX)
-    assert indices == (8, 9, 10)
+    names = ("EXACT", "OVERFITTING", "SWEEP", "TUNING")
+    indices = [getattr(methods, f"{name}_KEY_INDEX") for name in names]
+    assert indices == [8, 9, 10, 12]
     # Equal indices would train different networks with the same keys.
     all_indices = [*indices, *(group.key_index for group in network_groups())]
     assert len(all_indices) == len({*all_indices})
@@ -57,6 +59,7 @@ def test_groups_have_names_of_their_own_in_the_run_folder():
 
 def test_methods_of_the_same_networks_share_their_training():
     assert METHODS["dropout"].group is METHODS["monte-carlo"].group
+    assert METHODS["weight-scaling"].group is METHODS["monte-carlo"].group
     assert METHODS["early-stopping"].group is METHODS["weight-decay"].group
 
 
@@ -97,17 +100,25 @@ def test_small_networks_are_left_out_if_no_width_is_small_enough():
 
 def test_separate_masks_are_ordered_by_mask_and_then_by_replicate():
     variables = {FIXED_MASKS: {"d": np.arange(6).reshape(2, 3, 1)}, "params": np.arange(2)}
-    single = separate_masks(variables)
+    single = separate_masks(variables, 2)
     np.testing.assert_array_equal(single[FIXED_MASKS]["d"][:, 0], [0, 3, 1, 4, 2, 5])
     np.testing.assert_array_equal(single["params"], [0, 1, 0, 1, 0, 1])
 
 
+def test_a_method_predicts_with_the_networks_of_its_weight_decay():
+    variables = {"params": np.arange(8)}  # Two replicates: two networks of each decay.
+    method = METHODS["weight-decay"]
+    np.testing.assert_array_equal(method.members_with(1.0, variables, 2)["params"], [4, 5])
+    np.testing.assert_array_equal(
+        METHODS["monte-carlo"].members_with(None, variables, 2)["params"], [0, 1]
+    )
+    np.testing.assert_array_equal(
+        METHODS["plain"].members_with(None, variables, 2)["params"], np.arange(8)
+    )
+
+
 def toy_spec(settings, model, inputs):
     return NetworkSpec(model.plain, 2, settings.epochs, adam(0.1))
-
-
-def toy_predictions(key, predictor, spec, trained):
-    return predictor.read_without_dropout(spec.network, trained.variables)
 
 
 TOY = Method(
@@ -115,7 +126,6 @@ TOY = Method(
     label="{n} toys",
     explanation="A toy that costs {budget}.",
     group=NetworkGroup("toy", 99, toy_spec, is_control=False),
-    predict=toy_predictions,
     color="#123456",
     marker="d",
 )
@@ -130,7 +140,7 @@ def test_an_entry_is_all_that_a_new_method_needs(tmp_path, monkeypatch):
     data = Dataset("noise", inputs[:40], labels[:40], inputs[40:], labels[40:], 3)
     settings = Settings(
         replicates=2, ensemble_size=2, budget=2, num_samples=2, epochs=1, batch_size=20,
-        controls=False, theory=False,
+        tune=False, controls=False, theory=False,
     )  # fmt: skip
     run_folder = RunFolder(tmp_path, dataclasses.asdict(settings))
     progress = []
@@ -141,7 +151,7 @@ def test_an_entry_is_all_that_a_new_method_needs(tmp_path, monkeypatch):
     assert ("training toy networks", 1, 1) in progress
     comparison = evaluate(run_folder)
     assert [method.name for method in comparison.methods] == [
-        "plain", "dropout", "monte-carlo", "dropout-thinned", "toy"
+        "plain", "dropout", "monte-carlo", "weight-scaling", "dropout-thinned", "toy"
     ]  # fmt: skip
     toy = comparison.method("toy")
     assert (toy.label, toy.unit, toy.table) == ("{n} toys", "networks", [2])

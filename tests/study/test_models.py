@@ -99,7 +99,7 @@ def test_masks_of_masksembles_keep_equally_many_units_and_cover_every_unit(model
     assert masks.any(0).all()
     np.testing.assert_array_equal(masks.sum(1), [5, 5, 5])
     outputs = network(variables, X, None)
-    separate = separate_masks(jax.tree.map(lambda leaf: np.asarray(leaf)[None], variables))
+    separate = separate_masks(jax.tree.map(lambda leaf: np.asarray(leaf)[None], variables), 1)
     for index in range(3):
         single = jax.tree.map(lambda leaf, index=index: leaf[index], separate)
         np.testing.assert_array_equal(single[FIXED_MASKS][name], masks[index])

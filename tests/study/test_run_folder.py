@@ -11,17 +11,16 @@ import pytest
 
 from jdrop.study.analyses import CoAdaptation, LearningCurve
 from jdrop.study.evaluation import evaluate
-from jdrop.study.run_folder import (
-    FORMAT,
+from jdrop.study.parts import (
     DataPart,
     MethodPredictions,
     NetworksPart,
-    RunError,
-    RunFolder,
     SummaryPart,
     SweepCell,
     SweepPart,
+    TuningPart,
 )
+from jdrop.study.run_folder import FORMAT, RunError, RunFolder
 
 RUN_CONFIG = {"dataset": "digits", "hidden": (8, 8), "seed": 0}
 
@@ -57,16 +56,17 @@ PARTS = {
         num_networks=2,
         num_parameters=10,
         num_bytes=40,
-        train_flops=1e6,
-        train_seconds=1.5,
+        epoch_flops=1e6,
+        epoch_seconds=1.5,
         methods={
-            "plain": MethodPredictions(OUTPUTS, None, 10.0, 0.1),
-            "monte-carlo": MethodPredictions(OUTPUTS + 1, OUTPUTS + 2, 10.0, 0.1, 4),
+            "plain": [MethodPredictions(2, None, OUTPUTS, None, 10.0, 0.1)],
+            "monte-carlo": [MethodPredictions(2, 0.1, OUTPUTS + 1, OUTPUTS + 2, 10.0, 0.1)],
         },
         train_outputs=OUTPUTS,
         learning_curve=LearningCurve([1], {"nll": [0.5]}, {"nll": [0.6]}),
         co_adaptation=CO_ADAPTATION,
     ),
+    "tuning-plain": TuningPart([1, 2], {"plain": [[[0.5, 0.4], [0.6, 0.5]]]}, 1e6),
     "sweep": SweepPart([SweepCell({"rate": 0.2, "train_size": 100}, OUTPUTS, OUTPUTS + 1)]),
     "summary": SummaryPart("jdrop", ["Nothing."], {"jax": "1"}, {"this run": 2.0}),
 }
@@ -94,10 +94,10 @@ def test_a_part_comes_back_as_it_was_stored(tmp_path, name):
 def test_arrays_are_stored_under_the_paths_of_their_fields(tmp_path):
     RunFolder(tmp_path, RUN_CONFIG).store("plain", PARTS["plain"])
     with np.load(tmp_path / "parts" / "plain.npz") as arrays:
-        np.testing.assert_array_equal(arrays["methods/monte-carlo/ood_outputs"], OUTPUTS + 2)
+        np.testing.assert_array_equal(arrays["methods/monte-carlo/0/ood_outputs"], OUTPUTS + 2)
     fields = json.loads((tmp_path / "parts" / "plain.json").read_text())
-    assert fields["methods"]["plain"]["outputs"] == {
-        "array": "methods/plain/outputs",
+    assert fields["methods"]["plain"][0]["outputs"] == {
+        "array": "methods/plain/0/outputs",
         "shape": [2, 1, 3, 2],
         "dtype": "float32",
     }
@@ -173,11 +173,11 @@ def without_field(fields):
 
 
 def with_text(fields):
-    fields["methods"]["plain"]["predict_flops"] = "many"
+    fields["methods"]["plain"][0]["predict_flops"] = "many"
 
 
 def with_number_for_array(fields):
-    fields["methods"]["plain"]["outputs"] = 3
+    fields["methods"]["plain"][0]["outputs"] = 3
 
 
 def with_labels_for_outputs(fields):
@@ -188,8 +188,8 @@ def with_labels_for_outputs(fields):
     ("damage", "message"),
     [
         (without_field, "the field num_parameters: Field required"),
-        (with_text, "the field methods/plain/predict_flops: .* valid number"),
-        (with_number_for_array, "the field methods/plain/outputs: .* must be an array"),
+        (with_text, "the field methods/plain/0/predict_flops: .* valid number"),
+        (with_number_for_array, "the field methods/plain/0/outputs: .* must be an array"),
         (with_labels_for_outputs, r"the field train_outputs: .*3 or 4 axes, has shape \(3,\)"),
     ],
 )
@@ -209,12 +209,12 @@ def test_missing_and_wrong_fields_are_named(tmp_path, damage, message):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({}, "plain.npz cannot be read .it holds no array methods/plain/outputs"),
+        ({}, "plain.npz cannot be read .it holds no array methods/plain/0/outputs"),
         (
-            {"methods/plain/outputs": OUTPUTS[:1]},
+            {"methods/plain/0/outputs": OUTPUTS[:1]},
             re.escape("is float32[1, 1, 3, 2], not float32[2"),
         ),
-        ({"methods/plain/outputs": OUTPUTS.astype(int)}, re.escape("is int64[2, 1, 3, 2], not")),
+        ({"methods/plain/0/outputs": OUTPUTS.astype(int)}, re.escape("is int64[2, 1, 3, 2], not")),
     ],
 )
 def test_missing_and_wrong_arrays_are_named(tmp_path, changed, message):
@@ -222,7 +222,7 @@ def test_missing_and_wrong_arrays_are_named(tmp_path, changed, message):
     run_folder.store("plain", PARTS["plain"])
     path = tmp_path / "parts" / "plain.npz"
     with np.load(path) as file:
-        arrays = {key: file[key] for key in file.files if key != "methods/plain/outputs"}
+        arrays = {key: file[key] for key in file.files if key != "methods/plain/0/outputs"}
     np.savez(path, **arrays, **changed)
     with pytest.raises(RunError, match=message):
         run_folder.load("plain", NetworksPart)

@@ -13,7 +13,7 @@ from jdrop.study.methods import WEIGHT_DECAYS
 from jdrop.study.models import MLP, Model
 from jdrop.study.run_folder import RunFolder
 from jdrop.study.settings import Settings
-from jdrop.study.training import DivergedError, NetworkSpec, Trainer, member_losses
+from jdrop.study.training import DivergedError, NetworkSpec, Trainer, Validation
 
 SETTINGS = Settings(replicates=2, batch_size=10)
 MODEL = Model(lambda: MLP((4,), 3))
@@ -28,11 +28,17 @@ def data():
     return Dataset("noise", inputs[:40], labels[:40], inputs[40:], labels[40:], 3)
 
 
-def train(folder, data, progress=lambda *call: None, **changes):
+def train(folder, data, progress=lambda *call: None, *, stops=(), validation=None, **changes):
     spec = dataclasses.replace(NetworkSpec(MODEL.dropout, 2, 6, ADAM, record=True), **changes)
     trainer = Trainer(RunFolder(folder, {}), SETTINGS, progress)
     return trainer.fit_networks(
-        jax.random.key(0), spec, data, checkpoint="networks", description="networks"
+        jax.random.key(0),
+        spec,
+        data,
+        checkpoint="networks",
+        description="networks",
+        stops=stops,
+        validation=validation,
     )
 
 
@@ -42,7 +48,7 @@ class KilledError(Exception):
 
 def test_a_training_that_is_stopped_anywhere_ends_the_same(tmp_path, data, monkeypatch):
     """Each stop is at another epoch, and a new trainer goes on from the last checkpoint."""
-    whole = train(tmp_path / "whole", data)
+    whole = train(tmp_path / "whole", data, stops=(2, 6))
     monkeypatch.setattr(training_module, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     first_epochs = []
     for last in (3, 5, 7):
@@ -56,20 +62,20 @@ def test_a_training_that_is_stopped_anywhere_ends_the_same(tmp_path, data, monke
 
         if last < 7:
             with pytest.raises(KilledError):
-                train(tmp_path / "parts", data, stop)
+                train(tmp_path / "parts", data, stop, stops=(2, 6))
         else:
-            parts = train(tmp_path / "parts", data, stop)
+            parts = train(tmp_path / "parts", data, stop, stops=(2, 6))
         first_epochs.append(epochs[0])
     assert first_epochs == [1, 3, 5]
     jax.tree.map(np.testing.assert_array_equal, parts.variables, whole.variables)
     assert parts.log.learning_curve == whole.log.learning_curve
-    assert parts.train_flops == whole.train_flops
+    assert parts.epoch_flops == whole.epoch_flops
     assert not list((tmp_path / "parts" / "checkpoints").iterdir())
 
 
 def test_a_member_is_the_same_among_more_members(tmp_path, data):
-    few = train(tmp_path / "few", data, members=1).variables
-    many = train(tmp_path / "many", data, members=3).variables
+    few = train(tmp_path / "few", data, members=1).variables[6]
+    many = train(tmp_path / "many", data, members=3).variables[6]
     for one, other in zip(jax.tree.leaves(few), jax.tree.leaves(many), strict=True):
         assert len(one) == 2
         assert len(other) == 6
@@ -77,40 +83,62 @@ def test_a_member_is_the_same_among_more_members(tmp_path, data):
         assert not np.allclose(other[0], other[1])
 
 
-def test_validation_keeps_the_best_state_and_varies_the_decay(tmp_path, data):
+def test_larger_weight_decays_give_smaller_weights(tmp_path, data):
     adamw = optax.inject_hyperparams(optax.adamw)(0.05, weight_decay=0.0)
     members = len(WEIGHT_DECAYS)
     trained = train(
         tmp_path, data, network=MODEL.plain, members=members, optimizer=adamw, epochs=30,
         weight_decays=WEIGHT_DECAYS,
     )  # fmt: skip
-    kernel = trained.variables["params"]["Dense_0"]["kernel"]
+    kernel = trained.variables[30]["params"]["Dense_0"]["kernel"]
     norms = np.sqrt((kernel**2).sum((1, 2))).reshape(members, 2)
     assert (np.diff(norms, axis=0)[1:] < 0).all()
-    best, last = np.array(trained.log.best_losses), np.array(trained.log.last_losses)
-    assert (best <= last).all()
-    assert len(best) == 2 * members
-    # 36 of 40 examples are trained on, in batches of 10: 3 steps an epoch, and not 4.
-    plain = train(tmp_path / "all", data, network=MODEL.plain, optimizer=adamw, epochs=30)
-    assert trained.train_flops == pytest.approx(plain.train_flops * 3 / 4)
 
 
-def test_the_best_state_has_the_best_loss_on_held_out_examples(tmp_path, data, monkeypatch):
-    held_out = {}
+def test_networks_are_kept_at_every_stop(tmp_path, data):
+    """A network that was kept on the way is the network whose training ends there."""
+    kept = train(tmp_path / "kept", data, stops=(2, 5)).variables
+    assert [*kept] == [2, 5]
+    for epochs in (2, 5):
+        alone = train(tmp_path / str(epochs), data, epochs=epochs).variables
+        jax.tree.map(np.testing.assert_array_equal, kept[epochs], alone[epochs])
+    assert not np.array_equal(*(jax.tree.leaves(kept[epochs])[0] for epochs in (2, 5)))
 
-    def member_losses_on(network, variables, inputs, labels):
-        held_out["examples"] = inputs, labels
-        return member_losses(network, variables, inputs, labels)
 
-    monkeypatch.setattr(training_module, "member_losses", member_losses_on)
-    adamw = optax.inject_hyperparams(optax.adamw)(0.3, weight_decay=0.0)
-    trained = train(
-        tmp_path, data, network=MODEL.plain, members=4, optimizer=adamw, epochs=8,
-        weight_decays=WEIGHT_DECAYS,
-    )  # fmt: skip
-    again = member_losses(MODEL.plain, trained.best_variables, *held_out["examples"])
-    np.testing.assert_allclose(again, trained.log.best_losses, rtol=1e-5)
-    assert len(held_out["examples"][1]) == 4
+def validation_on(left_out, epochs, is_enough=lambda scores: False):
+    """Every network trains on the first 30 examples and is scored on others."""
+
+    def losses(variables):
+        return [float(np.abs(leaf).sum()) for leaf in jax.tree.leaves(variables)]
+
+    def rows(epoch):
+        return np.tile(np.resize(np.arange(30), 40), (4, 1))
+
+    return Validation(rows, epochs, losses, is_enough)
+
+
+def test_validation_scores_networks_that_train_on_its_rows(tmp_path, data):
+    trained = train(tmp_path / "rows", data, validation=validation_on(range(30, 40), (1, 3)))
+    assert len(trained.log.validation) == 2
+    assert trained.variables == {}
+    other_labels = np.where(np.arange(40) < 30, data.train_labels, 0).astype(np.int32)
+    blind = dataclasses.replace(data, train_labels=other_labels)
+    again = train(tmp_path / "blind", blind, validation=validation_on(range(30, 40), (1, 3)))
+    assert again.log.validation == trained.log.validation
+    seen = train(tmp_path / "seen", blind, stops=(3,)).variables[3]
+    unseen = train(tmp_path / "unseen", data, stops=(3,)).variables[3]
+    assert not np.array_equal(jax.tree.leaves(seen)[0], jax.tree.leaves(unseen)[0])
+
+
+def test_validation_ends_a_training_when_it_is_enough(tmp_path, data):
+    epochs = []
+    train(
+        tmp_path,
+        data,
+        lambda what, done, total: epochs.append(done) if what.startswith("training") else None,
+        validation=validation_on(range(30, 40), (1, 3, 6), lambda scores: len(scores) == 2),
+    )
+    assert epochs == [1, 2, 3]
 
 
 def test_networks_that_diverge_are_reported(tmp_path, data):

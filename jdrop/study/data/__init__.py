@@ -13,17 +13,20 @@ from jdrop.study.data.dataset import (
     subset,
     with_label_noise,
 )
+from jdrop.study.data.folds import NUM_FOLDS, folds
 from jdrop.study.data.images import DATASETS, OOD_DATASETS, load
 from jdrop.study.data.predictions import Predictions, load_predictions
 from jdrop.study.data.tables import load_table
 
 __all__ = [
     "DATASETS",
+    "NUM_FOLDS",
     "OOD_DATASETS",
     "DataError",
     "Dataset",
     "Predictions",
     "fingerprint",
+    "folds",
     "from_arrays",
     "generator",
     "load",

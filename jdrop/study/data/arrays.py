@@ -3,12 +3,14 @@
 import zipfile
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jdrop.study.data.dataset import DataError, Dataset, list_names, shuffled
+from jdrop.study.data.groups import checked_groups, number_groups
 
 
 def from_arrays(
@@ -18,6 +20,8 @@ def from_arrays(
     test_inputs: Any,
     test_labels: Any,
     ood_inputs: Any = None,
+    groups: Any = None,
+    test_groups: Any = None,
 ) -> Dataset:
     """Makes a data set of arrays: integer labels are classes, floats are targets.
 
@@ -29,16 +33,50 @@ def from_arrays(
         test_labels: as `labels`.
         ood_inputs: out-of-distribution inputs, as `inputs`, for classification; if not given, test
             inputs with their features in random order.
+        groups: the group of each training example, such as its patient: integers or text
+            `[example]`.
+        test_groups: the group of each test example, as `groups`. If not given, the examples are
+            taken as independent.
 
     Raises:
-        DataError: shapes or dtypes do not fit, values are not finite or masked, or a class has no
-            training example.
+        DataError: shapes or dtypes do not fit, values are not finite or masked, a class has no
+            training example, or all test examples are of one group.
 
     Example:
         >>> data = from_arrays("x", np.eye(4), [0, 1, 0, 1], np.eye(4), [0, 1, 0, 1])
         >>> data.num_classes, data.ood_name
         (2, 'shuffled features')
     """
+    data = _without_groups(name, inputs, labels, test_inputs, test_labels, ood_inputs)
+    if test_groups is None:
+        if groups is not None:
+            raise DataError(
+                "test_groups must be given beside groups, since the groups of the test examples "
+                "are resampled; give both, or leave both out."
+            )
+        return data
+    train_groups = None
+    if groups is not None:
+        train_groups = _one_for_each("groups", groups, len(data.train_labels))
+    train_groups, test_groups = number_groups(
+        train_groups, _one_for_each("test_groups", test_groups, len(data.test_labels))
+    )
+    return replace(data, group_name="group", train_groups=train_groups, test_groups=test_groups)
+
+
+def _one_for_each(name: str, groups: Any, num_examples: int) -> np.ndarray:
+    array = checked_groups(name, groups)
+    if len(array) != num_examples:
+        raise DataError(
+            f"{name} must hold one group for each of the {num_examples} examples, got {len(array)}."
+        )
+    return array
+
+
+def _without_groups(
+    name: str, inputs: Any, labels: Any, test_inputs: Any, test_labels: Any, ood_inputs: Any
+) -> Dataset:
+    """The data set of arrays, whose examples are taken as independent."""
     train, test = checked_inputs("inputs", inputs), checked_inputs("test_inputs", test_inputs)
     _same_features("test_inputs", test, train)
     ood_name = None

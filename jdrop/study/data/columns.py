@@ -36,12 +36,17 @@ class Examples:
         labels: for each of `inputs`, classes int64 or targets float64 `[example]`.
         ood_inputs: as an array of `inputs`; None without a table of them.
         classes: what the table calls each class; None in regression.
+        group_name: the column of the groups; None without such a column.
+        groups: text `[example]` of the training table, then of the test table if any; None without
+            such a column.
     """
 
     inputs: list[np.ndarray]
     labels: list[np.ndarray]
     ood_inputs: np.ndarray | None
     classes: list[str | int] | None
+    group_name: str | None
+    groups: np.ndarray | None
 
 
 def read_examples(
@@ -51,14 +56,22 @@ def read_examples(
     task: str | None,
     test_path: Path | None,
     ood_path: Path | None,
+    groups: str | None,
 ) -> Examples:
     """Reads tables and encodes their columns; the arguments are those of `load_table`."""
     train = _read_table(path)
     names = list(train.cells.columns)
     target = _target_name(path, names, target)
-    features = [name for name in names if name != target]
+    group_name = None if groups is None else _group_column(path, names, groups)
+    if group_name == target:
+        raise DataError(
+            f"groups (--groups) must be another column of {path} than the target {quote(target)}, "
+            "which is to be predicted."
+        )
+    features = [name for name in names if name not in (target, group_name)]
     if not features:
-        raise DataError(f"{path} must have columns beside {quote(target)}, to predict it from.")
+        beside = quote(target) if group_name is None else f"{quote(target)} and {quote(group_name)}"
+        raise DataError(f"{path} must have columns beside {beside}, to predict {quote(target)}.")
     labelled = [train]
     if test_path is not None:
         labelled.append(_read_table(test_path))
@@ -70,7 +83,10 @@ def read_examples(
     inputs = _encode_features(tables, features)
     labels, classes = _encode_labels(labelled, target, task)
     ood_inputs = inputs.pop() if ood_path is not None else None
-    return Examples(inputs, labels, ood_inputs, classes)
+    group_of_example = None
+    if group_name is not None:
+        group_of_example = np.concatenate([table.groups(group_name) for table in labelled])
+    return Examples(inputs, labels, ood_inputs, classes, group_name, group_of_example)
 
 
 @dataclass(frozen=True)
@@ -86,13 +102,8 @@ class _Table:
         Raises:
             DataError: a missing or infinite value, or commas in numbers.
         """
+        self._require_values(name)
         cells = self.cells[name]
-        is_missing = cells.str.lower().isin(MISSING)
-        if is_missing.any():
-            raise DataError(
-                f"{self.path} has a missing value in column {quote(name)}, example "
-                f"{is_missing.argmax() + 1}; fill it in, or leave such examples out."
-            )
         numbers = _to_numbers(cells)
         if np.isnan(numbers).any():
             # Such columns would pass for words otherwise.
@@ -106,6 +117,23 @@ class _Table:
         else:
             require_finite(f"column {quote(name)} of {self.path}", numbers)
         return numbers
+
+    def groups(self, name: str) -> np.ndarray:
+        """A column as text.
+
+        Raises:
+            DataError: a missing value.
+        """
+        self._require_values(name)
+        return self.cells[name].to_numpy().astype(str)
+
+    def _require_values(self, name: str) -> None:
+        is_missing = self.cells[name].str.lower().isin(MISSING)
+        if is_missing.any():
+            raise DataError(
+                f"{self.path} has a missing value in column {quote(name)}, example "
+                f"{is_missing.argmax() + 1}; fill it in, or leave such examples out."
+            )
 
     def first(self, name: str, condition: np.ndarray) -> str:
         """The first cell of a column where the condition holds, for messages."""
@@ -225,16 +253,32 @@ def _refuse_header_of_data(path: Path, names: Sequence[str], cells: pd.DataFrame
 
 
 def _target_name(path: Path, names: Sequence[str], target: str | None) -> str:
-    if target is not None:
-        if target in names:
-            return target
-        if target.isdecimal() and int(target) < len(names):
-            return names[int(target)]
+    name = None if target is None else _find_column(names, target)
+    if name is not None:
+        return name
     got = "none was given" if target is None else f"got {quote(target)}"
     raise DataError(
         f"target (--target) must name the column of {path} to predict, or give its index from 0: "
         f"one of {list_names(names)}; {got}."
     )
+
+
+def _group_column(path: Path, names: Sequence[str], groups: str) -> str | None:
+    """The column that `groups` names; None if it names a file."""
+    name = _find_column(names, groups)
+    if name is None and not Path(groups).is_file():
+        raise DataError(
+            f"groups (--groups) must name a column of {path}, one of {list_names(names)}, or a "
+            f"file with the group of each example; got {quote(groups)}."
+        )
+    return name
+
+
+def _find_column(names: Sequence[str], column: str) -> str | None:
+    """A column by its name or its index from 0; None if there is no such column."""
+    if column in names:
+        return column
+    return names[int(column)] if column.isdecimal() and int(column) < len(names) else None
 
 
 def _require_columns(table: _Table, names: Sequence[str], path: Path) -> None:

@@ -44,6 +44,10 @@ class Dataset:
         target_scale: their standard deviation; 1 in classification.
         ood_name: what the out-of-distribution inputs are.
         ood_inputs: out-of-distribution inputs, as `test_inputs`; None where there are none.
+        group_name: what one group of examples is, such as "patient"; None where the examples are
+            taken as independent.
+        train_groups: int32 [example], from 0; None where the groups are not known.
+        test_groups: as `train_groups`; equal numbers are the same group. None without `group_name`.
     """
 
     name: str
@@ -57,6 +61,9 @@ class Dataset:
     target_scale: float = 1.0
     ood_name: str | None = None
     ood_inputs: np.ndarray | None = None
+    group_name: str | None = None
+    train_groups: np.ndarray | None = None
+    test_groups: np.ndarray | None = None
 
     @property
     def is_regression(self) -> bool:
@@ -66,15 +73,21 @@ class Dataset:
     def train_on(self, chosen: np.ndarray) -> "Dataset":
         """The same data set with the chosen training examples: Booleans, or indices."""
         return replace(
-            self, train_inputs=self.train_inputs[chosen], train_labels=self.train_labels[chosen]
+            self,
+            train_inputs=self.train_inputs[chosen],
+            train_labels=self.train_labels[chosen],
+            train_groups=None if self.train_groups is None else self.train_groups[chosen],
         )
 
 
 def fingerprint(data: Dataset) -> str:
-    """A hash of all examples and labels."""
+    """A hash of all examples, labels and groups."""
     digest = hashlib.sha256()
-    arrays = (data.train_inputs, data.train_labels, data.test_inputs, data.test_labels)
-    for array in (*arrays, *([] if data.ood_inputs is None else [data.ood_inputs])):
+    if data.group_name is not None:
+        digest.update(f"groups: {data.group_name}".encode())
+    arrays = [data.train_inputs, data.train_labels, data.test_inputs, data.test_labels]
+    optional = (data.ood_inputs, data.train_groups, data.test_groups)
+    for array in (*arrays, *(array for array in optional if array is not None)):
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]

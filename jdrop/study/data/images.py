@@ -15,12 +15,22 @@ from jdrop.study.data.dataset import (
     shuffled,
     stratified,
 )
+from jdrop.study.data.groups import number_groups, read_groups, split_groups
 
 DATASETS = ("digits", "mnist", "fashion-mnist")
 
 NUM_CLASSES = 10  # Of every data set in DATASETS.
 
 DIGITS_TRAIN_SIZE = 500  # Where train_size is None.
+
+FORM_STARTS = (0, 130, 256, 386, 516, 646, 776, 906, 1029, 1157, 1287, 1415, 1545, 1667)
+"""Where each form begins in scikit-learn's digits.
+
+These digits are the test set of UCI's optdigits, 13 writers who filled in forms. Who wrote which
+digit was not published, but the order of the labels shows the forms. Every writer copied the same
+130 digits: three times 0 to 9, then 0 9 5 5 6 5 0 ... 9 0 8 9 8. The labels repeat them 14 times.
+Some scans are missing, and one label differs.
+"""
 
 MIRRORS = {
     "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -65,6 +75,7 @@ def load(
     seed: int,
     data_dir: Path | None,
     ood: str | None = None,
+    groups: Path | None = None,
 ) -> Dataset:
     """Loads a named data set with a subset of its training examples and with label noise.
 
@@ -87,10 +98,14 @@ def load(
         ood: data set of `OOD_DATASETS` whose test images, at most 10,000, are the
             out-of-distribution inputs, from its folder in `data_dir`. None shuffles the pixels of
             at most 2000 test images, each in a different order.
+        groups: file with the group of each example, see `jdrop.study.data.groups.read_groups`: of
+            all published examples, first the training examples, or of the test examples alone.
+            None takes the forms that the writers filled in for digits, and no groups for the
+            others.
 
     Raises:
         DataError: an argument is out of range, a file is missing or damaged, files do not belong
-            together, or a download failed.
+            together, groups do not fit the examples, or a download failed.
 
     Example:
         >>> data = load("digits", train_size=100, label_noise=0.1, seed=0, data_dir=None)
@@ -128,6 +143,9 @@ def load(
 
     chosen = stratified(np.random.default_rng(subset_seed), labels, train_size)
     test_images, test_labels = test or (images[~chosen], labels[~chosen])
+    group_name, train_groups, test_groups = _groups(
+        name, groups, chosen, len(test_labels) if test else 0
+    )
     noise_rng = np.random.default_rng(noise_seed)
     white = 16 if name == "digits" else 255
     return Dataset(
@@ -144,6 +162,9 @@ def load(
             if ood is None
             else _other_images(ood, test_images.shape[1:], data_dir)
         ),
+        group_name=group_name,
+        train_groups=train_groups,
+        test_groups=test_groups,
     )
 
 
@@ -179,6 +200,23 @@ def _embedded_digits() -> tuple[np.ndarray, ...]:
 
     digits = load_digits()
     return digits.images, digits.target
+
+
+def _groups(
+    name: str, path: Path | None, chosen: np.ndarray, num_given_test: int
+) -> tuple[str | None, np.ndarray | None, np.ndarray | None]:
+    """What a group is, and the groups of the training and the test examples."""
+    if path is not None:
+        group_name, groups = "group", read_groups(path)
+    elif name == "digits":
+        group_name = "writer's form"
+        groups = np.searchsorted(FORM_STARTS, np.arange(len(chosen)), side="right")
+        if len(np.unique(groups[~chosen])) < 2:
+            return None, None, None
+    else:
+        return None, None, None
+    parts = split_groups(f"groups (--groups) of {name}", groups, chosen, num_given_test)
+    return group_name, *number_groups(*parts)
 
 
 def _read_four(name: str, data_dir: Path) -> tuple[np.ndarray, ...]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from jdrop.study.data.arrays import read_npz, require_arrays
 from jdrop.study.data.dataset import DataError
+from jdrop.study.data.groups import checked_groups, number_groups, read_groups
 
 
 @dataclass(frozen=True)
@@ -17,23 +18,31 @@ class Predictions:
         log_probs: float32 `[member, example, class]` by method; those of "monte_carlo" are
             `[network, mask, example, class]`.
         labels: int32 `[example]`.
+        groups: int32 `[example]`, equal for examples that belong together; None where they are
+            taken as independent.
     """
 
     log_probs: dict[str, np.ndarray]
     labels: np.ndarray
+    groups: np.ndarray | None = None
 
 
-def load_predictions(path: Path) -> Predictions:
+def load_predictions(path: Path, groups_path: Path | None = None) -> Predictions:
     """Loads predictions from an `.npz`.
 
     The file holds the arrays `labels` `[example]` and `plain` `[member, example, class]`:
     normalised log-probabilities of independently trained networks. It also holds the methods to
     compare with them: `dropout` `[member, example, class]`, `monte_carlo` `[mask, example, class]`
-    or `[network, mask, example, class]`, or any other name with the shape of `dropout`.
+    or `[network, mask, example, class]`, or any other name with the shape of `dropout`. It may hold
+    `groups` `[example]`, integers or text.
+
+    Args:
+        path: the `.npz`.
+        groups_path: file with the group of each example, see
+            `jdrop.study.data.groups.read_groups`; it replaces the array `groups`.
 
     Raises:
-        DataError: the file is missing or damaged, or an array has the wrong shape, dtype or
-            values.
+        DataError: a file is missing or damaged, or an array has the wrong shape, dtype or values.
 
     Example:
         >>> import pathlib, tempfile
@@ -53,6 +62,7 @@ def load_predictions(path: Path) -> Predictions:
             f"labels of {path} must be integers [example], got {labels.dtype} of shape "
             f"{labels.shape}."
         )
+    groups = _groups(path, arrays.pop("groups", None), groups_path, len(labels))
     log_probs = {}
     shape = arrays["plain"].shape[-1:]
     if shape == (1,):
@@ -96,7 +106,24 @@ def load_predictions(path: Path) -> Predictions:
                 f"times, first in {network} of the networks at example {example}, and its NLL is "
                 "infinite; take log_softmax of the logits in floats that can hold it."
             )
-    return Predictions(log_probs, labels.astype(np.int32))
+    return Predictions(log_probs, labels.astype(np.int32), groups)
+
+
+def _groups(
+    path: Path, groups: np.ndarray | None, groups_path: Path | None, num_examples: int
+) -> np.ndarray | None:
+    name = f"groups of {path}"
+    if groups_path is not None:
+        name, groups = str(groups_path), read_groups(groups_path)
+    if groups is None:
+        return None
+    groups = checked_groups(name, groups)
+    if len(groups) != num_examples:
+        raise DataError(
+            f"{name} must hold one group for each of the {num_examples} examples, got "
+            f"{len(groups)}."
+        )
+    return number_groups(None, groups)[1]
 
 
 def _log_probs(name: str, array: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Files of the user, `.npz` archives and tables of text: loaded, split and standardised."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from jdrop.study.data.arrays import (
     require_arrays,
 )
 from jdrop.study.data.dataset import DataError, Dataset, generator, stratified, with_label_noise
+from jdrop.study.data.groups import number_groups, read_groups, split_groups
 
 TEST_SHARE = 0.2  # Of a file without test examples.
 
@@ -27,6 +29,7 @@ def load_table(
     label_noise: float,
     seed: int,
     ood_path: Path | None,
+    groups: str | None = None,
 ) -> Dataset:
     """Loads a data set from a file of the user.
 
@@ -51,6 +54,11 @@ def load_table(
         seed: chooses the held-out examples, the training examples and the wrong labels.
         ood_path: file of out-of-distribution inputs: an `.npz` with `inputs` for an `.npz`, a table
             with the same columns for a table.
+        groups: the column of a table that says to which group an example belongs, such as its
+            patient: the name or index of the column, which is then no feature. Or a file with the
+            group of each example, see `jdrop.study.data.groups.read_groups`: of all examples,
+            first the training examples, or of the given test examples alone. None takes the
+            examples as independent.
 
     Raises:
         DataError: the file is missing, damaged or not as described; the message names the column,
@@ -69,7 +77,7 @@ def load_table(
         ('flowers', 8, 2, 2)
     """
     is_table = path.suffix != ".npz"
-    classes = None
+    classes = group_name = group_of_example = None
     if ood_path is not None and (ood_path.suffix != ".npz") != is_table:
         raise DataError(
             f"ood (--ood) must be {'a table' if is_table else 'an .npz'}, as {path} is, got "
@@ -87,14 +95,24 @@ def load_table(
         from jdrop.study.data.columns import read_examples
 
         examples = read_examples(
-            path, target=target, task=task, test_path=test_path, ood_path=ood_path
+            path,
+            target=target,
+            task=task,
+            test_path=test_path,
+            ood_path=ood_path,
+            groups=groups,
         )
         pairs = zip(examples.inputs, examples.labels, strict=True)
         parts = [array for pair in pairs for array in pair]
         ood_inputs, classes = examples.ood_inputs, examples.classes
+        group_name, group_of_example = examples.group_name, examples.groups
+    if groups is not None and group_of_example is None:
+        group_name, group_of_example = "group", read_groups(Path(groups))
     inputs, labels, *test = parts
     rng = generator(seed, "split")
-    groups = np.zeros(len(labels), int) if labels.dtype.kind == "f" else labels
+    strata = np.zeros(len(labels), int) if labels.dtype.kind == "f" else labels
+    chosen = np.ones(len(labels), bool)
+    num_given_test = len(test[1]) if test else 0
     if not test:
         if len(labels) < 2:
             raise DataError(
@@ -104,12 +122,11 @@ def load_table(
         num_train = len(labels) - num_test
         if train_size is not None:
             num_train = _fitting(train_size, len(labels) - 1)
-        chosen = stratified(rng, groups, num_train)
+        chosen = stratified(rng, strata, num_train)
         test = [inputs[~chosen], labels[~chosen]]
-        inputs, labels = inputs[chosen], labels[chosen]
     elif train_size is not None:
-        chosen = stratified(rng, groups, _fitting(train_size, len(labels)))
-        inputs, labels = inputs[chosen], labels[chosen]
+        chosen = stratified(rng, strata, _fitting(train_size, len(labels)))
+    inputs, labels = inputs[chosen], labels[chosen]
     if is_table:
         if classes is not None:
             _require_every_class(classes, labels)
@@ -121,6 +138,14 @@ def load_table(
         if ood_inputs is not None:
             ood_inputs = (ood_inputs - mean) / scale
     data = from_arrays(path.stem, inputs, labels, test[0], test[1], ood_inputs)
+    if group_of_example is not None:
+        parts_of_groups = split_groups(
+            f"groups (--groups) of {path}", group_of_example, chosen, num_given_test
+        )
+        train_groups, test_groups = number_groups(*parts_of_groups)
+        data = replace(
+            data, group_name=group_name, train_groups=train_groups, test_groups=test_groups
+        )
     return with_label_noise(data, label_noise, seed)
 
 

@@ -4,12 +4,17 @@ Scores are kept by replicate and, where they are means over examples, by example
 taken over both.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 
+import numpy as np
+
+from jdrop.study.analyses import Influence
 from jdrop.study.data import Predictions
 from jdrop.study.evaluation.diversity import diversity_of_methods
 from jdrop.study.evaluation.given_predictions import deal
-from jdrop.study.evaluation.losses import losses_by_size
+from jdrop.study.evaluation.influence import influence
+from jdrop.study.evaluation.losses import losses_of_readings
 from jdrop.study.evaluation.margins import (
     CLASSIFICATION_MARGINS,
     choose_margins,
@@ -17,18 +22,24 @@ from jdrop.study.evaluation.margins import (
 )
 from jdrop.study.evaluation.masks import mask_curve, score_enumerated
 from jdrop.study.evaluation.overfitting import score_overfitting
-from jdrop.study.evaluation.points import method_results, unreliable_calibration
+from jdrop.study.evaluation.points import Scorer, headline_of
 from jdrop.study.evaluation.readings import (
+    Reading,
     in_target_unit,
+    load_baselines,
     load_co_adaptation,
     load_learning_curves,
     load_readings,
     load_subsets,
     load_sweep,
+    load_tuning,
 )
 from jdrop.study.evaluation.sweep import score_sweep
+from jdrop.study.parts import DataPart, ExactPart, SummaryPart
 from jdrop.study.results import Comparison
-from jdrop.study.run_folder import DataPart, ExactPart, RunFolder, SummaryPart, versions
+from jdrop.study.run_folder import RunFolder, versions
+from jdrop.study.scores import CURVE_SCORES
+from jdrop.study.settings import Settings
 
 __all__ = ["evaluate", "of_predictions"]
 
@@ -49,15 +60,29 @@ def evaluate(run: RunFolder, margins: Mapping[str, float] | None = None) -> Comp
     data = run.require("data", DataPart)
     # The last part: without it others may be missing.
     summary = run.require("summary", SummaryPart)
+    settings = Settings.from_mapping(
+        {field.name: run.run_config[field.name] for field in dataclasses.fields(Settings)}
+    )
     labels = in_target_unit(data.test_labels, data)
-    readings = load_readings(run, data)
+    same, own = load_readings(run, settings, data)
+    baselines = load_baselines(run, data, settings.replicates)
+    same += baselines
+    if own is not None:
+        own += baselines
+    readings = same if own is None else own
     defaults = CLASSIFICATION_MARGINS
     if data.task == "regression":
         plain = next(reading for reading in readings if reading.name == "plain")
         defaults = regression_margins(plain, labels, data.target_scale)
     all_margins = choose_margins(defaults, margins)
-    losses = {reading.name: losses_by_size(reading, labels) for reading in readings}
-    methods = method_results(readings, losses, labels, all_margins, run.run_config["budget"])
+    scored = losses_of_readings([*readings, *([] if own is None else same)], labels)
+    losses = _by_name(readings, scored[: len(readings)])
+    groups = data.test_groups
+    scorer = Scorer(labels, groups, all_margins, settings.budget)
+    methods = scorer.results(readings, losses)
+    same_epochs = None
+    if own is not None:
+        same_epochs = scorer.results(same, _by_name(same, scored[len(readings) :]))
     return Comparison(
         task=data.task,
         command=summary.command,
@@ -68,15 +93,50 @@ def evaluate(run: RunFolder, margins: Mapping[str, float] | None = None) -> Comp
         margins=all_margins,
         replicates=len(readings[0].outputs),
         methods=methods,
+        same_epochs=same_epochs,
+        tuning=load_tuning(run, settings, data),
+        influence=_influences(readings, losses, data.task, groups),
         diversity=diversity_of_methods(readings, labels),
-        mask_curve=mask_curve(readings, losses, labels),
-        exact=score_enumerated(run.load("exact", ExactPart), labels),
-        overfitting=score_overfitting(load_subsets(run, data), labels),
+        mask_curve=mask_curve(readings, losses, labels, groups),
+        exact=score_enumerated(run.load("exact", ExactPart), labels, groups),
+        overfitting=score_overfitting(load_subsets(run, settings, data), labels),
         learning_curves=load_learning_curves(run, data),
         co_adaptation=load_co_adaptation(run),
-        sweep=score_sweep(load_sweep(run, data), labels),
-        left_out=[*summary.left_out, *unreliable_calibration(readings, methods, labels)],
+        sweep=score_sweep(load_sweep(run, data), labels, groups),
+        left_out=summary.left_out,
     )
+
+
+def _by_name(
+    readings: Sequence[Reading], losses: Sequence[dict[str, np.ndarray]]
+) -> dict[str, dict[str, np.ndarray]]:
+    return {reading.name: each for reading, each in zip(readings, losses, strict=True)}
+
+
+def _influences(
+    readings: Sequence[Reading],
+    losses: Mapping[str, Mapping[str, np.ndarray]],
+    task: str,
+    groups: np.ndarray | None,
+) -> list[Influence]:
+    """Which examples carry the differences of `Comparison.headline` to the plain networks."""
+    method, score = headline_of(readings), CURVE_SCORES[task][0]
+    by_name = {reading.name: reading for reading in readings}
+    if method == "plain":
+        return []
+    plain = losses["plain"][score]
+    return [
+        influence(
+            losses[method][score][:, 0],
+            plain[:, index],
+            groups,
+            method=method,
+            size=by_name[method].sizes[0],
+            against=by_name["plain"].sizes[index],
+            score=score,
+        )
+        for index in (0, -1)
+    ]
 
 
 def of_predictions(
@@ -108,9 +168,10 @@ def of_predictions(
     readings, notes = deal(predictions.log_probs, replicates)
     num_replicates, num_plain = readings[0].outputs.shape[:2]
     all_margins = choose_margins(CLASSIFICATION_MARGINS, margins)
-    losses = {reading.name: losses_by_size(reading, labels) for reading in readings}
-    methods = method_results(readings, losses, labels, all_margins, num_plain)
-    curve = mask_curve(readings, losses, labels)
+    losses = _by_name(readings, losses_of_readings(readings, labels))
+    groups = predictions.groups
+    methods = Scorer(labels, groups, all_margins, num_plain).results(readings, losses)
+    curve = mask_curve(readings, losses, labels, groups)
     if curve is None and {"dropout", "monte-carlo"} <= {*losses}:
         notes.append(
             "How many masks score as well as weight scaling is not computed: this compares the "
@@ -127,12 +188,17 @@ def of_predictions(
             "num_classes": predictions.log_probs["plain"].shape[-1],
             "label_noise": 0.0,
             "ood_name": None,
+            "group_name": None if groups is None else "group",
+            "num_groups": None if groups is None else len(np.unique(groups)),
         },
         versions=versions(),
         seconds={},
         margins=all_margins,
         replicates=num_replicates,
         methods=methods,
+        same_epochs=None,
+        tuning=[],
+        influence=_influences(readings, losses, "classification", groups),
         diversity=diversity_of_methods(readings, labels),
         mask_curve=curve,
         exact=None,
@@ -143,6 +209,5 @@ def of_predictions(
         left_out=[
             "Costs, training and the claims of the theory are not in predictions.",
             *notes,
-            *unreliable_calibration(readings, methods, labels),
         ],
     )

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from jdrop.study.errors import UserError
-from jdrop.study.evaluation.readings import Reading, make_reading
+from jdrop.study.evaluation.readings import Reading, reading_of
 from jdrop.study.methods import METHODS
 
 
@@ -67,7 +67,7 @@ def deal(log_probs: Mapping[str, np.ndarray], replicates: int) -> tuple[list[Rea
         )
         dealt = dealt[0] if has_masks else dealt.swapaxes(0, 1)
         num_members = dealt.shape[1]
-        readings[name] = make_reading(
+        readings[name] = reading_of(
             name,
             np.ascontiguousarray(dealt),
             unit="masks" if has_masks else "networks",

@@ -1,5 +1,6 @@
 """Losses of averages of members: one value per replicate, size and example."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -10,7 +11,7 @@ from jax.typing import ArrayLike
 
 from jdrop import metrics
 from jdrop.inference import RunningAverage
-from jdrop.study.evaluation.readings import Reading, is_regression
+from jdrop.study.evaluation.readings import Reading, State, is_regression
 
 NUM_SPLITS = 5
 """Two-fold splits of the test examples for calibration, as in Ashukha et al. 2020."""
@@ -101,27 +102,60 @@ def losses_by_size(reading: Reading, labels: np.ndarray) -> dict[str, np.ndarray
     The losses at a size are means over several groups of the replicate's members. Each member is
     in equally many groups.
     """
-    num_members = reading.outputs.shape[1]
-    num_orders = num_members
-    if reading.unit == "masks":
-        num_orders = min(num_members, NUM_MASK_ORDERS)
+    return losses_of_readings([reading], labels)[0]
+
+
+def losses_of_readings(
+    readings: Sequence[Reading], labels: np.ndarray
+) -> list[dict[str, np.ndarray]]:
+    """Computes `losses_by_size` of several readings; averages that several share, only once."""
+    sizes: dict[int, set[int]] = {}
+    shared: dict[int, tuple[State, str]] = {}
+    for reading in readings:
+        for size, state in reading.states.items():
+            sizes.setdefault(id(state), set()).add(size)
+            shared[id(state)] = state, reading.unit
+    by_state = {
+        identity: _losses_of_state(state.outputs, sorted(sizes[identity]), unit, labels)
+        for identity, (state, unit) in shared.items()
+    }
+
+    def assemble(reading: Reading) -> dict[str, np.ndarray]:
+        rows = [
+            {
+                score: losses[:, sorted(sizes[id(state)]).index(size)]
+                for score, losses in by_state[id(state)].items()
+            }
+            for size, state in reading.states.items()
+        ]
+        return {score: np.stack([row[score] for row in rows], 1) for score in rows[0]}
+
+    return [assemble(reading) for reading in readings]
+
+
+def _losses_of_state(
+    outputs: np.ndarray, sizes: Sequence[int], unit: str, labels: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Losses `[replicate, size, example]` of averages of the same members, by score."""
+    num_members = outputs.shape[1]
+    num_orders = min(num_members, NUM_MASK_ORDERS) if unit == "masks" else num_members
     key = jax.random.key(0)  # All methods are scored on the same splits.
     losses_of_replicates = []
-    for outputs in reading.outputs:
+    for replicate_outputs in outputs:
         if is_regression(labels):
-            members = jnp.asarray(outputs)
+            members = jnp.asarray(replicate_outputs)
             starts = jnp.arange(num_orders) * num_members // num_orders
             losses_of_sizes = [
                 _regression_losses(
                     jax.random.clone(key), members, jnp.asarray(labels), starts, size=size
                 )
-                for size in reading.sizes
+                for size in sizes
             ]
             losses = jax.tree.map(lambda *values: np.stack(values), *losses_of_sizes)
         else:
             padded_count = -(-num_members // PADDING) * PADDING
-            calibrate = np.isin(np.arange(1, padded_count + 1), reading.sizes)
-            padded = np.resize(outputs, (padded_count, *outputs.shape[1:]))
+            calibrate = np.isin(np.arange(1, padded_count + 1), sizes)
+            padded = np.resize(replicate_outputs, (padded_count, *replicate_outputs.shape[1:]))
             padded_losses = _classification_losses(
                 jax.random.clone(key),
                 jnp.asarray(padded),
@@ -130,7 +164,7 @@ def losses_by_size(reading: Reading, labels: np.ndarray) -> dict[str, np.ndarray
                 num_members,
                 num_orders,
             )
-            indices = np.asarray(reading.sizes) - 1
+            indices = np.asarray(sizes) - 1
             losses = {score: np.asarray(values)[indices] for score, values in padded_losses.items()}
         losses_of_replicates.append(losses)
     return {

@@ -7,7 +7,7 @@ import numpy as np
 from jdrop.statistics import mean_interval
 from jdrop.study.analyses import Overfitting
 from jdrop.study.evaluation.losses import mean_losses
-from jdrop.study.run_folder import SubsetPredictions
+from jdrop.study.parts import SubsetPredictions
 
 
 def score_overfitting(

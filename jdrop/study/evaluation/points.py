@@ -1,4 +1,4 @@
-"""Each method at each of its sizes: scores, worth in plain networks, and tests."""
+"""Each method at each of its sizes: scores, differences, worth in plain networks, and tests."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from jdrop.statistics import (
 )
 from jdrop.study.evaluation import bootstrap
 from jdrop.study.evaluation.losses import NUM_SPLITS
-from jdrop.study.evaluation.readings import Reading, is_regression
+from jdrop.study.evaluation.readings import Reading, in_groups, is_regression
 from jdrop.study.methods import METHODS
 from jdrop.study.results import Cost, MethodResult, Point, Reliability, RiskCoverage
 from jdrop.study.scores import CURVE_SCORES
@@ -31,76 +31,228 @@ NUM_DRAWS = 1000
 NUM_RISKS = 101
 """Points of a curve of risk against coverage."""
 
+LARGEST_HARM = 0.01
+"""Nats by which calibration may raise the NLL; beyond, the calibrated NLL is unreliable."""
 
-def method_results(
-    readings: Sequence[Reading],
-    losses: Mapping[str, Mapping[str, np.ndarray]],
-    labels: np.ndarray,
-    margins: Mapping[str, float],
-    budget: int,
-) -> list[MethodResult]:
-    """Evaluates each method at each of its sizes.
+LARGEST_SCORES = {"brier": 2.0, "error": 1.0, "coverage": 1.0}
+"""The largest values of scores that have one; no score is below 0."""
+
+Losses = Mapping[str, np.ndarray]
+"""By score, `[replicate, size, example]`, or `[replicate, example]` of one size."""
+
+
+class Scorer:
+    """Scores each method at each of its sizes, and compares it with the plain networks.
 
     Args:
-        readings: the predictions of all methods.
-        losses: by method and score, `[replicate, size, example]`.
         labels: `[example]`.
+        groups: `[example]`: examples of a group are resampled together; None without groups.
         margins: by score, the largest difference that counts as none.
         budget: how many networks the methods of equal budget may cost.
     """
-    scores = CURVE_SCORES["regression" if is_regression(labels) else "classification"]
-    curves = {score: EnsembleCurve(losses["plain"][score]) for score in scores}
-    largest = {score: losses["plain"][score][:, -1] for score in scores}
-    weights = None
-    if not is_regression(labels):
-        weights = bootstrap_weights(np.random.default_rng(0), len(labels), NUM_DRAWS)
-    methods = []
-    for reading in readings:
-        points = []
-        for index, size in enumerate(reading.sizes):
-            at_size = {score: losses[reading.name][score][:, index] for score in scores}
-            point = Point(
-                size=size,
-                cost=_cost_of_size(reading, size),
-                scores={score: crossed_interval(at_size[score]) for score in scores},
-                over_seeds={
-                    score: mean_interval(list(at_size[score].mean(1)[: reading.num_independent]))
-                    for score in scores
-                },
-                worth={score: curves[score].equivalent(at_size[score]) for score in scores},
-                against_ensemble={
-                    score: equivalence_test(at_size[score] - largest[score], margins[score])
-                    for score in scores
-                },
-            )
-            if size in reading.table:
-                point = _with_profile(point, reading, labels, weights)
-            points.append(point)
-        label, explanation = f"{reading.name}, {{n}}", "Given predictions."
-        if reading.name in METHODS:
-            label = METHODS[reading.name].label
-            explanation = METHODS[reading.name].explanation
-        methods.append(
-            MethodResult(
-                name=reading.name,
-                label=label.replace("{budget}", str(budget)),
-                explanation=explanation.replace("{budget}", str(budget)),
-                unit=reading.unit,
-                points=points,
-                table=list(reading.table),
-                retrained=reading.retrained,
-            )
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        groups: np.ndarray | None,
+        margins: Mapping[str, float],
+        budget: int,
+    ) -> None:
+        self._labels, self._groups = labels, groups
+        self._margins, self._budget = margins, budget
+        self._scores = CURVE_SCORES["regression" if is_regression(labels) else "classification"]
+        self._weights = None
+        if not is_regression(labels):
+            rng = np.random.default_rng(0)
+            weights = bootstrap_weights(rng, len(labels), NUM_DRAWS, groups)
+            # Draws of groups that differ in size differ in their number of examples.
+            self._weights = weights * (len(labels) / weights.sum(1, keepdims=True))
+
+    def results(
+        self, readings: Sequence[Reading], losses: Mapping[str, Losses]
+    ) -> list[MethodResult]:
+        """Evaluates methods.
+
+        Args:
+            readings: the predictions of all methods.
+            losses: of the methods by name.
+        """
+        grouped = {
+            name: {score: in_groups(values[score], self._groups) for score in self._scores}
+            for name, values in losses.items()
+        }
+        plain = grouped["plain"]
+        curves = {score: EnsembleCurve(plain[score]) for score in self._scores}
+        references = {
+            "single": _at(plain, 0),
+            "ensemble": _at(plain, -1),
+            "headline": _at(grouped[headline_of(readings)], 0),
+        }
+        results = []
+        for reading in readings:
+            points = [
+                self._point(reading, size, _at(grouped[reading.name], index), curves, references)
+                for index, size in enumerate(reading.sizes)
+            ]
+            results.append(self._method_result(reading, points))
+        return _with_marks(results)
+
+    def _point(
+        self,
+        reading: Reading,
+        size: int,
+        losses: Losses,
+        curves: Mapping[str, EnsembleCurve],
+        references: Mapping[str, Losses],
+    ) -> Point:
+        state = reading.states[size]
+        minus = {
+            name: {
+                score: crossed_interval(values - reference[score])
+                for score, values in losses.items()
+            }
+            for name, reference in references.items()
+        }
+        ensemble = references["ensemble"]
+        over_seeds = {
+            score: mean_interval(list(values.mean(1)[: reading.num_independent]))
+            for score, values in losses.items()
+        }
+        point = Point(
+            size=size,
+            epochs=state.epochs,
+            weight_decay=state.weight_decay,
+            cost=_cost_of_size(reading, size),
+            scores={
+                score: _possible(score, crossed_interval(values))
+                for score, values in losses.items()
+            },
+            over_seeds={score: _possible(score, values) for score, values in over_seeds.items()},
+            minus_single=minus["single"],
+            minus_ensemble=minus["ensemble"],
+            minus_headline=minus["headline"],
+            worth={score: curves[score].equivalent(values) for score, values in losses.items()},
+            against_ensemble={
+                score: equivalence_test(values - ensemble[score], self._margins[score])
+                for score, values in losses.items()
+            },
         )
-    return methods
+        if size not in reading.table:
+            return point
+        return self._with_profile(point, reading)
+
+    def _method_result(self, reading: Reading, points: list[Point]) -> MethodResult:
+        method = METHODS.get(reading.name)
+        label, explanation = reading.label, reading.explanation
+        if method is not None:
+            label, explanation = method.label, method.explanation
+        return MethodResult(
+            name=reading.name,
+            label=label.replace("{budget}", str(self._budget)),
+            explanation=explanation.replace("{budget}", str(self._budget)),
+            unit=reading.unit,
+            points=points,
+            table=list(reading.table),
+            retrained=reading.retrained,
+            is_control=method is not None and method.group.is_control,
+            is_baseline=reading.is_baseline,
+        )
+
+    def _with_profile(self, point: Point, reading: Reading) -> Point:
+        """Adds the scores that are not means over examples, of the first members."""
+        state = reading.states[point.size]
+        members = state.outputs[:, : point.size]
+        if self._weights is None:
+            profile = regression_profile(point.scores["mse"], members, self._labels, self._groups)
+            return replace(point, scores={**point.scores, **profile})
+        ood_members = None
+        if state.ood_outputs is not None:
+            ood_members = state.ood_outputs[:, : point.size]
+        intervals, curves = bootstrap.scores(members, ood_members, self._labels, self._weights)
+        share = curves["share"]
+        with np.errstate(invalid="ignore"):
+            reliability = Reliability(
+                confidence=(np.nansum(share * curves["confidence"], 0) / share.sum(0)).tolist(),
+                accuracy=(np.nansum(share * curves["accuracy"], 0) / share.sum(0)).tolist(),
+                share=share.mean(0).tolist(),
+            )
+        risk = curves["risk"].mean(0)
+        shown = np.unique(np.linspace(0, len(risk) - 1, NUM_RISKS).round().astype(int))
+        at_a_bound = any(
+            _ends_at_a_bound(_log_mean(group), jnp.asarray(self._labels))
+            for outputs in state.outputs
+            for group in _groups_of_members(outputs, point.size)
+        )
+        return replace(
+            point,
+            scores={**point.scores, **intervals},
+            unreliable=["calibrated_nll"] if at_a_bound else [],
+            reliability=reliability,
+            risk_coverage=RiskCoverage(((shown + 1) / len(risk)).tolist(), risk[shown].tolist()),
+        )
+
+
+def headline_of(readings: Sequence[Reading]) -> str:
+    """The name of the method that `Comparison.headline` names; "plain" if there is no other."""
+    names = [reading.name for reading in readings]
+    if "dropout" in names:
+        return "dropout"
+    return next((name for name in names if name != "plain"), "plain")
+
+
+def _at(losses: Losses, index: int) -> dict[str, np.ndarray]:
+    """The losses `[replicate, example]` of one size."""
+    return {score: values[:, index] for score, values in losses.items()}
+
+
+def _possible(score: str, interval: Interval) -> Interval:
+    """The interval without values that the score cannot have."""
+    if interval.low is None or interval.high is None:
+        return interval
+    largest = LARGEST_SCORES.get(score, math.inf)
+    return replace(interval, low=max(interval.low, 0.0), high=min(interval.high, largest))
+
+
+def _with_marks(results: list[MethodResult]) -> list[MethodResult]:
+    """Marks calibrated scores that say nothing.
+
+    Calibration fits a temperature on one half of the test examples and scores the other. If every
+    prediction of a half is right, the temperature ends at a bound of the search. If the halves are
+    small, the temperature overfits and the calibrated NLL is larger than the NLL. A method whose
+    reference is marked is marked too, since its differences and its worth say nothing either.
+    """
+
+    def is_unreliable(point: Point) -> bool:
+        if "nll" not in point.scores:
+            return False
+        harm = point.scores["calibrated_nll"].mean - point.scores["nll"].mean
+        return bool(point.unreliable) or harm > LARGEST_HARM
+
+    plain = next(result for result in results if result.name == "plain")
+    all_are = is_unreliable(plain.points[0]) or is_unreliable(plain.points[-1])
+
+    def marked(point: Point) -> Point:
+        return replace(
+            point, unreliable=["calibrated_nll"] if all_are or is_unreliable(point) else []
+        )
+
+    return [replace(result, points=list(map(marked, result.points))) for result in results]
+
+
+def _groups_of_members(outputs: np.ndarray, size: int) -> list[np.ndarray]:
+    """Members `[member, ...]` in disjoint groups of a size."""
+    starts = range(0, len(outputs) - size + 1, size)
+    return [outputs[start : start + size] for start in starts]
 
 
 def _cost_of_size(reading: Reading, size: int) -> Cost | None:
-    cost = reading.cost
+    cost = reading.states[size].cost
     if cost is None:
         return None
     num_networks = 1 if reading.unit == "masks" else size
     return Cost(
         train_flops=num_networks * cost.train_flops,
+        search_flops=num_networks * cost.search_flops,
         train_seconds=num_networks * cost.train_seconds,
         predict_flops=size * cost.predict_flops,
         predict_seconds=size * cost.predict_seconds,
@@ -109,37 +261,8 @@ def _cost_of_size(reading: Reading, size: int) -> Cost | None:
     )
 
 
-def _with_profile(
-    point: Point, reading: Reading, labels: np.ndarray, weights: np.ndarray | None
-) -> Point:
-    """Adds the scores that are not means over examples, of the first members."""
-    members = reading.outputs[:, : point.size]
-    if weights is None:
-        profile = regression_profile(point.scores["mse"], members, labels)
-        return replace(point, scores={**point.scores, **profile})
-    ood_members = None
-    if reading.ood_outputs is not None:
-        ood_members = reading.ood_outputs[:, : point.size]
-    intervals, curves = bootstrap.scores(members, ood_members, labels, weights)
-    share = curves["share"]
-    with np.errstate(invalid="ignore"):
-        reliability = Reliability(
-            confidence=(np.nansum(share * curves["confidence"], 0) / share.sum(0)).tolist(),
-            accuracy=(np.nansum(share * curves["accuracy"], 0) / share.sum(0)).tolist(),
-            share=share.mean(0).tolist(),
-        )
-    risk = curves["risk"].mean(0)
-    shown = np.unique(np.linspace(0, len(risk) - 1, NUM_RISKS).round().astype(int))
-    return replace(
-        point,
-        scores={**point.scores, **intervals},
-        reliability=reliability,
-        risk_coverage=RiskCoverage(((shown + 1) / len(risk)).tolist(), risk[shown].tolist()),
-    )
-
-
 def regression_profile(
-    mse: Interval, members: np.ndarray, targets: np.ndarray
+    mse: Interval, members: np.ndarray, targets: np.ndarray, groups: np.ndarray | None
 ) -> dict[str, Interval]:
     """Computes the RMSE, and the coverage of 95 % intervals fitted on other examples.
 
@@ -147,13 +270,15 @@ def regression_profile(
         mse: the interval of the MSE.
         members: predicted means `[replicate, member, example]`.
         targets: `[example]`.
+        groups: `[example]`, see `Scorer`.
     """
     ends = [None if end is None else math.sqrt(max(end, 0)) for end in (mse.low, mse.high)]
     rmse = Interval(math.sqrt(mse.mean), ends[0], ends[1], mse.num_replicates)
     covered = np.stack(
         [_covered_share(jnp.asarray(means), jnp.asarray(targets)) for means in members]
     )
-    return {"rmse": rmse, "coverage": crossed_interval(covered.astype(np.float64))}
+    coverage = crossed_interval(in_groups(covered.astype(np.float64), groups))
+    return {"rmse": rmse, "coverage": _possible("coverage", coverage)}
 
 
 @jax.jit
@@ -169,30 +294,6 @@ def _covered_share(means: Array, targets: Array) -> Array:
         return jax.vmap(example_covered, in_axes=(1, 0))(means[:, scored], targets[scored])
 
     return metrics.mean_over_splits(jax.random.key(0), covered, len(targets), NUM_SPLITS)
-
-
-def unreliable_calibration(
-    readings: Sequence[Reading], methods: Sequence[MethodResult], labels: np.ndarray
-) -> list[str]:
-    """Returns a sentence on points of the table whose calibrated scores are unreliable, if any."""
-    if is_regression(labels):
-        return []
-    titles = []
-    for reading, method in zip(readings, methods, strict=True):
-        for size in reading.table:
-            starts = range(0, reading.outputs.shape[1] - size + 1, size)
-            groups = (
-                outputs[start : start + size] for outputs in reading.outputs for start in starts
-            )
-            if any(_ends_at_a_bound(_log_mean(group), jnp.asarray(labels)) for group in groups):
-                titles.append(method.title(size))
-    if not titles:
-        return []
-    return [
-        f"The calibrated scores of {'; '.join(titles)} are unreliable. On some half of the test "
-        "examples the fitted temperature is 1/20 or 20, a bound of the search. This happens where "
-        "every prediction of a half is right."
-    ]
 
 
 def _log_mean(members: np.ndarray) -> Array:

@@ -1,53 +1,93 @@
 """Reads from a run folder what each method predicted."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from jdrop.study.analyses import CoAdaptation, LearningCurve
+from jdrop.statistics import group_losses
+from jdrop.study.analyses import CoAdaptation, LearningCurve, TuningCurve
 from jdrop.study.methods import METHODS
-from jdrop.study.results import Cost
-from jdrop.study.run_folder import (
+from jdrop.study.parts import (
+    BaselinesPart,
     DataPart,
     MethodPredictions,
     NetworksPart,
     OverfittingPart,
-    RunError,
-    RunFolder,
     SubsetPredictions,
     SweepCell,
     SweepPart,
+    TuningPart,
+)
+from jdrop.study.results import Cost
+from jdrop.study.run_folder import RunError, RunFolder
+from jdrop.study.settings import Settings
+from jdrop.study.tuning import (
+    Choice,
+    all_choices,
+    own_choice,
+    own_choices,
+    same_epochs_choice,
 )
 
 MASK_SIZES = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
 """How many masks are averaged, up to as many as were drawn."""
 
 
+@dataclass(frozen=True, eq=False)
+class State:
+    """What the members of a method predict after one training.
+
+    Attributes:
+        outputs: `[replicate, member, example, ...]`; a member is a network or a mask.
+        ood_outputs: the same for out-of-distribution inputs.
+        epochs: of the training; None if unknown.
+        weight_decay: of the training; None for Adam, or if unknown.
+        cost: of one member; None if unknown.
+    """
+
+    outputs: np.ndarray
+    ood_outputs: np.ndarray | None = None
+    epochs: int | None = None
+    weight_decay: float | None = None
+    cost: Cost | None = None
+
+
 @dataclass(frozen=True)
 class Reading:
-    """The predictions of one method.
+    """The predictions of one method, at each size of its averages.
 
     Attributes:
         name: of the method.
-        outputs: `[replicate, member, example, ...]`; a member is a network or a mask.
-        ood_outputs: the same for out-of-distribution inputs.
+        states: by how many members are averaged, rising: what these members predict.
         unit: what a member is, "networks" or "masks".
-        cost: of one member; None if unknown.
         table: the sizes that tables show.
-        sizes: how many members are averaged.
         retrained: whether each replicate has networks of its own, see `MethodResult.retrained`.
+        label: for tables, if the method is not in `METHODS`.
+        explanation: what the method is, if it is not in `METHODS`.
+        is_baseline: whether the method is a simple model, see `MethodResult.is_baseline`.
     """
 
     name: str
-    outputs: np.ndarray
-    ood_outputs: np.ndarray | None
-    unit: str
-    cost: Cost | None
-    table: tuple[int, ...]
-    sizes: tuple[int, ...]
+    states: Mapping[int, State]
+    unit: str = "networks"
+    table: tuple[int, ...] = ()
     retrained: bool = True
+    label: str = ""
+    explanation: str = ""
+    is_baseline: bool = False
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many members are averaged."""
+        return tuple(self.states)
+
+    @property
+    def outputs(self) -> np.ndarray:
+        """What the members of the largest average predict."""
+        return self.states[max(self.states)].outputs
 
     @property
     def num_independent(self) -> int:
@@ -55,31 +95,18 @@ class Reading:
         return len(self.outputs) if self.retrained else 1
 
 
-def make_reading(
-    name: str,
-    outputs: np.ndarray,
-    ood_outputs: np.ndarray | None = None,
-    *,
-    unit: str = "networks",
-    cost: Cost | None = None,
-    table: Sequence[int] = (),
-    retrained: bool = True,
-) -> Reading:
-    """A reading at every size: each count of networks, or the `MASK_SIZES` of masks."""
-    num_members = outputs.shape[1]
-    sizes: Sequence[int] = range(1, num_members + 1)
+def reading_of(name: str, outputs: np.ndarray, *, unit: str = "networks", **fields: Any) -> Reading:
+    """A reading of the same members at every size, see `all_sizes`."""
+    state = State(outputs)
+    sizes = all_sizes(outputs.shape[1], unit)
+    return Reading(name, dict.fromkeys(sizes, state), unit, **fields)
+
+
+def all_sizes(num_members: int, unit: str) -> list[int]:
+    """Every count of networks, or the `MASK_SIZES` of masks, up to all members."""
     if unit == "masks":
-        sizes = sorted({*(size for size in MASK_SIZES if size <= num_members), num_members})
-    return Reading(
-        name,
-        outputs,
-        ood_outputs,
-        unit,
-        cost,
-        table=tuple(sorted({*table})),
-        sizes=tuple(sizes),
-        retrained=retrained,
-    )
+        return sorted({*(size for size in MASK_SIZES if size <= num_members), num_members})
+    return list(range(1, num_members + 1))
 
 
 def is_regression(labels: np.ndarray) -> bool:
@@ -94,53 +121,138 @@ def in_target_unit(values: np.ndarray, data: DataPart) -> np.ndarray:
     return values * data.target_scale + data.target_mean
 
 
-def load_readings(run: RunFolder, data: DataPart) -> list[Reading]:
+def in_groups(losses: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """Losses `[..., example]` as values of groups of examples, or as they are without groups."""
+    return losses if groups is None else group_losses(losses, groups)
+
+
+def load_readings(
+    run: RunFolder, settings: Settings, data: DataPart
+) -> tuple[list[Reading], list[Reading] | None]:
     """Returns the predictions of each method in the folder, in the order of `METHODS`.
+
+    Returns:
+        The methods after the epochs of the settings; and the methods after the epochs that
+        cross-validation chose for each size of each, None if the run was not tuned. The two share
+        the states that are in both.
 
     Raises:
         RunError: a part holds the networks of a method, but not its predictions.
     """
     group_names = {method.group.name for method in METHODS.values()}
     parts = {name: run.load(name, NetworksPart) for name in group_names}
-    readings = []
+    tunings = {name: run.load(f"tuning-{name}", TuningPart) for name in group_names}
+    same, own = [], []
     for method in METHODS.values():
-        part = parts[method.group.name]
+        part, tuning = parts[method.group.name], tunings[method.group.name]
         if part is None:
             continue
-        if method.name not in part.methods:
+        predictions = part.methods.get(method.name)
+        if not predictions:
             raise RunError(
                 f"{run.folder} holds the networks of {method.name!r} but not its predictions; "
                 f"delete parts/{method.group.name}.json. The command that began the run then "
                 "computes the part again."
             )
-        predictions = part.methods[method.name]
-        num_members = predictions.outputs.shape[1]
-        reading = make_reading(
-            method.name,
-            in_target_unit(predictions.outputs, data),
-            predictions.ood_outputs,
-            unit=method.unit,
-            cost=_cost(part, predictions),
-            table=method.table_sizes(num_members, run.run_config["budget"]),
-        )
-        readings.append(reading)
-    return readings
+        stored = {(each.epochs, each.weight_decay): each for each in predictions}
+        num_members = predictions[0].outputs.shape[1]
+        states = {
+            choice: _state(part, tuning, choice, stored[choice.epochs, choice.weight_decay], data)
+            for choice in all_choices(method, settings, tuning)
+        }
+        sizes = all_sizes(num_members, method.unit)
+        table = tuple(sorted({*method.table_sizes(num_members, settings.budget)}))
+        same_state = states[same_epochs_choice(method, settings, tuning)]
+        same.append(Reading(method.name, dict.fromkeys(sizes, same_state), method.unit, table))
+        if settings.tune and not method.only_same_epochs:
+            choices = own_choices(method, sizes, settings, tuning)
+            own_states = {size: states[choice] for size, choice in choices.items()}
+            own.append(Reading(method.name, own_states, method.unit, table))
+    return same, own if settings.tune else None
 
 
-def _cost(part: NetworksPart, predictions: MethodPredictions) -> Cost:
-    """The cost of one member."""
-    num_trained = predictions.networks_per_member
-    return Cost(
-        train_flops=num_trained * part.train_flops,
-        train_seconds=num_trained * part.train_seconds / part.num_networks,
+def _state(
+    part: NetworksPart,
+    tuning: TuningPart | None,
+    choice: Choice,
+    predictions: MethodPredictions,
+    data: DataPart,
+) -> State:
+    """What the members of a method predict, with the cost of one member."""
+    search_flops = 0.0 if tuning is None else choice.search_epochs * tuning.epoch_flops
+    cost = Cost(
+        train_flops=choice.epochs * part.epoch_flops,
+        search_flops=search_flops,
+        train_seconds=choice.epochs * part.epoch_seconds / part.num_networks,
         predict_flops=predictions.predict_flops,
         predict_seconds=predictions.predict_seconds,
         parameters=part.num_parameters,
         bytes=part.num_bytes,
     )
+    return State(
+        in_target_unit(predictions.outputs, data),
+        predictions.ood_outputs,
+        choice.epochs,
+        choice.weight_decay,
+        cost,
+    )
 
 
-def load_subsets(run: RunFolder, data: DataPart) -> Iterator[SubsetPredictions]:
+def load_baselines(run: RunFolder, data: DataPart, replicates: int) -> list[Reading]:
+    """Returns the predictions of simple models, which all replicates share."""
+    part = run.load("baselines", BaselinesPart) or BaselinesPart([])
+    return [
+        reading_of(
+            baseline.name,
+            np.repeat(in_target_unit(baseline.outputs, data)[None, None], replicates, 0),
+            table=(1,),
+            retrained=False,
+            label=baseline.label,
+            explanation=baseline.explanation,
+            is_baseline=True,
+        )
+        for baseline in part.baselines
+    ]
+
+
+def load_tuning(run: RunFolder, settings: Settings, data: DataPart) -> list[TuningCurve]:
+    """Returns the curves of the cross-validation, at the sizes that tables show."""
+    unit = data.target_scale**2 if data.task == "regression" else 1.0
+    curves = []
+    for method in METHODS.values():
+        part = run.load(f"tuning-{method.group.name}", TuningPart)
+        if part is None or method.name not in part.losses:
+            continue
+        if settings.tune and method.only_same_epochs:
+            continue
+        losses = np.asarray(part.losses[method.name]) * unit
+        num_sizes = losses.shape[2]
+        table = method.table_sizes(num_sizes, settings.budget)
+        for size in sorted({*((num_sizes,) if method.unit == "masks" else table)}):
+            if settings.tune:
+                choice = own_choice(method, size, part)
+            else:
+                choice = same_epochs_choice(method, settings, part)
+            for setting, weight_decay in enumerate(method.weight_decays or (None,)):
+                curves.append(
+                    TuningCurve(
+                        method=method.name,
+                        size=settings.num_samples if method.draws_masks else size,
+                        weight_decay=weight_decay,
+                        epochs=part.epochs,
+                        losses=losses[setting, :, size - 1].tolist(),
+                        chosen=choice.epochs if choice.weight_decay == weight_decay else None,
+                    )
+                )
+    return curves
+
+
+def _after(part: NetworksPart, name: str, epochs: int) -> MethodPredictions:
+    """What a method predicts after so many epochs."""
+    return next(each for each in part.methods[name] if each.epochs == epochs)
+
+
+def load_subsets(run: RunFolder, settings: Settings, data: DataPart) -> Iterator[SubsetPredictions]:
     """Yields predictions of single networks, plain first, by rising count of training examples.
 
     The last of each method are trained on all training examples. Outputs and labels are in the
@@ -154,7 +266,7 @@ def load_subsets(run: RunFolder, data: DataPart) -> Iterator[SubsetPredictions]:
             name,
             data.train_labels,
             networks.train_outputs[:, :1],
-            networks.methods[name].outputs[:, :1],
+            _after(networks, name, settings.epochs).outputs[:, :1],
         )
         for subset in (*(s for s in part.subsets if s.method == name), all_examples):
             yield SubsetPredictions(

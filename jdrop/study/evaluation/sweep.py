@@ -7,16 +7,23 @@ import numpy as np
 from jdrop.statistics import EnsembleCurve, crossed_interval
 from jdrop.study.analyses import Cell
 from jdrop.study.evaluation.losses import losses_by_size
-from jdrop.study.evaluation.readings import make_reading
-from jdrop.study.run_folder import SweepCell
+from jdrop.study.evaluation.readings import in_groups, reading_of
+from jdrop.study.parts import SweepCell
 
 
-def score_sweep(swept: Iterable[SweepCell], labels: np.ndarray) -> list[Cell]:
+def score_sweep(
+    swept: Iterable[SweepCell], labels: np.ndarray, groups: np.ndarray | None
+) -> list[Cell]:
     """Scores one plain network, the plain ensemble and one dropout network in each cell."""
+
+    def losses_in_groups(name: str, outputs: np.ndarray) -> dict[str, np.ndarray]:
+        losses = losses_by_size(reading_of(name, outputs), labels)
+        return {score: in_groups(values, groups) for score, values in losses.items()}
+
     cells = []
     for cell in swept:
-        plain = losses_by_size(make_reading("plain", cell.plain), labels)
-        dropout = losses_by_size(make_reading("dropout", cell.dropout), labels)
+        plain = losses_in_groups("plain", cell.plain)
+        dropout = losses_in_groups("dropout", cell.dropout)
         losses = {
             "plain": {score: values[:, 0] for score, values in plain.items()},
             "ensemble": {score: values[:, -1] for score, values in plain.items()},

@@ -1,0 +1,292 @@
+"""Chooses the epochs and the weight decay of each method by cross-validation on training examples.
+
+The same rule holds for all methods. The training examples are dealt out to folds. The networks of
+replicate `r` leave out fold `r`; they are as many, and of the same program, as the networks that
+are compared. At each candidate count of epochs the average of a replicate's networks is scored on
+the fold that they leave out. The choice is the candidate with the smallest mean loss over
+replicates, so all replicates share one choice. An average has its own choice at each size. The
+networks that are compared then train on all training examples.
+
+An epoch of the cross-validation has as many steps as one of the comparison: the examples that are
+not left out are repeated up to the number of all examples.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import numpy as np
+from jax import Array
+
+from jdrop.network import Variables
+from jdrop.study.data import Dataset, folds
+from jdrop.study.methods import METHODS, Method, NetworkGroup, methods_of
+from jdrop.study.parts import TuningPart
+from jdrop.study.predictor import Predictor
+from jdrop.study.settings import Settings
+from jdrop.study.training import NetworkSpec, Trainer, Validation
+
+EPOCH_FACTORS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0)
+"""Candidates for the epochs of a method, as multiples of the epochs of the settings."""
+
+MIN_FOLDS = 5
+"""Folds of the training examples, at least; with more replicates each has its own fold."""
+
+
+@dataclass(frozen=True, order=True)
+class Choice:
+    """How a method trains.
+
+    Attributes:
+        epochs: how many.
+        weight_decay: of AdamW; None for Adam.
+        search_epochs: epochs of the cross-validation of one network, over all weight decays.
+    """
+
+    epochs: int
+    weight_decay: float | None = None
+    search_epochs: int = 0
+
+
+def needs_search(group: NetworkGroup, settings: Settings) -> bool:
+    """Whether cross-validation chooses something for a method of the group."""
+    methods = methods_of(group)
+    if settings.tune:
+        return not all(method.only_same_epochs for method in methods)
+    return any(method.weight_decays for method in methods)
+
+
+def candidates(settings: Settings) -> tuple[int, ...]:
+    """The counts of epochs to choose from: beyond those of the settings only if all are tuned."""
+    counts = {max(1, round(factor * settings.epochs)) for factor in EPOCH_FACTORS}
+    last = max(counts) if settings.tune else settings.epochs
+    return tuple(sorted(count for count in counts if count <= last))
+
+
+def cross_validate(
+    key: Array,
+    group: NetworkGroup,
+    spec: NetworkSpec,
+    settings: Settings,
+    data: Dataset,
+    trainer: Trainer,
+    predictor: Predictor,
+) -> TuningPart:
+    """Trains the networks of a group on parts of the training examples, and scores the rest.
+
+    Training goes on beyond the epochs of the settings only while a method is best at the last
+    candidate.
+
+    Args:
+        key: consumed.
+        group: the networks.
+        spec: of these networks.
+        settings: gives the replicates, the epochs and the seed.
+        data: the examples; those of the test set are not read.
+        trainer: trains the networks.
+        predictor: predicts with them.
+    """
+    replicates = settings.replicates
+    labels = data.train_labels
+    fold_of_example = folds(
+        labels,
+        data.train_groups,
+        data.test_groups,
+        num_folds=max(MIN_FOLDS, replicates),
+        seed=settings.seed,
+    )
+    # Few groups form fewer folds than there are replicates.
+    fold_of_replicate = np.arange(replicates) % (fold_of_example.max() + 1)
+    left_out = [np.flatnonzero(fold_of_example == fold) for fold in fold_of_replicate]
+    kept = [np.flatnonzero(fold_of_example != fold) for fold in fold_of_replicate]
+    train_key, mask_key = jax.random.split(key)
+    rng_seed = (settings.seed, group.key_index)
+
+    def rows(epoch: int) -> np.ndarray:
+        rng = np.random.default_rng((*rng_seed, epoch))
+        # Which examples occur twice changes with the epoch.
+        of_replicates = [np.resize(rng.permutation(rows), len(labels)) for rows in kept]
+        return np.tile(np.stack(of_replicates), (spec.members, 1))
+
+    def losses(variables: Variables) -> dict[str, list[list[float]]]:
+        return {
+            method.name: [
+                _left_out_losses(
+                    jax.random.clone(mask_key),
+                    method.members_with(decay, variables, replicates),
+                    left_out,
+                    method,
+                    spec,
+                    data,
+                    predictor,
+                )
+                for decay in method.weight_decays or (None,)
+            ]
+            for method in methods_of(group)
+            if method.tuned_as is None
+        }
+
+    epochs = candidates(settings)
+    trained = trainer.fit_networks(
+        train_key,
+        spec,
+        data,
+        checkpoint=f"tuning-{group.name}",
+        description=f"{group.name} networks, cross-validation",
+        validation=Validation(
+            rows, epochs, losses, partial(_is_enough, epochs=epochs, settings=settings)
+        ),
+    )
+    scored = trained.log.validation
+    return TuningPart(
+        epochs=list(epochs[: len(scored)]),
+        losses={
+            name: [
+                [candidate[name][setting] for candidate in scored]
+                for setting in range(len(scored[0][name]))
+            ]
+            for name in scored[0]
+        },
+        epoch_flops=trained.epoch_flops,
+    )
+
+
+def _is_enough(
+    scored: Sequence[Mapping[str, Sequence[Sequence[float]]]],
+    *,
+    epochs: Sequence[int],
+    settings: Settings,
+) -> bool:
+    """Whether no method may become better by more epochs than were scored."""
+    if epochs[len(scored) - 1] < settings.epochs:
+        return False
+    for name in scored[0]:
+        curves = np.array([candidate[name] for candidate in scored])  # [candidate, setting, size]
+        if (curves.argmin(0) == len(scored) - 1).any():
+            return False
+    return True
+
+
+def _left_out_losses(
+    key: Array,
+    variables: Variables,
+    left_out: Sequence[np.ndarray],
+    method: Method,
+    spec: NetworkSpec,
+    data: Dataset,
+    predictor: Predictor,
+) -> list[float]:
+    """The mean losses of averages on left-out examples, by size."""
+    predict = partial(predictor.predict, network=spec.network, variables=variables)
+    if not method.draws_masks:
+        outputs = predict(None, inputs=data.train_inputs)
+        return average_losses(outputs, data.train_labels, left_out)
+    num_masks = predictor.settings.num_samples
+    passes = (
+        predict(jax.random.fold_in(key, index), inputs=data.train_inputs)
+        for index in range(num_masks)
+    )
+    if data.is_regression:
+        pooled = sum(passes, np.zeros(())) / num_masks
+    else:
+        pooled = _log(sum(map(np.exp, passes), np.zeros(())) / num_masks)
+    return average_losses(pooled, data.train_labels, left_out)
+
+
+def average_losses(
+    outputs: np.ndarray, labels: np.ndarray, left_out: Sequence[np.ndarray]
+) -> list[float]:
+    """The mean losses of averages on left-out examples, by size.
+
+    The losses are NLL or squared errors. At each size they are means over all groups of neighbours,
+    where the members of a replicate lie on a circle.
+
+    Args:
+        outputs: `[replicate, member, example, class]` log-probabilities, or
+            `[replicate, member, example]` targets.
+        labels: `[example]`.
+        left_out: for each replicate, the indices of the examples that its networks left out.
+    """
+    is_regression = outputs.ndim == 3
+    num_members = outputs.shape[1]
+    losses = np.zeros((len(outputs), num_members))
+    for replicate, rows in enumerate(left_out):
+        chosen = outputs[replicate][:, rows].astype(np.float64)
+        # Only the probability of the label matters to the NLL.
+        members = chosen
+        if not is_regression:
+            members = np.exp(chosen[:, np.arange(len(rows)), labels[rows]])
+        total = np.zeros_like(members)
+        for size in range(1, num_members + 1):
+            total += np.roll(members, 1 - size, axis=0)
+            average = total / size
+            loss = (average - labels[rows]) ** 2 if is_regression else -_log(average)
+            losses[replicate, size - 1] = loss.mean()
+    return losses.mean(0).tolist()
+
+
+def _log(probs: np.ndarray) -> np.ndarray:
+    # A loss that JSON can hold, worse than every other.
+    return np.log(np.maximum(probs, np.finfo(np.float32).tiny))
+
+
+def own_choice(method: Method, size: int, part: TuningPart) -> Choice:
+    """The epochs and the weight decay with the smallest loss at a size."""
+    curves = _curves(method, part)[:, :, size - 1]
+    setting, candidate = np.unravel_index(int(curves.argmin()), curves.shape)
+    return _choice(method, int(setting), part.epochs[candidate], part)
+
+
+def choice_at(method: Method, epochs: int, part: TuningPart) -> Choice:
+    """The weight decay with the smallest loss of one network after so many epochs."""
+    curves = _curves(method, part)[:, :, 0]
+    setting = int(curves[:, part.epochs.index(epochs)].argmin())
+    return _choice(method, setting, epochs, part)
+
+
+def _curves(method: Method, part: TuningPart) -> np.ndarray:
+    """Losses `[setting, candidate, size]`."""
+    return np.asarray(part.losses[method.tuned_as or method.name])
+
+
+def _choice(method: Method, setting: int, epochs: int, part: TuningPart) -> Choice:
+    decays = method.weight_decays
+    num_networks = max(1, len(decays))
+    return Choice(epochs, decays[setting] if decays else None, num_networks * part.epochs[-1])
+
+
+def same_epochs_choice(method: Method, settings: Settings, part: TuningPart | None) -> Choice:
+    """How a method trains where all have the epochs of the settings."""
+    if method.stops_early:
+        assert part is not None
+        return own_choice(method, 1, part)
+    if method.weight_decays:
+        assert part is not None
+        return choice_at(method, settings.epochs, part)
+    return Choice(method.epochs(settings))
+
+
+def own_choices(
+    method: Method, sizes: Sequence[int], settings: Settings, part: TuningPart | None
+) -> dict[int, Choice]:
+    """How a method trains for its averages of each size, where each method has its own epochs."""
+    if part is None:
+        return {size: same_epochs_choice(method, settings, None) for size in sizes}
+    if METHODS[method.tuned_as or method.name].unit == "masks":
+        # An average of masks is of one network, so all its sizes have the choice of the largest.
+        largest = own_choice(method, _curves(method, part).shape[2], part)
+        return dict.fromkeys(sizes, largest)
+    return {size: own_choice(method, size, part) for size in sizes}
+
+
+def all_choices(method: Method, settings: Settings, part: TuningPart | None) -> list[Choice]:
+    """Every way in which a method trains, by rising epochs."""
+    choices = {same_epochs_choice(method, settings, part)}
+    if settings.tune and not method.only_same_epochs:
+        sizes = [1] if part is None else range(1, _curves(method, part).shape[2] + 1)
+        choices |= {*own_choices(method, sizes, settings, part).values()}
+    return sorted(
+        {(choice.epochs, choice.weight_decay): choice for choice in choices}.values(),
+        key=lambda choice: (choice.epochs, choice.weight_decay or 0.0),
+    )
