@@ -87,7 +87,8 @@ def reports() -> str:
     """For each report, a picture that leads to it."""
     return "\n\n".join(
         f"### {title(folder)}\n\n"
-        f"[![Each method beside the average of all plain networks]({folder.name}/report.svg)]({folder.name}/report.html)\n\n"
+        f"[![Differences to all plain networks]({folder.name}/report.svg)]"
+        f"({folder.name}/report.html)\n\n"
         f"[The report]({folder.name}/report.html), its [numbers]({folder.name}/scores.csv)."
         for folder in report_folders()
     )
