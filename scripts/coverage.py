@@ -2,7 +2,8 @@
 
 Studies are simulated by `coverage_studies.py`, so that true worths are known exactly. A worth of 1
 is missed only by an interval above it, and one beyond the largest ensemble only by an interval
-below. So 97.5 % of intervals should hold these two, and 95 % the others.
+below. So at least 97.5 % of intervals should hold these two, and 95 % the others. A worth is refused
+with 2 replicates, but its interval is given, and the table shows its coverage.
 
 A verdict such as "not worse" or "better" is wrong if the true difference is the margin; the test
 allows 5 %. Here the differences are between one network and the largest ensemble. The truth is
