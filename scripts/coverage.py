@@ -2,8 +2,8 @@
 
 Studies are simulated by `coverage_studies.py`, so that true worths are known exactly. A worth of 1
 is missed only by an interval above it, and one beyond the largest ensemble only by an interval
-below. So at least 97.5 % of intervals should hold these two, and 95 % the others. A worth is refused
-with 2 replicates, but its interval is given, and the table shows its coverage.
+below. So at least 97.5 % of intervals should hold these two, and 95 % the others. A worth is
+refused with 2 replicates, but its interval is given, and the table shows its coverage.
 
 A verdict such as "not worse" or "better" is wrong if the true difference is the margin; the test
 allows 5 %. Here the differences are between one network and the largest ensemble. The truth is
@@ -86,7 +86,7 @@ def rows_of(
 def header() -> list[str]:
     """The titles of the columns."""
     truths = [f"{truth:g}" if truth <= LARGEST else f">{LARGEST}" for truth in TRUTHS]
-    return ["studies", "score", "replicates", *truths, "too good", "too bad", "refused"]
+    return ["kind", "score", "replicates", *truths, "too good", "too bad", "refused"]
 
 
 def as_markdown(rows: list[tuple[str, ...]], num_studies: int, command: str) -> str:
