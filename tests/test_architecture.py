@@ -59,6 +59,7 @@ FOREIGN = {
         "pydantic",
         "rich",
         "sklearn",
+        "threadpoolctl",
     },
 }
 

@@ -8,8 +8,12 @@ MIN_REPLICATES = 3
 MIN_EXAMPLES = 10
 """The fewest examples, or groups of examples."""
 
-MIN_EFFECTIVE_EXAMPLES = 2
-"""The fewest effective examples; see `effective_examples`."""
+MIN_EFFECTIVE_EXAMPLES = 3
+"""The fewest effective examples; see `effective_examples`.
+
+With fewer, the next test set may hold none of those that carry the difference, or twice as many. A
+tail that no test example shows cannot be refused.
+"""
 
 
 def refusal(losses: np.ndarray) -> str | None:

@@ -134,10 +134,10 @@ class EnsembleCurve:
         estimates = self._estimates(losses, differences)
 
         def not_above(sizes: np.ndarray) -> np.ndarray:
-            return np.asarray(estimates(sizes).ends(0.95)[0] <= tolerance)
+            return np.asarray(estimates(sizes).ends(0.95)[0]) <= tolerance
 
         def not_below(sizes: np.ndarray) -> np.ndarray:
-            return np.asarray(estimates(sizes).ends(0.95)[1] >= -tolerance)
+            return np.asarray(estimates(sizes).ends(0.95)[1]) >= -tolerance
 
         steps = [
             np.linspace(start, end, 50, endpoint=False)
@@ -146,8 +146,11 @@ class EnsembleCurve:
         grid = np.concatenate([*steps, self._sizes[-1:].astype(np.float64)])
         largest = float(grid[-1])
         value = self._crossing(differences, tolerance)
-        low, high = _first(not_above, grid), _first(not_below, grid[::-1])
-        if not not_below(grid[:1])[0]:
+        # Both ends at once, since the grid is long.
+        low_ends, high_ends = map(np.asarray, estimates(grid).ends(0.95))
+        low = _first(not_above, grid, low_ends <= tolerance)
+        high = _first(not_below, grid[::-1], high_ends[::-1] >= -tolerance)
+        if high_ends[0] < -tolerance:
             # A single network is significantly better already, whatever larger ensembles do.
             low = high = 1.0
         elif high == largest:
@@ -260,14 +263,21 @@ class EnsembleCurve:
         return float(self._sizes[index - 1] + share * (self._sizes[index] - self._sizes[index - 1]))
 
 
-def _first(holds: Callable[[np.ndarray], np.ndarray], sizes: np.ndarray) -> float:
-    """The first size, between the given sizes too, at which a condition holds; else infinity."""
-    for _ in range(4):
-        indices = np.flatnonzero(holds(sizes))
+def _first(holds: Callable[[np.ndarray], np.ndarray], sizes: np.ndarray, held: np.ndarray) -> float:
+    """The first size, between the given sizes too, at which a condition holds; else infinity.
+
+    Args:
+        holds: the condition.
+        sizes: sizes in the order of the search.
+        held: whether the condition holds at these sizes.
+    """
+    for _ in range(3):
+        indices = np.flatnonzero(held)
         if len(indices) == 0:
             return math.inf
         index = int(indices[0])
         if index == 0:
             return float(sizes[0])
         sizes = np.linspace(sizes[index - 1], sizes[index], 50)
-    return float(sizes[-1])
+        held = holds(sizes)
+    return float(sizes[np.flatnonzero(held)[0]])

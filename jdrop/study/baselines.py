@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import log_softmax
 from threadpoolctl import threadpool_limits
 
 from jdrop.study.data import NUM_FOLDS, Dataset, folds, generator, stratified
@@ -94,7 +93,7 @@ def _linear_model(data: Dataset, seed: int, progress: Progress) -> BaselineOutpu
     chosen = stratified(
         generator(seed, "baselines"), strata, min(len(labels), MAX_SELECTION_EXAMPLES)
     )
-    num_fits = fold_of_example.max() + 2
+    num_fits = int(fold_of_example.max()) + 2
     losses = np.zeros(len(PENALTIES))
     for fold in range(num_fits - 1):
         train = chosen & (fold_of_example != fold)
@@ -174,7 +173,8 @@ def _fit_logistic(
         if logits.ndim == 1:  # Of two classes: the logit of the second.
             logits = np.stack([np.zeros_like(logits), logits], 1)
         outputs = np.tile(log_shares, (len(inputs), 1))
-        outputs[:, present] = log_softmax(logits, 1) + rest
+        log_sums = np.logaddexp.reduce(logits, 1, keepdims=True)
+        outputs[:, present] = logits - log_sums + rest
         return outputs
 
     return log_probs, converged

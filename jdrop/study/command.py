@@ -195,6 +195,8 @@ def show(comparison: Comparison, folder: Path, console: Console) -> None:
         failure = error
     console.print(report.terminal(comparison))
     console.print(report.sentence(comparison), highlight=False, markup=False)
+    for caution in report.cautions(comparison):
+        console.print(f"- {caution}", highlight=False, markup=False)
     if failure is not None:
         raise click.ClickException(
             f"{folder} could not be written whole: {failure.strerror}. The table above is complete."

@@ -66,7 +66,9 @@ def worth_table() -> str:
         with (folder / "scores.csv").open() as file:
             rows = list(csv.DictReader(file))
         largest = max(int(row["size"]) for row in rows if row["method"] == "plain")
-        cells = {(row["method"], int(row["size"]), row["score"]): row for row in rows}
+        cells: dict[tuple[str, int, str], dict[str, str]] = {}
+        for row in rows:  # The first view, which each report's sentence rests on.
+            cells.setdefault((row["method"], int(row["size"]), row["score"]), row)
         lines.append(f"| **[{title(folder)}]({folder.name}/report.html)** |" + " |" * len(SCORES))
         for (method, size), label in METHODS.items():
             worths = [worth(cells[method, size, score], largest) for score in SCORES]
@@ -85,7 +87,8 @@ def reports() -> str:
     """For each report, a picture that leads to it."""
     return "\n\n".join(
         f"### {title(folder)}\n\n"
-        f"[![NLL and error against cost]({folder.name}/report.svg)]({folder.name}/report.html)\n\n"
+        f"[![Differences to all plain networks]({folder.name}/report.svg)]"
+        f"({folder.name}/report.html)\n\n"
         f"[The report]({folder.name}/report.html), its [numbers]({folder.name}/scores.csv)."
         for folder in report_folders()
     )

@@ -256,7 +256,10 @@ def comparison(task="classification"):
         ],
         mask_curve=MaskCurve(
             num_masks=masks,
-            scores={score: [0.2 + 0.1 / count for count in masks] for score in scores},
+            scores={
+                score: [dropout.scores[score].mean * (1 + 0.3 / count) for count in masks]
+                for score in scores
+            },
             weight_scaling={s: 1.04 * dropout.scores[s].mean for s in scores},
             minus_weight_scaling=methods[2].points[-1].minus_headline,
             masks_needed={score: dropout.worth[score] for score in scores},

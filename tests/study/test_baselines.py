@@ -210,6 +210,7 @@ def test_the_progress_ends_with_the_last_fit():
     baselines_part(classes(), 0, lambda *call: calls.append(call))
     count = NUM_FOLDS + 1
     assert calls == [("fitting a linear model", done, count) for done in range(1, count + 1)]
+    assert all(type(total) is int for _, _, total in calls)
 
 
 @pytest.mark.parametrize("make_data", [classes, targets])

@@ -178,6 +178,7 @@ def one_error_line(arguments, capsys):
         (["--dataset", "nowhere.csv", "--target", "y"], "nowhere.csv"),
         (["--dataset", "nowhere.npz"], "nowhere.npz"),
         (["--target", "y"], "--target is for tables, not for digits"),
+        (["--groups", "nowhere.txt"], "groups (--groups) must be a text file"),
         (["--hidden", "256,x"], "'--hidden': must be positive integers such as 256,256"),
         (["--replicates", "1"], "'--replicates'"),
         (["--epochs", "0"], "'--epochs'"),
@@ -224,6 +225,40 @@ def test_options_without_effect_on_predictions_are_refused(tmp_path, capsys, opt
     np.savez(path, labels=np.zeros(2, int))
     message = one_error_line(["--predictions", str(path), option], capsys)
     assert "has no effect beside --predictions" in message
+
+
+def test_groups_are_a_column_of_a_table_or_a_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{i},{i % 3},{i % 2}" for i in range(20)]
+    Path("table.csv").write_text("\n".join(["x,person,label", *rows]))
+    Path("groups.txt").write_text("\n".join(str(i % 4) for i in range(20)))
+    loaded = []
+    monkeypatch.setattr(
+        command, "run", lambda options, _: loaded.append(command.load_data(options))
+    )
+    options = ["--dataset", "table.csv", "--target", "label", "--groups"]
+    assert run_command([*options, "person"]) == 0
+    assert run_command([*options, "groups.txt"]) == 0
+    assert [data.group_name for data in loaded] == ["person", "group"]
+    assert [data.train_inputs.shape[1] for data in loaded] == [1, 2]
+    assert [len(set(data.train_groups.tolist())) for data in loaded] == [3, 4]
+    assert "must name a column of table.csv" in one_error_line([*options, "persons"], capsys)
+
+
+def test_predictions_take_a_file_of_groups(tmp_path, monkeypatch):
+    path, groups = tmp_path / "predictions.npz", tmp_path / "groups.txt"
+    coin = np.full((4, 6, 2), np.log(0.5))
+    np.savez(path, labels=np.arange(6) % 2, plain=coin, dropout=coin)
+    groups.write_text("a\nb\nc\n" * 2)
+    given = []
+
+    def of_predictions(predictions, *_):
+        given.append(predictions.groups.tolist())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jdrop.study.evaluation.of_predictions", of_predictions)
+    run_command(["--predictions", str(path), "--groups", str(groups), "--out", str(tmp_path / "o")])
+    assert given == [[0, 1, 2] * 2]
 
 
 def test_label_noise_cannot_be_swept_in_regression(tmp_path, monkeypatch, capsys):

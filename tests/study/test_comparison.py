@@ -24,7 +24,7 @@ from jdrop.study.comparison import (
 from jdrop.study.data import from_arrays
 from jdrop.study.errors import UserError
 from jdrop.study.models import MLP, Model
-from jdrop.study.parts import DataPart, NetworksPart
+from jdrop.study.parts import BaselinesPart, DataPart, NetworksPart
 from jdrop.study.results import Comparison
 from jdrop.study.run_folder import RunError, RunFolder
 from jdrop.study.scores import COSTS, CURVE_SCORES
@@ -340,3 +340,53 @@ def test_one_test_example_is_refused(tmp_path):
     data = from_arrays("x", inputs, [0, 1, 0, 1], inputs[:1], [0])
     with pytest.raises(UserError, match="at least 2 test examples"):
         prepare(lambda: Net(), data, tmp_path / "run")
+
+
+def test_the_run_holds_the_groups_and_the_baselines(finished):
+    run = RunFolder.open(finished[1])
+    data = run.require("data", DataPart)
+    assert data.group_name == "writer's form"
+    assert set(data.test_groups.tolist()) == set(range(14))
+    linear, constant = run.require("baselines", BaselinesPart).baselines
+    assert (linear.name, constant.name) == ("logistic-regression", "constant")
+    assert linear.outputs.shape == constant.outputs.shape == (data.test_size, 10)
+    assert "fitting a linear model: 6/6" in finished[0]
+
+
+def compare_without_training(monkeypatch, comparison, **options):
+    """Calls `compare` on toy data, with a run that calls its progress twice."""
+
+    def run(self, progress):
+        progress("training", 1, 2)
+        progress("training", 2, 2)
+        return comparison
+
+    monkeypatch.setattr(Experiment, "run", run)
+    inputs, labels = np.eye(4, dtype="float32"), np.array([0, 1, 0, 1])
+    return jdrop.compare(Net(), inputs, labels, inputs, labels, **options)
+
+
+def test_compare_shows_its_progress_unless_it_is_silenced(monkeypatch, comparison, capsys):
+    assert compare_without_training(monkeypatch, comparison) is comparison
+    assert capsys.readouterr() == ("", "training: 1/2\ntraining: 2/2\n")
+    compare_without_training(monkeypatch, comparison, progress=False)
+    assert capsys.readouterr() == ("", "")
+    calls = []
+    compare_without_training(monkeypatch, comparison, progress=lambda *call: calls.append(call))
+    assert calls == [("training", 1, 2), ("training", 2, 2)]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_compare_takes_groups(monkeypatch, comparison):
+    def groups_of(data):
+        return data.train_groups.tolist(), data.test_groups.tolist()
+
+    given = []
+    monkeypatch.setattr(
+        "jdrop.study.comparison.check_model", lambda model, data: given.append(data)
+    )
+    options = {"groups": ["ann", "bob"] * 2, "test_groups": ["eve", "bob"] * 2, "progress": False}
+    compare_without_training(monkeypatch, comparison, **options)
+    assert groups_of(given[0]) == ([0, 1, 0, 1], [2, 1, 2, 1])
+    with pytest.raises(UserError, match="test_groups must hold one group for each of the 4"):
+        compare_without_training(monkeypatch, comparison, test_groups=[0, 1])

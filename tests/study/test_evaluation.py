@@ -62,7 +62,7 @@ def test_given_networks_are_dealt_out_and_compared(predictions):
     assert comparison.method("all").retrained
     assert not comparison.has_costs
     assert "cost" not in report.sentence(comparison)
-    assert "On made up dropout, 6 masks is worth" in report.sentence(comparison)
+    assert "On made up, dropout, 6 masks differs from one plain" in report.sentence(comparison)
 
 
 def test_the_intervals_of_a_single_given_network_hold_for_it_alone(predictions):

@@ -93,7 +93,7 @@ def interval_text(
     if low is None or high is None or not math.isfinite(mean):
         return text
     half_width = (high - low) / 2
-    if half_width == 0:
+    if half_width <= 1e-9 * abs(mean):  # One fixed model; the rest is rounding.
         return text
     is_beyond = bounds is not None and (low < bounds[0] or high > bounds[1])
     is_skewed = abs((high - mean) - (mean - low)) > SKEWED * half_width

@@ -25,8 +25,9 @@ def sentence(comparison: Comparison) -> str:
     parts = [
         _differences(comparison, method, point),
         verdict_sentence(comparison, point),
-        worth_sentence(comparison, point),
         _controls(comparison, point),
+        _second_verdict(comparison, point),
+        worth_sentence(comparison, method, point),
         _epochs(comparison, method, point),
         _costs(comparison, point),
     ]
@@ -83,13 +84,13 @@ def _differences(comparison: Comparison, method: MethodResult, point: Point) -> 
 
 def verdict_sentence(comparison: Comparison, point: Point) -> str:
     """Says whether a point is as good as the largest ensemble, by the test of equivalence."""
-    main_score, second = comparison.curve_scores[0], second_score(comparison)
+    main_score = comparison.curve_scores[0]
     test = point.against_ensemble[main_score]
     margin = margin_text(main_score, test.margin)
     title = SCORES[main_score].title
     p_value = p_value_text(test)
     shown_p = f" (p {p_value})" if p_value.startswith("<") else f" (p = {p_value})"
-    text = {
+    return {
         "equivalent": f"It is enough: in {title} it is equivalent to the average within "
         f"{margin}{shown_p}.",
         "better": f"It is enough: in {title} it is better than the average by more than "
@@ -102,41 +103,48 @@ def verdict_sentence(comparison: Comparison, point: Point) -> str:
         f"average by more than {margin}, or not.",
         "refused": f"Whether it is enough cannot be said. {test.refusal}",
     }[test.verdict]
-    other = point.against_ensemble[second]
-    if second in point.unreliable or "refused" in (test.verdict, other.verdict):
-        return text
-    return f"{text} In {SCORES[second].title} the verdict is: {other.verdict}."
 
 
-def worth_sentence(comparison: Comparison, point: Point) -> str:
+def _second_verdict(comparison: Comparison, point: Point) -> str:
+    """The verdict in the second score, unless it is refused or the score unreliable."""
+    second = second_score(comparison)
+    verdict = point.against_ensemble[second].verdict
+    if second in point.unreliable or verdict == "refused":
+        return ""
+    return f"In {SCORES[second].title} the verdict is: {verdict}."
+
+
+def worth_sentence(comparison: Comparison, method: MethodResult, point: Point) -> str:
     """Says how many plain networks a point is worth in the main score, if that is resolved."""
     score = comparison.curve_scores[0]
     worth = point.worth[score]
     largest = comparison.ensemble.size
+    who = subject(method, point)
+    is_worth = f"{who[0].upper()}{who[1:]} is worth"
     if not worth.is_resolved:
-        text = "How many plain networks it is worth is not resolved"
+        text = f"How many plain networks {who} is worth is not resolved"
         if worth.refusal is not None:
             same = worth.refusal == point.against_ensemble[score].refusal
             return f"{text}." if same else f"{text}. {worth.refusal}"
         return f"{text}: the 95 % interval reaches from one network to more than {largest}."
     if worth.low == math.inf:
         return (
-            f"It is worth more than {largest} plain networks: its {SCORES[score].title} is lower "
+            f"{is_worth} more than {largest} plain networks: its {SCORES[score].title} is lower "
             f"than that of all {largest}, significantly at 5 %."
         )
     if worth.value == math.inf:
         return (
-            f"It is worth at least {worth.low:.1f} plain networks (95 % interval), by the best "
+            f"{is_worth} at least {worth.low:.1f} plain networks (95 % interval), by the best "
             f"estimate more than {largest}."
         )
     if worth.value == 1:
         if worth.high == 1:
-            return "It is worth no more than one plain network."
+            return f"{is_worth} no more than one plain network."
         return (
-            f"It is worth at most {worth.high:.1f} plain networks (95 % interval), by the best "
+            f"{is_worth} at most {worth.high:.1f} plain networks (95 % interval), by the best "
             "estimate no more than one."
         )
-    return f"It is worth {worth.value:.1f} plain networks (95 % interval {interval_of(worth)})."
+    return f"{is_worth} {worth.value:.1f} plain networks (95 % interval {interval_of(worth)})."
 
 
 def interval_of(worth: EnsembleEquivalent) -> str:
@@ -155,7 +163,7 @@ def _controls(comparison: Comparison, point: Point) -> str:
             continue
         if not _does_as_well(control, point, score):
             continue
-        difference = difference_text(score, negated(control.minus_headline[score]))
+        difference = difference_text(score, negated(control.minus_headline[score]), unit=True)
         number = mean_text(score, control.scores[score], unit=True)
         texts.append(
             f"one network with {method.title(1)} ({number} in {SCORES[score].title}; dropout minus "

@@ -160,22 +160,22 @@ def difference_table(comparison: Comparison) -> tuple[list[str], Rows]:
         header += [
             f"{shown_as.title} minus one{unit}",
             f"{shown_as.title} minus all {largest}{unit}",
+            f"enough in {shown_as.title}?",
         ]
-    header += [f"enough in {SCORES[main_score].title}?", "p", f"enough in {SCORES[second].title}?"]
+        header += ["p"] if score == main_score else []
     rows = []
     for method, point in comparison.table:
         row = [method.title(point.size)]
         for score in (main_score, second):
+            test = point.against_ensemble[score]
+            is_plain = method.name == "plain"
             row += [
                 _difference(point, comparison.single, score, point.minus_single[score]),
                 _difference(point, comparison.ensemble, score, point.minus_ensemble[score]),
+                "" if is_plain else test.verdict,
             ]
-        tests = point.against_ensemble
-        if method.name == "plain":
-            row += [""] * 3
-        else:
-            row += [tests[main_score].verdict, p_value_text(tests[main_score])]
-            row.append(tests[second].verdict)
+            if score == main_score:
+                row.append("" if is_plain else p_value_text(test))
         rows.append(row)
     return header, rows
 

@@ -26,9 +26,9 @@ MAX_HOVER_POINTS = 12
 """Points of a curve that show their values."""
 
 
-def new_figure(height: int | float) -> Figure:
-    """A figure of the common width; the height is in inches."""
-    return Figure(figsize=(WIDTH, height), layout="constrained")
+def new_figure(height: int | float, width: float = WIDTH) -> Figure:
+    """A figure of the common width; both lengths are in inches."""
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def style_of(name: str) -> tuple[str, str]:

@@ -39,17 +39,20 @@ def _one_setting(cells: list[Cell], score: str) -> Figure:
     figure = new_figure(4)
     worth_axes, score_axes = figure.subplots(1, 2)
     values = [cell.at[name] for cell in cells]
-    ensemble_label = f"average of {cells[0].worth[score].largest}"
-    for networks, style, label in (
-        ("plain", "plain", "plain"),
-        ("ensemble", "small", ensemble_label),
-        ("dropout", "dropout", "dropout"),
+    ensemble_label = f"average of {cells[0].worth[score].largest} plain"
+    for networks, method, line, label in (
+        ("plain", "plain", "-", "one plain"),
+        ("ensemble", "plain", "--", ensemble_label),
+        ("dropout", "dropout", "-", "one dropout"),
     ):
         intervals = [cell.scores[networks][score] for cell in cells]
-        draw_error_bars(score_axes, values, intervals, score, style, label=label)
+        draw_error_bars(score_axes, values, intervals, score, method, ls=line, label=label)
     for value, cell in zip(values, cells, strict=True):
         _draw_worth(worth_axes, value, cell.worth[score])
+    largest = cells[0].worth[score].largest
     worth_axes.set_yscale("log")
+    worth_axes.set_ylim(0.9, 1.4 * largest)
+    worth_axes.set_yticks([tick for tick in (1, 2, 3, 5, 10, 20, 50, 100) if tick <= largest])
     worth_axes.set_ylabel("worth in plain networks")
     score_axes.set_ylabel(f"test {axis_label(score)}")
     legend_above(figure, score_axes)

@@ -51,7 +51,13 @@ def score_against_size(comparison: Comparison) -> Figure | None:
         axes.set_xlabel("networks averaged")
         axes.set_ylabel(f"test {axis_label(score)}")
         # Above the panel, where no line can cross it.
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=9)
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(-0.25, 1),
+            frameon=False,
+            fontsize=9,
+            handlelength=1.2,
+        )
         add_grid(axes)
     for axes in grid.flat[len(scores) :]:
         axes.set_visible(False)
