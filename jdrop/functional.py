@@ -27,7 +27,7 @@ Rate = float | Array
 """A checked rate: a Python scalar, which is known while tracing, or an array."""
 
 MAX_SCALE_CHANGE = 2**-13
-"""How far the scale of bfloat16 numbers may lie from 1 / q, as a share of 1 / q."""
+"""How far the scale of bfloat16 and 8-bit numbers may lie from 1 / q, as a share of 1 / q."""
 
 
 def dropout(
@@ -44,8 +44,8 @@ def dropout(
 
     The mean over masks is `x`: `q` is the probability that the random bits realise, which differs
     from `1 - rate` by at most 2e-5, and the result is rounded to the dtype of `x` once. For
-    bfloat16 and a Python scalar, `1 / (1 - rate)` replaces `1 / q` if they differ by less than
-    1.3e-4 of it: products halfway between two bfloat16 numbers then round to even.
+    bfloat16, 8-bit floats and a Python scalar, `1 / (1 - rate)` replaces `1 / q` if they differ by
+    less than 1.3e-4 of it: products halfway between two numbers then round to even.
 
     The mask depends only on the key, the shape, the rate and `broadcast_dims`; not on the dtype,
     `jit`, `vmap`, `remat` or sharding (except for `vmap` over keys of JAX's generators `rbg` and
@@ -126,7 +126,7 @@ def keep_mask(key: Array, shape: Sequence[int], rate: ArrayLike) -> Bool[Array, 
 def apply_mask(
     mask: Bool[ArrayLike, "..."], x: ArrayLike, rate: ArrayLike, *, scale: bool = True
 ) -> Inexact[Array, "..."]:
-    """Applies a given mask: `where(mask, x / q, 0)`.
+    """Applies a given mask: `where(mask, x / q, 0)`, with the `q` of `dropout`.
 
     Args:
         mask: True = kept; broadcastable to `x`.

@@ -201,8 +201,8 @@ class CoAdaptation:
             equal.
         deleted: shares of hidden units that were deleted.
         deletion: by score, its mean at each share.
-        features: weights into the first units, `[unit][feature]`, of one network; None where there
-            is no such layer.
+        features: first-layer weights as square tiles, `[tile][pixel]`, of one network: weights into
+            a unit, or a channel of a convolution's filter. None where they are no images.
     """
 
     correlation: dict[str, Interval]

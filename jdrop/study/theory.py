@@ -17,6 +17,7 @@ from jax.extend.core import Var
 from jdrop.network import DropoutSite, Network, Variables, read_sites
 from jdrop.statistics import mean_interval
 from jdrop.study.analyses import CoAdaptation
+from jdrop.study.first_layer import first_layer_tiles
 
 ExampleLosses = Callable[[Array, Array], dict[str, Array]]
 """Outputs and labels -> scores of each example, by name."""
@@ -218,28 +219,6 @@ def deletion_curve(
     return jax.tree.map(lambda values: values.mean(0), curves)
 
 
-def first_layer_features(variables: Variables, num_inputs: int) -> np.ndarray | None:
-    """The weights of the first layer, `[unit, input]`.
-
-    They are the first matrix named `kernel` with `num_inputs` rows; None if there is none, as in a
-    convolutional network.
-
-    Args:
-        variables: of one network.
-        num_inputs: how many values an example has.
-
-    Example:
-        >>> params = {"Dense_0": {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)}}
-        >>> first_layer_features({"params": params}, 4).shape
-        (8, 4)
-    """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
-        is_kernel = path and getattr(path[-1], "key", None) == "kernel"
-        if is_kernel and np.ndim(leaf) == 2 and len(leaf) == num_inputs:
-            return np.asarray(leaf).T
-    return None
-
-
 def measure(
     key: Array,
     network: Network,
@@ -320,7 +299,7 @@ def measure(
     measures, bounds, shares = jax.device_get(measure_layers(variables, inputs))
     keys = jax.random.split(key, num_replicates)
     deletion = jax.device_get(mean_deletion(keys, variables, inputs, labels)) if layers else {}
-    features = first_layer_features(first, int(np.prod(inputs.shape[1:])))
+    tiles = first_layer_tiles(network, first, inputs)
 
     def intervals(name: str) -> dict[str, Any]:
         return {layer: mean_interval(measures[layer][name].tolist()) for layer in layers}
@@ -334,5 +313,5 @@ def measure(
         activation_max={layer: float(bounds[layer][1]) for layer in layers},
         deleted=np.linspace(0, 1, NUM_SHARES).tolist(),
         deletion={name: values.tolist() for name, values in deletion.items()},
-        features=None if features is None else features[:NUM_FEATURES].tolist(),
+        features=None if tiles is None else tiles[:NUM_FEATURES].tolist(),
     )

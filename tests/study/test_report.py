@@ -76,6 +76,37 @@ def test_figures_without_results_are_not_drawn(without_costs):
     }
 
 
+def legend_labels(figure):
+    """What the legend of the first panel names, without the worths."""
+    return [text.get_text().split(": ")[0] for text in figure.axes[0].get_legend().get_texts()]
+
+
+def test_a_line_marks_the_score_of_each_given_method(without_costs, comparison):
+    """A run that trained its methods shows the main ones only."""
+    main = ["average of plain networks", "one dropout", "dropout, 3 masks"]
+    draw = FIGURES["score_against_size"]
+    assert legend_labels(draw(comparison)) == main
+    given = draw(without_costs)
+    assert legend_labels(given) == [*main, rf"{ODD_NAME}, one".replace("$", r"\$")]
+    mean = without_costs.method(ODD_NAME).points[0].over_seeds["nll"].mean
+    (line,) = (line for line in given.axes[0].lines if "{b}" in line.get_label())
+    np.testing.assert_array_equal(line.get_ydata(), [mean, mean])
+
+
+def test_given_methods_differ_in_their_lines():
+    labels = np.random.default_rng(0).integers(0, NUM_CLASSES, NUM_EXAMPLES).astype(np.int32)
+    names = ["plain", "first", "second", "third"]
+    log_probs = {name: log_probs_of(labels, 4, seed) for seed, name in enumerate(names)}
+    figure = FIGURES["score_against_size"](of_predictions(Predictions(log_probs, labels), "x", 2))
+    styles = {
+        line.get_label().split(",")[0]: line.get_linestyle()
+        for line in figure.axes[0].lines
+        if not line.get_label().startswith("_")
+    }
+    assert list(styles) == ["average of plain networks", *names[1:]]
+    assert len({styles[name] for name in names[1:]}) == 3
+
+
 @pytest.mark.parametrize("names", [("rate", "train_size"), ("rate", "train_size", "label_noise")])
 def test_a_sweep_of_several_settings_is_drawn_as_grids(comparison, names):
     template = comparison.sweep[0]

@@ -246,18 +246,6 @@ def test_deletion_deletes_units_one_by_one_in_random_orders():
     np.testing.assert_allclose(losses["output"], orders.mean(0), rtol=1e-6)
 
 
-def test_features_are_the_weights_of_the_first_layer():
-    params = {
-        "a_head": {"kernel": np.zeros((6, 2))},
-        "conv": {"kernel": np.zeros((3, 3, 1, 5))},
-        "scale": np.zeros((4, 4)),
-        "stem": {"kernel": np.arange(12.0).reshape(4, 3), "bias": np.zeros(3)},
-    }
-    features = theory.first_layer_features({"params": params}, 4)
-    np.testing.assert_array_equal(features, np.arange(12.0).reshape(4, 3).T)
-    assert theory.first_layer_features({"params": params}, 5) is None
-
-
 def test_measure_is_the_mean_over_replicates():
     members = [dense_params([4, 4, 6, 3], seed) for seed in range(3)]
     variables = {"params": jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)}
@@ -303,7 +291,18 @@ def test_measure_is_the_mean_over_replicates():
             (np.mean(whole, (0, 1))[0], np.mean(biases, 0)[0]), rel=1e-4, abs=1e-5
         ),
     }
-    np.testing.assert_allclose(measured.features, np.asarray(members[0]["Dense_0"]["kernel"]).T)
+    assert measured.features is None  # Four inputs are a table.
+
+
+def test_features_are_those_of_the_first_replicate():
+    network = jdrop.linen.as_network(MLP(hidden=(70,), num_outputs=3))
+    members = [dense_params([64, 70, 3], seed) for seed in range(2)]
+    variables = {"params": jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)}
+    measured = theory.measure(
+        jax.random.key(0), network, variables, jnp.ones((5, 64)), jnp.zeros(5), size_of_outputs
+    )
+    kernel = np.asarray(members[0]["Dense_0"]["kernel"])
+    np.testing.assert_array_equal(measured.features, kernel.T[: theory.NUM_FEATURES])
 
 
 def test_histograms_count_negative_activations():

@@ -86,8 +86,9 @@ def captions(comparison: Comparison) -> dict[str, str]:
             "Right: the error if only the most confident predictions are used."
         ),
         "features": (
-            "Each tile shows the weights into one unit, red positive and blue negative, divided by "
-            "the unit's largest weight."
+            "Each tile shows the first-layer weights into one unit, or one channel of a "
+            "convolution's filter, divided by the tile's largest weight. Red is positive, blue is "
+            "negative."
         ),
         "sweep": (
             f"The worth of one dropout network in {title}, at each combination of the swept "

@@ -71,21 +71,20 @@ def _draw_layer_bars(
 
 
 def features(comparison: Comparison) -> Figure | None:
-    """First-layer weights as images, where the inputs are square images."""
+    """First-layer weights as images: of units, or of a convolution's filters."""
     weights_by_networks = {
         networks: np.array(result.features)
         for networks, result in comparison.co_adaptation.items()
         if result.features is not None
     }
-    lengths = [weights.shape[1] for weights in weights_by_networks.values()]
-    if not lengths or any(math.isqrt(length) ** 2 != length for length in lengths):
+    if not weights_by_networks:
         return None
     figure = new_figure(3.6)
-    panels = figure.subplots(1, len(lengths), squeeze=False)[0]
+    panels = figure.subplots(1, len(weights_by_networks), squeeze=False)[0]
     for axes, (networks, weights) in zip(panels, weights_by_networks.items(), strict=True):
         shown = weights[:MAX_TILES]
         axes.imshow(_tile(shown), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
-        axes.set_title(f"{networks}: weights into {len(shown)} units", loc="left")
+        axes.set_title(f"{networks}: {len(shown)} tiles", loc="left")
         axes.set_axis_off()
     return figure
 

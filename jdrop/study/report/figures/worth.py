@@ -20,11 +20,21 @@ from jdrop.study.report.figures.svg import add_hover_points
 from jdrop.study.results import Comparison
 from jdrop.study.scores import SCORES
 
+GIVEN_LINES = ("-", ":", "-.", "--")
+"""Given methods have the same color, so their lines tell them apart."""
+
 
 def score_against_size(comparison: Comparison) -> Figure | None:
     """The worth of a method: where the curve of plain ensembles meets the method's score."""
     plain = comparison.method("plain")
-    methods = [m for m in comparison.methods if m.name in ("dropout", "monte-carlo")]
+    main = ("dropout", "monte-carlo")
+    # A run has many controls, which the other figures show. Given methods are all of interest.
+    methods = [
+        method
+        for method in comparison.methods
+        if method.name in main or (not comparison.has_costs and method.name != "plain")
+    ]
+    given = [method.name for method in methods if method.name not in main]
     scores = comparison.curve_scores
     num_rows = -(-len(scores) // 2)
     figure = new_figure(3.7 * num_rows)
@@ -39,6 +49,8 @@ def score_against_size(comparison: Comparison) -> Figure | None:
             color, marker = style_of(method.name)
             mean = point.over_seeds[score].mean * SCORES[score].scale
             line = "--" if method.unit == "masks" else "-"
+            if method.name in given:
+                line = GIVEN_LINES[given.index(method.name) % len(GIVEN_LINES)]
             worth = point.worth[score]
             label = literal(f"{method.title(point.size)}: {worth}")
             axes.axhline(mean, color=color, ls=line, lw=1.5, label=label)
