@@ -98,8 +98,8 @@ def as_markdown(rows: list[tuple[str, ...]], num_studies: int, command: str) -> 
         f"# Coverage of the intervals\n\n{__doc__.strip()}\n\n"
         f"{num_studies:,} studies for each row, of {NUM_EXAMPLES} test examples and up to "
         f"{LARGEST} networks. All figures are in percent. {errors_sentence(num_studies)}\n\n"
-        f"The method is an average of as many networks as its true worth, and of {TRUTHS[-1]:g} for "
-        f">{LARGEST}. The kinds of studies:\n\n{kinds}\n\n"
+        f"The method is an average of as many networks as its true worth, and of {TRUTHS[-1]:g} "
+        f"for >{LARGEST}. The kinds of studies:\n\n{kinds}\n\n"
         f"{table}\n\nWritten by:\n\n```\n{command}\n```\n"
     )
 
