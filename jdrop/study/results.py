@@ -280,12 +280,14 @@ class Comparison:
     def headline(self) -> tuple[MethodResult, Point] | None:
         """The method that the first sentence is about: one dropout network.
 
-        Without dropout networks it is the first method after the plain networks; None if there is
-        none.
+        Without dropout networks it is the first method after the plain networks, at the first size
+        of the table; None if there is none.
         """
-        methods = [method for method in self.methods if method.name != "plain"]
+        methods = [
+            method for method in self.methods if method.name != "plain" and not method.is_baseline
+        ]
         methods.sort(key=lambda method: method.name != "dropout")
-        return (methods[0], methods[0].points[0]) if methods else None
+        return (methods[0], methods[0].point(methods[0].table[0])) if methods else None
 
     @property
     def single(self) -> Point:

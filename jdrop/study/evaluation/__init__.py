@@ -121,21 +121,22 @@ def _influences(
 ) -> list[Influence]:
     """Which examples carry the differences of `Comparison.headline` to the plain networks."""
     method, score = headline_of(readings), CURVE_SCORES[task][0]
-    by_name = {reading.name: reading for reading in readings}
-    if method == "plain":
+    if method.name == "plain":
         return []
+    size = method.table[0]
     plain = losses["plain"][score]
+    num_plain = plain.shape[1]
     return [
         influence(
-            losses[method][score][:, 0],
-            plain[:, index],
+            losses[method.name][score][:, method.sizes.index(size)],
+            plain[:, against - 1],
             groups,
-            method=method,
-            size=by_name[method].sizes[0],
-            against=by_name["plain"].sizes[index],
+            method=method.name,
+            size=size,
+            against=against,
             score=score,
         )
-        for index in (0, -1)
+        for against in (1, num_plain)
     ]
 
 

@@ -73,6 +73,8 @@ def deal(log_probs: Mapping[str, np.ndarray], replicates: int) -> tuple[list[Rea
             unit="masks" if has_masks else "networks",
             table=(num_members,) if has_masks else (1, num_members),
             retrained=not is_shared,
+            label=f"{name}, {{n}}",
+            explanation="Given predictions.",
         )
     ranks = {name: rank for rank, name in enumerate(METHODS)}
     ordered = sorted(readings.values(), key=lambda reading: ranks.get(reading.name, len(ranks)))

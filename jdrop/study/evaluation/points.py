@@ -81,12 +81,12 @@ class Scorer:
             name: {score: in_groups(values[score], self._groups) for score in self._scores}
             for name, values in losses.items()
         }
-        plain = grouped["plain"]
+        plain, headline = grouped["plain"], headline_of(readings)
         curves = {score: EnsembleCurve(plain[score]) for score in self._scores}
         references = {
             "single": _at(plain, 0),
             "ensemble": _at(plain, -1),
-            "headline": _at(grouped[headline_of(readings)], 0),
+            "headline": _at(grouped[headline.name], headline.sizes.index(headline.table[0])),
         }
         results = []
         for reading in readings:
@@ -192,12 +192,11 @@ class Scorer:
         )
 
 
-def headline_of(readings: Sequence[Reading]) -> str:
-    """The name of the method that `Comparison.headline` names; "plain" if there is no other."""
-    names = [reading.name for reading in readings]
-    if "dropout" in names:
-        return "dropout"
-    return next((name for name in names if name != "plain"), "plain")
+def headline_of(readings: Sequence[Reading]) -> Reading:
+    """The method that `Comparison.headline` names; the plain networks if there is no other."""
+    ranks = {"dropout": 0, "plain": 2}
+    networks = [reading for reading in readings if not reading.is_baseline]
+    return min(networks, key=lambda reading: ranks.get(reading.name, 1))
 
 
 def _at(losses: Losses, index: int) -> dict[str, np.ndarray]:
