@@ -170,8 +170,8 @@ def test_differences_are_of_the_same_replicates_and_examples(predictions):
         assert dataclasses.astuple(found["nll"]) == pytest.approx(
             dataclasses.astuple(interval), abs=1e-6
         )
-    masks = comparison.method("monte-carlo").points[0]
-    assert comparison.headline[0].name == "monte-carlo"
+    masks = comparison.method("monte-carlo").points[-1]
+    assert comparison.headline == (comparison.method("monte-carlo"), masks)
     assert masks.minus_headline["nll"].mean == 0
 
 
