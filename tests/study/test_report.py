@@ -5,7 +5,6 @@ import dataclasses
 import io
 import itertools
 import json
-import math
 import re
 
 import numpy as np
@@ -233,11 +232,10 @@ def test_a_comparison_is_shown_in_a_few_lines(comparison):
 def test_verdicts_are_put_into_words(comparison):
     point = comparison.method("dropout").point(1)
     test = point.against_ensemble["nll"]
-    assert not math.isnan(test.p_value)
 
     def sentence_for(low, mean, high):
         difference = dataclasses.replace(test.difference, mean=mean, low=low, high=high)
-        changed = dataclasses.replace(test, difference=difference)
+        changed = dataclasses.replace(test, difference=difference, refusal=None)
         changed_point = dataclasses.replace(point, against_ensemble={"nll": changed})
         return verdict_sentence(comparison, changed_point)
 
