@@ -205,6 +205,8 @@ def test_an_equivalent_is_refused_if_one_example_carries_the_difference_at_its_s
     losses = exact_curve(MEANS, noise=0)
     method = constant_losses(0.55)
     assert EnsembleCurve(losses).equivalent(method).refusal is None
+    method[:, 3] += 1e-7
+    assert EnsembleCurve(losses).equivalent(method).refusal is None
     method[:, 3] += 20
     method -= 1.0
     equivalent = EnsembleCurve(losses).equivalent(method)

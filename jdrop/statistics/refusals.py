@@ -16,11 +16,12 @@ tail that no test example shows cannot be refused.
 """
 
 
-def refusal(losses: np.ndarray) -> str | None:
+def refusal(losses: np.ndarray, negligible: float = 0.0) -> str | None:
     """Says why differences allow no claim: too few replicates or examples, or few that matter.
 
     Args:
         losses: `[replicate, example]`: differences between two methods, of examples or of groups.
+        negligible: a mean absolute deviation between examples that is as good as none.
 
     Returns:
         A sentence, or None if a claim can be made.
@@ -29,10 +30,10 @@ def refusal(losses: np.ndarray) -> str | None:
         >>> refusal(np.zeros((2, 100)))
         'There are 2 replicates: a claim needs at least 3.'
     """
-    return refusal_of_effects(len(losses), losses.mean(0))
+    return refusal_of_means(len(losses), losses.mean(0), negligible)
 
 
-def refusal_of_effects(num_replicates: int, means: np.ndarray) -> str | None:
+def refusal_of_means(num_replicates: int, means: np.ndarray, negligible: float) -> str | None:
     """The same, from the number of replicates and the means `[example]` over them."""
     if num_replicates < MIN_REPLICATES:
         return f"There are {num_replicates} replicates: a claim needs at least {MIN_REPLICATES}."
@@ -41,6 +42,8 @@ def refusal_of_effects(num_replicates: int, means: np.ndarray) -> str | None:
             f"There are {len(means)} test examples or groups: a claim needs at least "
             f"{MIN_EXAMPLES}."
         )
+    if np.abs(means - means.mean()).mean() <= negligible:
+        return None
     effective = effective_examples(means)
     if effective < MIN_EFFECTIVE_EXAMPLES:
         return (
@@ -55,11 +58,10 @@ def effective_examples(means: np.ndarray) -> float:
 
     The $d_n$ are deviations from the mean. If $k$ of many examples deviate equally and the others
     hardly at all, it is about $k$; for normal deviations it is a third of the examples. Infinite if
-    no example deviates by more than rounding.
+    no example deviates.
     """
     squares = (means - means.mean()) ** 2
-    rounding = 1e-12 * np.abs(means).max()
-    if squares.max() <= rounding**2:
+    if squares.max() == 0:
         return np.inf
     # The largest square is divided out first, since fourth powers could underflow.
     squares = squares / squares.max()

@@ -13,7 +13,7 @@ from jdrop.statistics.intervals import (
     skewness,
     standard_error,
 )
-from jdrop.statistics.refusals import refusal_of_effects
+from jdrop.statistics.refusals import refusal_of_means
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class EnsembleCurve:
         elif high == largest:
             high = math.inf
         means = self._example_means_at(min(value, largest)) - losses.mean(0)
-        refusal = refusal_of_effects(len(losses), means)
+        refusal = refusal_of_means(len(losses), means, tolerance)
         return EnsembleEquivalent(value, min(low, value), max(high, value), int(largest), refusal)
 
     def _example_means_at(self, size: float) -> np.ndarray:
