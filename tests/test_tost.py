@@ -87,11 +87,38 @@ def test_too_few_replicates_or_examples_are_refused():
     assert equivalence_test(crossed_effects(rng, 3, 10, 0, 1, 1) - 100, 1.0).refusal is None
 
 
-def test_a_difference_on_a_single_example_is_refused():
+def on_one_example(loss):
     differences = np.zeros((3, 100))
-    differences[:, 5] = 1
-    result = equivalence_test(differences, 1.0)
-    assert "A few test examples or groups carry the difference, 1.0 effectively" in result.refusal
+    differences[:, 5] = loss
+    return differences
+
+
+@pytest.mark.parametrize(
+    ("loss", "shift", "verdict"),
+    [
+        # One example stands against the claim: other test sets may hold more of its kind.
+        (1.0, 0.0, "refused"),
+        (1.0, -9.0, "refused"),
+        (-1.0, 9.0, "refused"),
+        (-1.0, 0.0, "refused"),
+        # One example stands for it, and the claim holds without it.
+        (-1.0, -9.0, "better"),
+        (1.0, 9.0, "worse"),
+        (-10.0, -0.9, "not worse"),
+        # Nothing is claimed.
+        (100.0, 0.0, "undecided"),
+    ],
+)
+def test_a_claim_against_which_a_single_example_stands_is_refused(loss, shift, verdict):
+    result = equivalence_test(on_one_example(loss) + shift, 1.0)
+    assert result.verdict == verdict
+    if verdict == "refused":
+        assert "A few test examples or groups carry the difference, 1.0 effect" in result.refusal
+        assert result.p_value is None
+
+
+def test_a_claim_is_not_refused_if_enough_examples_or_none_differ():
+    differences = on_one_example(1.0)
     differences[:, [6, 7, 8]] = 1
     assert equivalence_test(differences, 1.0).refusal is None
     # No example differs: nothing is carried by a few.

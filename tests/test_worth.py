@@ -201,17 +201,27 @@ def test_an_equivalent_from_too_few_data_is_refused_and_keeps_its_interval():
     assert "There are 9 test examples" in EnsembleCurve(losses).equivalent(method).refusal
 
 
-def test_an_equivalent_is_refused_if_one_example_carries_the_difference_at_its_size():
-    losses = exact_curve(MEANS, noise=0)
+@pytest.mark.parametrize(
+    ("loss_of_one", "is_refused"),
+    [
+        (1e-7, False),
+        (0.3, True),
+        (-0.3, True),
+        # The upper end is infinite: nothing is claimed that one example stands against.
+        (-3.0, False),
+    ],
+)
+def test_an_equivalent_is_refused_if_one_example_stands_against_an_end(loss_of_one, is_refused):
     method = constant_losses(0.55)
-    assert EnsembleCurve(losses).equivalent(method).refusal is None
-    method[:, 3] += 1e-7
-    assert EnsembleCurve(losses).equivalent(method).refusal is None
-    method[:, 3] += 20
-    method -= 1.0
-    equivalent = EnsembleCurve(losses).equivalent(method)
-    assert equivalent.value == pytest.approx(2.5)
-    assert "A few test examples or groups carry the difference" in equivalent.refusal
+    method[:, 3] += loss_of_one
+    method -= loss_of_one / 20
+    equivalent = EnsembleCurve(exact_curve(MEANS, noise=0)).equivalent(method)
+    assert equivalent.value == pytest.approx(2.5, abs=1e-4)
+    if is_refused:
+        assert "A few test examples or groups carry the difference" in equivalent.refusal
+        assert 1 < equivalent.low < equivalent.high < math.inf
+    else:
+        assert equivalent.refusal is None
 
 
 def test_losses_and_sizes_that_make_no_curve_raise():
