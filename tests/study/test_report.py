@@ -5,7 +5,6 @@ import dataclasses
 import io
 import itertools
 import json
-import math
 import re
 
 import made_up
