@@ -82,28 +82,29 @@ def legend_labels(figure):
 
 def test_a_line_marks_the_score_of_each_given_method(without_costs, comparison):
     """A run that trained its methods shows the main ones only."""
-    main = ["average of plain networks", "one dropout", "dropout, 3 masks"]
+    main = ["average of plain networks", "one dropout", "dropout, 50 masks"]
     draw = FIGURES["score_against_size"]
     assert legend_labels(draw(comparison)) == main
     given = draw(without_costs)
     assert legend_labels(given) == [*main, rf"{ODD_NAME}, one".replace("$", r"\$")]
     mean = without_costs.method(ODD_NAME).points[0].over_seeds["nll"].mean
     (line,) = (line for line in given.axes[0].lines if "{b}" in line.get_label())
-    np.testing.assert_array_equal(line.get_ydata(), [mean, mean])
+    assert list(line.get_ydata()) == [mean, mean]
 
 
-def test_given_methods_differ_in_their_lines():
-    labels = np.random.default_rng(0).integers(0, NUM_CLASSES, NUM_EXAMPLES).astype(np.int32)
-    names = ["plain", "first", "second", "third"]
-    log_probs = {name: log_probs_of(labels, 4, seed) for seed, name in enumerate(names)}
-    figure = FIGURES["score_against_size"](of_predictions(Predictions(log_probs, labels), "x", 2))
+def test_given_methods_differ_in_their_lines(without_costs):
+    names = ["first", "second", "third"]
+    given = without_costs
+    for name in names:
+        given = made_up.with_given(given, name)
+    figure = FIGURES["score_against_size"](given)
     styles = {
         line.get_label().split(",")[0]: line.get_linestyle()
         for line in figure.axes[0].lines
         if not line.get_label().startswith("_")
     }
-    assert list(styles) == ["average of plain networks", *names[1:]]
-    assert len({styles[name] for name in names[1:]}) == 3
+    assert {*names} < {*styles}
+    assert len({styles[name] for name in names}) == 3
 
 
 @pytest.mark.parametrize("names", [("rate", "train_size"), ("rate", "train_size", "label_noise")])
@@ -252,18 +253,26 @@ def test_simple_models_are_the_last_rows(comparison):
 
 
 def test_weight_scaling_of_the_same_networks_follows_the_masks(comparison):
-    _, rows = tables.score_table(comparison)
-    titles = [row[0] for row in rows]
-    row = rows[titles.index("dropout, 50 masks") + 1]
-    assert row[0] == "same networks, no masks"
-    nll = comparison.mask_curve.weight_scaling["nll"]
-    assert abs(float(row[1]) - nll) < 0.0005 + 1e-9
-    assert "all masks minus weight scaling is" in tables.score_note(comparison)
-    # If masks were drawn for all dropout networks, their own row is the same.
-    means = {s: i.mean for s, i in comparison.method("dropout").points[0].scores.items()}
-    curve = dataclasses.replace(comparison.mask_curve, weight_scaling=means)
-    of_all = dataclasses.replace(comparison, mask_curve=curve)
-    assert "same networks, no masks" not in [row[0] for row in tables.score_table(of_all)[1]]
+    titles = [row[0] for row in tables.score_table(comparison)[1]]
+    assert titles[titles.index("dropout, 50 masks") + 1] == "same, no masks"
+    note = tables.score_note(comparison)
+    minus = comparison.mask_curve.minus_weight_scaling["nll"]
+    assert "The row “same, no masks” is of these networks too" in note
+    assert f"all masks minus weight scaling is {difference_text('nll', minus)} nats in NLL" in note
+    assert "same, no masks" not in tables.score_note(
+        dataclasses.replace(comparison, methods=comparison.methods[:3])
+    )
+
+
+def test_a_simple_model_far_from_all_networks_does_not_squeeze_them(comparison):
+    far = {"nll": Interval(2.1, 2.0, 2.2, 5)}
+    changed = made_up.with_point(comparison, "logistic-regression", minus_ensemble=far)
+    axes = FIGURES["difference"](changed).axes[0]
+    assert axes.get_xlim()[1] < 0.3
+    assert "2.10 →" in [text.get_text() for text in axes.texts]
+    assert "→" not in " ".join(
+        text.get_text() for text in FIGURES["difference"](comparison).axes[0].texts
+    ).replace("worse →", "")
 
 
 def test_the_difference_table_has_both_references_and_the_p_value_of_the_verdict(comparison):

@@ -308,6 +308,17 @@ def test_trainings_of_a_wrong_length_are_one_caution(comparison):
     assert "of one dropout was still falling" in text
 
 
+def test_a_long_list_of_methods_is_shortened(comparison):
+    template = comparison.tuning[0]
+    names = ("plain", "dropout", "monte-carlo", "weight-decay", "early-stopping", "wide")
+    tuning = [
+        dataclasses.replace(template, method=name, size=comparison.method(name).table[0])
+        for name in names
+    ]
+    (text,) = cautions_on(dataclasses.replace(comparison, tuning=tuning), "cross-validation")
+    assert "one plain (20), one dropout (20), dropout, 50 masks (20) and 3 others." in text
+
+
 def test_without_tuning_the_learning_curves_tell_the_wrong_length(comparison):
     epochs = list(range(1, 41))
 
@@ -333,6 +344,14 @@ def test_another_verdict_at_the_same_epochs_is_said(comparison):
     same = with_verdict(same, "dropout", 0.02, 0.03).methods
     (text,) = cautions_on(dataclasses.replace(comparison, same_epochs=same), "With the same 50")
     assert "the verdict is another one: worse" in text
+
+
+def test_two_verdicts_that_say_nothing_are_not_different(comparison):
+    same = dataclasses.replace(comparison, methods=comparison.same_epochs)
+    same = with_verdict(same, "dropout", -0.5, 0.5).methods
+    refused = with_refusal(comparison, "dropout", "There are 2 replicates.")
+    refused = dataclasses.replace(refused, same_epochs=same)
+    assert not cautions_on(refused, "With the same 50")
 
 
 def test_the_influence_says_how_few_examples_carry_the_difference(comparison):
@@ -361,8 +380,10 @@ def test_groups_are_named_or_examples_are_said_to_be_independent(comparison):
 
 def test_unreliable_scores_are_one_caution(comparison):
     assert not cautions_on(comparison, "unreliable")
+    simple = made_up.with_point(comparison, "logistic-regression", unreliable=["calibrated_nll"])
+    assert not cautions_on(simple, "unreliable")
     changed = comparison
-    for name in ("dropout", "plain"):
+    for name in ("dropout", "wide"):
         changed = made_up.with_point(changed, name, unreliable=["calibrated_nll"])
     assert len(cautions_on(changed, "unreliable")) == 1
 

@@ -48,7 +48,8 @@ def captions(comparison: Comparison) -> dict[str, str]:
         ),
         "tuning": (
             "Mean loss of left-out training examples by the epochs of training. A marker shows the "
-            "epochs that the method trains. No test example is used."
+            "epochs that the method trains; dashed lines are of the largest average. No test "
+            "example is used."
         ),
         "score_against_cost": (
             f"The {title} of {subject(method, point)} is "

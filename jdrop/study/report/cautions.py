@@ -16,10 +16,13 @@ from jdrop.study.scores import SCORES
 STILL_FALLING = 0.01
 """The share by which a loss must fall over the last tenth of a training to be called falling."""
 
+MAX_NAMES = 4
+"""Names in a list of methods; the plain and the dropout networks are the first."""
+
 
 def cautions(comparison: Comparison) -> list[str]:
     """Returns the cautions, the gravest first. Only the main score is judged."""
-    texts = [
+    return [
         *_refusals(comparison),
         *_simple_models(comparison),
         *_training_length(comparison),
@@ -28,7 +31,6 @@ def cautions(comparison: Comparison) -> list[str]:
         *_independence(comparison),
         *_unreliable(comparison),
     ]
-    return texts
 
 
 def _refusals(comparison: Comparison) -> list[str]:
@@ -41,7 +43,7 @@ def _refusals(comparison: Comparison) -> list[str]:
     refused: dict[str, list[str]] = {}
     for method, point in comparison.table:
         reasons = {point.against_ensemble[score].refusal, point.worth[score].refusal}
-        if method.name == "plain":
+        if method.name == "plain" or method.is_baseline:
             continue
         for reason in reasons - said - {None}:
             refused.setdefault(str(reason), []).append(method.title(point.size))
@@ -96,9 +98,10 @@ def _training_length(comparison: Comparison) -> list[str]:
         epochs = comparison.settings["epochs"]
         last = max(curve.epochs[-1] for curve in comparison.tuning)
         for curve in comparison.tuning:
-            if curve.chosen is None:
+            method = comparison.method(curve.method)
+            if curve.chosen is None or curve.size not in (method.table[0], method.table[-1]):
                 continue
-            title = comparison.method(curve.method).title(curve.size)
+            title = method.title(curve.size)
             if curve.chosen < epochs:
                 past.append(f"{title} ({curve.chosen})")
             if curve.chosen == curve.epochs[-1]:
@@ -107,12 +110,12 @@ def _training_length(comparison: Comparison) -> list[str]:
         if past:
             texts.append(
                 f"By cross-validation the {epochs} epochs of the settings are past the best of "
-                f"{_listed(past)}."
+                f"{_shortened(past)}."
             )
         if improving:
             texts.append(
                 f"At {last} epochs, the most that were tried, the left-out loss of "
-                f"{_listed(improving)} was still falling."
+                f"{_shortened(improving)} was still falling."
             )
         return [" ".join(texts)] if texts else []
     for networks, curves in comparison.learning_curves.items():
@@ -143,8 +146,8 @@ def _same_epochs(comparison: Comparison) -> list[str]:
         return []
     score = comparison.curve_scores[0]
     other = same.point(point.size)
-    verdict = other.against_ensemble[score].verdict
-    if verdict == point.against_ensemble[score].verdict:
+    verdict, own = (p.against_ensemble[score].verdict for p in (other, point))
+    if verdict == own or {verdict, own} == {"refused", "undecided"}:
         return []
     return [
         f"With the same {other.epochs} epochs for all methods the verdict is another one: "
@@ -198,17 +201,24 @@ def _independence(comparison: Comparison) -> list[str]:
 
 
 def _unreliable(comparison: Comparison) -> list[str]:
-    titles = [method.title(point.size) for method, point in comparison.table if point.unreliable]
-    if not titles:
+    networks = [point for method, point in comparison.table if not method.is_baseline]
+    if not any(point.unreliable for point in networks):
         return []
     return [
-        f"Calibrated scores marked {MARK} are unreliable, and have no worth: nearly every "
-        "prediction on some half of the test examples is right, so that no temperature fits."
+        f"Scores marked {MARK} are unreliable and have no worth. Calibration fits a temperature on "
+        "half of the test examples. It fails where every prediction of a half is right, and where "
+        "the halves are small."
     ]
 
 
 def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _shortened(names: Sequence[str]) -> str:
+    if len(names) <= MAX_NAMES:
+        return _listed(names)
+    return f"{', '.join(names[: MAX_NAMES - 1])} and {len(names) - MAX_NAMES + 1} others"
 
 
 def _counted(count: int, noun: str) -> str:

@@ -11,6 +11,9 @@ DIGITS = 3
 MAX_PERCENT_DECIMALS = 2
 """Decimals of a percentage: thousandths of a percent are below one example of most test sets."""
 
+MAX_NATS_DECIMALS = 4
+"""Decimals of a difference in nats: a hundredth of the margin."""
+
 SKEWED = 0.1
 """An interval shows its ends if its sides differ by more than this share of its half-width."""
 
@@ -115,9 +118,7 @@ def difference_text(score: str, interval: Interval, *, unit: bool = False) -> st
         '-0.20 [-0.50, +0.10] points'
     """
     shown_as = SCORES[score]
-    text = signed_interval_text(
-        interval, shown_as.scale, MAX_PERCENT_DECIMALS if shown_as.unit == "%" else None
-    )
+    text = signed_interval_text(interval, shown_as.scale, _max_difference_decimals(score))
     return f"{text} {shown_as.difference_unit}".rstrip() if unit else text
 
 
@@ -130,9 +131,12 @@ def signed_text(score: str, value: float, *, unit: bool = False) -> str:
     """
     shown_as = SCORES[score]
     shown = value * shown_as.scale
-    max_decimals = MAX_PERCENT_DECIMALS if shown_as.unit == "%" else 4
-    text = _write(shown, _decimals(shown, max_decimals), sign="+")
+    text = _write(shown, _decimals(shown, _max_difference_decimals(score)), sign="+")
     return f"{text} {shown_as.difference_unit}".rstrip() if unit else text
+
+
+def _max_difference_decimals(score: str) -> int | None:
+    return {"%": MAX_PERCENT_DECIMALS, "nats": MAX_NATS_DECIMALS}.get(SCORES[score].unit)
 
 
 def signed_interval_text(

@@ -30,29 +30,7 @@ PROFILE_SCORES = (
 )
 """Scores that are not means over examples."""
 
-SAME_NETWORKS = "same networks, no masks"
-"""Title of the row that reads the networks of the Monte-Carlo row by weight scaling."""
-
 Rows = list[list[str]]
-
-
-def weight_scaling_of_masks(comparison: Comparison) -> dict[str, Interval] | None:
-    """By score, weight scaling of the networks for which masks were drawn.
-
-    None if no masks were drawn, or if these are all dropout networks, whose row shows it already.
-    """
-    curve = comparison.mask_curve
-    if curve is None:
-        return None
-    score = comparison.curve_scores[0]
-    of_all = comparison.method("dropout").points[0].scores[score].mean
-    if abs(curve.weight_scaling[score] - of_all) <= 1e-6 * abs(of_all):
-        return None
-    replicates = comparison.replicates
-    return {
-        score: Interval(mean, None, None, replicates)
-        for score, mean in curve.weight_scaling.items()
-    }
 
 
 def score_table(comparison: Comparison) -> tuple[list[str], Rows]:
@@ -76,11 +54,6 @@ def score_table(comparison: Comparison) -> tuple[list[str], Rows]:
         row += ["" if point.weight_decay is None else f"{point.weight_decay:g}"] * has_decay
         row += _cost_cells(point, comparison)
         rows.append(row)
-        if method.name == "monte-carlo":
-            same_networks = weight_scaling_of_masks(comparison)
-            if same_networks is not None:
-                cells = [mean_text(score, same_networks[score]) for score in scores]
-                rows.append([SAME_NETWORKS, *cells, *[""] * (len(header) - 1 - len(scores))])
     return header, rows
 
 
@@ -124,10 +97,11 @@ def score_note(comparison: Comparison) -> str:
             "network, not for training it anew."
         )
     sentences.append("Scores are means over all networks of a replicate.")
-    if {"dropout", "monte-carlo"} <= names and weight_scaling_of_masks(comparison) is not None:
+    if {"dropout", "weight-scaling"} <= names:
+        same = comparison.method("weight-scaling").title(1)
         sentences.append(
             "Masks are drawn for the first dropout network of each replicate only. The row "
-            f"“{SAME_NETWORKS}” reads these networks by weight scaling."
+            f"“{same}” is of these networks too, without masks."
         )
     if comparison.mask_curve is not None:
         difference = comparison.mask_curve.minus_weight_scaling[main_score]
@@ -214,7 +188,11 @@ def epochs_table(comparison: Comparison) -> tuple[list[str], Rows]:
     header += [f"{same_for_all} epochs: {column}" for column in columns[1:]]
     rows = []
     for method, point in comparison.table:
-        if method.name not in same or point.size not in same[method.name].table:
+        if (
+            method.is_baseline
+            or method.name not in same
+            or point.size not in same[method.name].table
+        ):
             continue
         other = same[method.name].point(point.size)
         epochs = "" if point.epochs is None else f"{point.epochs}"

@@ -6,7 +6,6 @@ from rich.text import Text
 
 from jdrop.study.report.numbers import MARK, mean_text
 from jdrop.study.report.sentence import second_score, train_ratio
-from jdrop.study.report.tables import weight_scaling_of_masks
 from jdrop.study.results import Comparison, MethodResult, Point
 from jdrop.study.scores import SCORES
 
@@ -48,11 +47,6 @@ def terminal(comparison: Comparison) -> Table:
             cells += cost_ratios(point, comparison)
         # Text, not a string: a name in brackets is not markup.
         table.add_row(*(Text(cell) for cell in (method.title(point.size), *cells)))
-        if method.name == "monte-carlo":
-            same_networks = weight_scaling_of_masks(comparison)
-            if same_networks is not None:
-                cells = [mean_text(score, same_networks[score]) for score in shown_scores]
-                table.add_row(*(Text(cell) for cell in ("same, no masks", *cells)))
     return table
 
 
@@ -65,7 +59,7 @@ def _note(comparison: Comparison, score: str) -> str:
         f"to score as well in {score}, with its 95 % interval; ≤1: one does, >: all are too few. "
         f"enough?: as good as all {largest} within the margin?"
     )
-    if weight_scaling_of_masks(comparison) is not None:
+    if any(method.name == "weight-scaling" for method in comparison.methods):
         text += " same, no masks: the networks of the row above, by weight scaling."
     return text + (COST_NOTE if comparison.has_costs else "")
 

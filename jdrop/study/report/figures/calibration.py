@@ -15,6 +15,9 @@ from jdrop.study.results import Comparison, MethodResult, Point
 
 MAX_POINTS = 5
 
+MIN_EXAMPLES = 5
+"""In a bin that is drawn."""
+
 
 def calibration(comparison: Comparison) -> Figure | None:
     """Reliability, and the error of the most confident predictions."""
@@ -30,9 +33,11 @@ def calibration(comparison: Comparison) -> Figure | None:
         reliability, risk = point.reliability, point.risk_coverage
         assert reliability is not None
         assert risk is not None
+        # A bin of a few examples shows chance.
+        is_shown = np.array(reliability.share) * comparison.data["test_size"] >= MIN_EXAMPLES
         left.plot(
-            reliability.confidence,
-            reliability.accuracy,
+            np.array(reliability.confidence)[is_shown],
+            np.array(reliability.accuracy)[is_shown],
             color=color,
             ls=line,
             label=literal(method.title(point.size)),

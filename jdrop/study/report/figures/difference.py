@@ -1,5 +1,7 @@
 """Figures of differences: of each method to all plain networks, and of the examples behind one."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,9 +16,12 @@ from jdrop.study.report.figures.style import (
     style_of,
 )
 from jdrop.study.report.figures.svg import add_hover_points
-from jdrop.study.report.numbers import difference_text, signed_text
+from jdrop.study.report.numbers import difference_text, signed_text, significant
 from jdrop.study.results import Comparison, Point
 from jdrop.study.scores import SCORES
+
+MAX_REACH = 5
+"""A simple model is drawn if it is at most so many times as far from 0 as a network is."""
 
 
 def difference(comparison: Comparison) -> Figure | None:
@@ -41,7 +46,10 @@ def difference(comparison: Comparison) -> Figure | None:
         width = 3.5 if is_headline else 2
         axes.plot([lows[row], highs[row]], [row] * 2, color=color, lw=width, solid_capstyle="butt")
         axes.plot([means[row]], [row], color=color, marker=marker, ms=10 if is_headline else 7)
-    _limit(axes, means, lows, highs)
+    networks = [not method.is_baseline for method, _ in rows]
+    near = np.abs(means) <= MAX_REACH * np.abs(means[networks]).max(initial=0)
+    _limit(axes, lows[near], means[near], highs[near])
+    _point_beyond(axes, means, [style_of(method.name)[0] for method, _ in rows])
     margin = comparison.margins[score] * shown_as.scale
     axes.axvspan(-margin, margin, color=GREY, alpha=0.18, lw=0)
     axes.axvline(0, color=GREY, lw=1)
@@ -72,13 +80,26 @@ def difference(comparison: Comparison) -> Figure | None:
     return figure
 
 
-def _limit(axes: Axes, means: np.ndarray, lows: np.ndarray, highs: np.ndarray) -> None:
-    """Cuts off intervals that would squeeze all others."""
-    reach = 1.15 * max(float(np.abs(means).max()), 1e-12)
-    left = max(min(lows.min(), 0.0), -2 * reach)
-    right = min(max(highs.max(), 0.0), 2 * reach)
-    pad = 0.05 * (right - left)
+def _limit(axes: Axes, lows: np.ndarray, means: np.ndarray, highs: np.ndarray) -> None:
+    """Shows all networks; an interval that would squeeze the others is cut off."""
+    reach = 2.3 * max(float(np.abs(means).max()), 1e-12)
+    left, right = max(min(lows.min(), 0.0), -reach), min(max(highs.max(), 0.0), reach)
+    pad = 0.06 * (right - left)
     axes.set_xlim(left - pad, right + pad)
+
+
+def _point_beyond(axes: Axes, means: np.ndarray, colors: Sequence[str]) -> None:
+    """Points to a simple model that is far worse than all networks, and writes its difference."""
+    for row in map(int, np.flatnonzero(means > axes.get_xlim()[1])):
+        text = f"{significant(means[row])} →"
+        axes.annotate(
+            text,
+            (0.98, row),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="center",
+            color=colors[row],
+        )
 
 
 def _label_rows(axes: Axes, comparison: Comparison, rows: list, score: str) -> None:

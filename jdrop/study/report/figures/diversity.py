@@ -35,9 +35,9 @@ def diversity(comparison: Comparison) -> Figure | None:
             )
         _draw_equal_loss_lines(axes)
         axes.set_title(name, loc="left", fontsize=10)
-        axes.set_xlabel("mean loss of the members")
         add_grid(axes)
     panels[0].set_ylabel("gained by averaging")
+    figure.supxlabel("mean loss of the members", fontsize=10)
     legend_above(figure, panels[0])
     return figure
 

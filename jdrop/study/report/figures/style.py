@@ -144,17 +144,13 @@ def label_ends(figure: Figure, axes: Axes, ends: Sequence[tuple[float, str, str]
         axes: of the lines, with their final limits.
         ends: by line, the y value of its last point, the name, and the color.
     """
-    bottom, top = axes.get_ylim()
-    height = axes.get_position().height * figure.get_figheight() * 72
-    step = 12 * (top - bottom) / height
+    # Shares of the axes' height, so that a logarithmic axis needs no other step.
+    step = 12 / (axes.get_position().height * figure.get_figheight() * 72)
+    left = axes.get_xlim()[0]
     placed = -np.inf
     for value, name, color in sorted(ends):
-        placed = max(min(max(value, bottom), top), placed + step)
-        axes.annotate(
-            name,
-            (1.02, placed),
-            xycoords=("axes fraction", "data"),
-            va="center",
-            color=color,
-            fontsize=9.5,
+        height = axes.transAxes.inverted().transform(axes.transData.transform((left, value)))[1]
+        placed = max(min(max(height, 0), 1), placed + step)
+        axes.text(
+            1.02, placed, name, va="center", color=color, fontsize=9.5, transform=axes.transAxes
         )

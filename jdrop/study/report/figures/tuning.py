@@ -1,7 +1,9 @@
 """The figure of the cross-validation that chose the epochs."""
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
+from jdrop.study.analyses import TuningCurve
 from jdrop.study.report.figures.style import (
     GREY,
     add_grid,
@@ -15,30 +17,27 @@ from jdrop.study.report.figures.svg import add_hover_points
 from jdrop.study.report.numbers import significant
 from jdrop.study.results import Comparison
 
-LINES = ("-", "--", ":", "-.")
-"""Line styles of the curves of one method."""
-
 
 def tuning(comparison: Comparison) -> Figure | None:
-    """The left-out loss of each method by its epochs; a marker shows the chosen epochs."""
-    curves = comparison.tuning
+    """The left-out loss of each method by its epochs; a marker shows the chosen epochs.
+
+    Lines are dashed for the largest average of a method.
+    """
+    curves = [curve for curve in comparison.tuning if _is_drawn(comparison, curve)]
     if not curves:
         return None
-    figure = new_figure(4.2)
+    figure = new_figure(4.6)
     axes = figure.subplots()
     ends = []
-    drawn: dict[str, int] = {}
     for curve in curves:
         color, marker = style_of(curve.method)
-        line = LINES[drawn.get(curve.method, 0) % len(LINES)]
-        drawn[curve.method] = drawn.get(curve.method, 0) + 1
-        title = comparison.method(curve.method).title(curve.size)
-        if curve.weight_decay is not None:
-            title += f", {curve.weight_decay:g}"
+        method = comparison.method(curve.method)
+        line = "-" if curve.size == method.table[0] else "--"
+        title = method.title(curve.size)
         axes.plot(curve.epochs, curve.losses, color=color, ls=line, lw=1.6)
-        if curve.chosen is not None:
-            loss = curve.losses[curve.epochs.index(curve.chosen)]
-            axes.plot([curve.chosen], [loss], color=color, marker=marker, ms=9)
+        assert curve.chosen is not None
+        loss = curve.losses[curve.epochs.index(curve.chosen)]
+        axes.plot([curve.chosen], [loss], color=color, marker=marker, ms=8)
         texts = [
             f"{title}, {epochs} epochs: {significant(loss)}"
             for epochs, loss in zip(curve.epochs, curve.losses, strict=True)
@@ -46,11 +45,12 @@ def tuning(comparison: Comparison) -> Figure | None:
         add_hover_points(axes, curve.epochs, curve.losses, texts)
         ends.append((curve.losses[-1], literal(title), color))
     # The first epochs may lie far above: they would flatten the rest.
-    finite = [loss for curve in curves for loss in curve.losses]
-    lowest = min(finite)
-    highest = max(max(curve.losses[-1], 1.5 * min(curve.losses)) for curve in curves)
-    pad = 0.08 * (highest - lowest)
-    axes.set_ylim(lowest - pad, min(max(finite), highest) + pad)
+    lowest = min(min(curve.losses) for curve in curves)
+    highest = max(max(curve.losses[-1], 1.3 * min(curve.losses)) for curve in curves)
+    axes.set_ylim(lowest / 1.05, highest * 1.1)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
     epochs = sorted({epochs for curve in curves for epochs in curve.epochs})
     axes.set_xscale("log")
     axes.set_xticks(epochs)
@@ -62,3 +62,9 @@ def tuning(comparison: Comparison) -> Figure | None:
     add_grid(axes)
     label_ends(figure, axes, ends)
     return figure
+
+
+def _is_drawn(comparison: Comparison, curve: TuningCurve) -> bool:
+    """Whether a curve is of the chosen decay, and of a method's smallest or largest size."""
+    table = comparison.method(curve.method).table
+    return curve.chosen is not None and curve.size in (table[0], table[-1])

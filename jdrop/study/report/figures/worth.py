@@ -55,7 +55,8 @@ def score_against_size(comparison: Comparison) -> Figure | None:
             label = literal(f"{method.title(point.size)}: {worth}")
             axes.axhline(mean, color=color, ls=line, lw=1.5, label=label)
             ends = [min(end, sizes[-1] + 0.4) for end in (worth.low, worth.high)]
-            axes.plot(ends, [mean] * 2, color=color, lw=6, alpha=0.35, solid_capstyle="butt")
+            if worth.is_resolved:
+                axes.plot(ends, [mean] * 2, color=color, lw=6, alpha=0.35, solid_capstyle="butt")
             if worth.is_resolved and math.isfinite(worth.value):
                 axes.plot([worth.value], [mean], color=color, marker=marker, ms=8)
         axes.set_xlim(0.6, sizes[-1] + 0.4)
@@ -88,6 +89,8 @@ def worth_chart(comparison: Comparison) -> Figure | None:
     grid = figure.subplots(num_rows, 2, sharey=True, squeeze=False)
     for axes, score in zip(grid.flat, scores, strict=False):
         for row, (method, point) in enumerate(rows):
+            if score in point.unreliable:
+                continue
             _draw_worth(axes, row, point.worth[score], style_of(method.name))
             x = min(point.worth[score].value, largest * 1.3)
             text = f"{method.title(point.size)}: {point.worth[score]}"
