@@ -7,9 +7,10 @@ refused with 2 replicates, but its interval is given, and the table shows its co
 
 A verdict such as "not worse" or "better" is wrong if the true difference is the margin; the test
 allows 5 %. Here the differences are between one network and the largest ensemble. The truth is
-their mean over all studies of a kind. "Too good" counts the 90 % intervals that lie wholly below
-it, so that a method with that difference seems better than it is. "Too bad" counts those above. A
-refused study makes no error, and is counted under "refused".
+their mean over all studies of a kind. "Good" counts the 90 % intervals that lie wholly below it, so
+that a method with that difference seems better than it is. "Bad" counts those wholly above it. A
+refused verdict is no error: "good refused" counts where being below a value cannot be claimed, and
+"bad refused" where being above one cannot.
 """
 
 import itertools
@@ -29,6 +30,9 @@ from jdrop.statistics import EnsembleCurve, equivalence_test
 
 REPLICATES = (2, 3, 5, 10)
 
+FAR = 1000.0
+"""A difference larger than any margin, and than any loss here."""
+
 CHUNK = 20
 """Studies that a process simulates at a time."""
 
@@ -44,12 +48,13 @@ def run_chunk(job: Job) -> tuple[np.ndarray, np.ndarray]:
 
     Returns:
         Whether the interval holds the truth, `[study, score, truth]`; and for the difference
-        `[study, score, 4]`: its mean, the ends of its 90 % interval, and whether it is refused.
+        `[study, score, 5]`: its mean, the ends of its 90 % interval, and whether a claim is refused
+        that it is below a value, and above one.
     """
     name, num_replicates, num_studies, seed = job
     rng = np.random.default_rng([seed, list(SIMULATORS).index(name), num_replicates])
     covered = np.zeros((num_studies, len(SCORES), len(TRUTHS)), bool)
-    differences = np.zeros((num_studies, len(SCORES), 4))
+    differences = np.zeros((num_studies, len(SCORES), 5))
     for index in range(num_studies):
         study = simulate(name, rng, num_replicates)
         for score, (plain, methods) in enumerate(zip(study.plain, study.methods, strict=True)):
@@ -58,10 +63,12 @@ def run_chunk(job: Job) -> tuple[np.ndarray, np.ndarray]:
                 equivalent = curve.equivalent(methods[:, position])
                 reached = truth if truth <= LARGEST else math.inf
                 covered[index, score, position] = equivalent.low <= reached <= equivalent.high
-            test = equivalence_test(methods[:, 0] - plain[:, -1], margin=1.0)
-            difference = test.difference
-            ends = difference.mean, difference.low, difference.high
-            differences[index, score] = *ends, test.refusal is not None
+            difference = methods[:, 0] - plain[:, -1]
+            # Far from the margin, the verdicts are "better" and "worse".
+            below, above = (equivalence_test(difference + far, 1.0) for far in (-FAR, FAR))
+            mean, high = below.difference.mean + FAR, below.difference.high + FAR
+            refused = [test.refusal is not None for test in (below, above)]
+            differences[index, score] = mean, above.difference.low - FAR, high, *refused
     return covered, differences
 
 
@@ -72,21 +79,23 @@ def rows_of(
     true_differences = np.concatenate([result[1] for result in results.values()])[..., 0].mean(0)
     for score, title in enumerate(SCORES):
         for num_replicates, (covered, differences) in results.items():
-            _, low, high, refused = differences[:, score].T
+            _, low, high, below_refused, above_refused = differences[:, score].T
             truth = true_differences[score]
             shares = [
                 *covered[:, score].mean(0),
-                ((high < truth) & (refused == 0)).mean(),
-                ((low > truth) & (refused == 0)).mean(),
+                ((high < truth) & (below_refused == 0)).mean(),
+                ((low > truth) & (above_refused == 0)).mean(),
+                below_refused.mean(),
+                above_refused.mean(),
             ]
             percentages = [f"{100 * share:.1f}" for share in shares]
-            yield name, title, str(num_replicates), *percentages, f"{100 * refused.mean():.0f}"
+            yield name, title, str(num_replicates), *percentages
 
 
 def header() -> list[str]:
     """The titles of the columns."""
     truths = [f"{truth:g}" if truth <= LARGEST else f">{LARGEST}" for truth in TRUTHS]
-    return ["kind", "score", "replicates", *truths, "too good", "too bad", "refused"]
+    return ["kind", "score", "replicates", *truths, "good", "bad", "good refused", "bad refused"]
 
 
 def as_markdown(rows: list[tuple[str, ...]], num_studies: int, command: str) -> str:

@@ -97,6 +97,6 @@ def test_the_table_is_printed_and_written(tmp_path):
     for name in ("gauss", "heavy", "rare", "sharp", "groups"):
         assert name in result.stdout
     # Two replicates are refused, and a study of one has a coverage of 0 or 100.
-    assert {row[-1] for row in cells if row[2] == "2"} == {"100 |"}
+    assert {row[-1] for row in cells if row[2] == "2"} == {"100.0 |"}
     assert {entry for row in cells for entry in row[3:10]} <= {"0.0", "100.0"}
     assert "python scripts/coverage.py --studies 1 --seed 0" in page

@@ -20,8 +20,8 @@ class Estimate:
     $$\left(q + \frac{|\kappa|}{6} (2 q^2 + 1)\right) s$$
 
     from the mean, where $q$ is Student's quantile and $s$ the standard error. The expansion moves
-    the other end towards the mean by as much. Here that end keeps its place: too few replicates and
-    examples tell the skewness for a narrower interval.
+    the other end towards the mean by as much. Here that end keeps its place: the skewness is too
+    uncertain to make an interval narrower.
 
     Attributes:
         mean: the means.
@@ -51,7 +51,8 @@ class Estimate:
     def p_value(self, bound: float, alternative: str) -> Numbers:
         """The p-values of the hypothesis that the true mean is not below, or above, a bound.
 
-        It is below half of `1 - level` where `ends(level)` exclude the bound.
+        A p-value is below `(1 - level) / 2` exactly where the interval of `ends(level)` lies wholly
+        on that side of the bound.
 
         Args:
             bound: the bound.

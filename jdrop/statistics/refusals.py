@@ -1,5 +1,7 @@
 """When data are too few for a claim, whatever an interval says."""
 
+from collections.abc import Collection
+
 import numpy as np
 
 MIN_REPLICATES = 3
@@ -9,31 +11,36 @@ MIN_EXAMPLES = 10
 """The fewest examples, or groups of examples."""
 
 MIN_EFFECTIVE_EXAMPLES = 3
-"""The fewest effective examples; see `effective_examples`.
+"""The fewest effective examples in a tail against a claim; see `effective_examples`.
 
 With fewer, the next test set may hold none of those that carry the difference, or twice as many. A
 tail that no test example shows cannot be refused.
 """
 
 
-def refusal(losses: np.ndarray) -> str | None:
+def refusal(
+    num_replicates: int, means: np.ndarray, claims: Collection[str], negligible: float = 0.0
+) -> str | None:
     """Says why differences allow no claim: too few replicates or examples, or few that matter.
 
+    A claim that the mean is below a value errs if examples with large differences are rare, since
+    the test set may hold too few. Rare small differences only make it careful. For a claim that the
+    mean is above a value, it is the other way round.
+
     Args:
-        losses: `[replicate, example]`: differences between two methods, of examples or of groups.
+        num_replicates: how many replicates there are.
+        means: `[example]`: differences between two methods, averaged over replicates, of examples
+            or of groups.
+        claims: what is claimed: that the mean is "below" a value, "above" a value, both or none.
+        negligible: a mean absolute deviation between examples that is as good as none.
 
     Returns:
-        A sentence, or None if a claim can be made.
+        A sentence, or None if the claims can be made.
 
     Example:
-        >>> refusal(np.zeros((2, 100)))
+        >>> refusal(2, np.zeros(100), ["below"])
         'There are 2 replicates: a claim needs at least 3.'
     """
-    return refusal_of_effects(len(losses), losses.mean(0))
-
-
-def refusal_of_effects(num_replicates: int, means: np.ndarray) -> str | None:
-    """The same, from the number of replicates and the means `[example]` over them."""
     if num_replicates < MIN_REPLICATES:
         return f"There are {num_replicates} replicates: a claim needs at least {MIN_REPLICATES}."
     if len(means) < MIN_EXAMPLES:
@@ -41,6 +48,10 @@ def refusal_of_effects(num_replicates: int, means: np.ndarray) -> str | None:
             f"There are {len(means)} test examples or groups: a claim needs at least "
             f"{MIN_EXAMPLES}."
         )
+    deviations = means - means.mean()
+    tail_against = "below" if (deviations**3).sum() > 0 else "above"
+    if tail_against not in claims or np.abs(deviations).mean() <= negligible:
+        return None
     effective = effective_examples(means)
     if effective < MIN_EFFECTIVE_EXAMPLES:
         return (
@@ -55,11 +66,10 @@ def effective_examples(means: np.ndarray) -> float:
 
     The $d_n$ are deviations from the mean. If $k$ of many examples deviate equally and the others
     hardly at all, it is about $k$; for normal deviations it is a third of the examples. Infinite if
-    no example deviates by more than rounding.
+    no example deviates.
     """
     squares = (means - means.mean()) ** 2
-    rounding = 1e-12 * np.abs(means).max()
-    if squares.max() <= rounding**2:
+    if squares.max() == 0:
         return np.inf
     # The largest square is divided out first, since fourth powers could underflow.
     squares = squares / squares.max()

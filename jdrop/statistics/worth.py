@@ -13,7 +13,7 @@ from jdrop.statistics.intervals import (
     skewness,
     standard_error,
 )
-from jdrop.statistics.refusals import refusal_of_effects
+from jdrop.statistics.refusals import refusal
 
 
 @dataclass(frozen=True)
@@ -155,9 +155,16 @@ class EnsembleCurve:
             low = high = 1.0
         elif high == largest:
             high = math.inf
+        low, high = min(low, value), max(high, value)
         means = self._example_means_at(min(value, largest)) - losses.mean(0)
-        refusal = refusal_of_effects(len(losses), means)
-        return EnsembleEquivalent(value, min(low, value), max(high, value), int(largest), refusal)
+        # An end excludes sizes at which the curve lies above or below the method.
+        claims = [
+            claim
+            for claim, excludes in (("above", low > 1), ("below", high < math.inf))
+            if excludes
+        ]
+        reason = refusal(len(losses), means, claims, tolerance)
+        return EnsembleEquivalent(value, low, high, int(largest), reason)
 
     def _example_means_at(self, size: float) -> np.ndarray:
         """The mean losses `[example]` of ensembles of a size, linear between those measured."""

@@ -5,7 +5,6 @@ import dataclasses
 import io
 import itertools
 import json
-import math
 import re
 
 import made_up
@@ -295,7 +294,7 @@ def test_unreliable_scores_are_marked_and_have_no_worth(comparison):
     assert scores["calibrated NLL, nats"].endswith("†")
     assert not scores["NLL, nats"].endswith("†")
     assert cells(tables.worth_table(changed), "one dropout")["calibrated NLL"] == "n/a"
-    assert "†: unreliable" in page.render("report.md.jinja", changed, [])
+    assert "marked † are unreliable" in page.render("report.md.jinja", changed, [])
     assert "†" not in page.render("report.md.jinja", comparison, [])
 
 

@@ -378,16 +378,6 @@ def test_groups_are_named_or_examples_are_said_to_be_independent(comparison):
     assert cautions_on(grouped, "The writer 7 alone carries 74 % of the difference.")
 
 
-def test_unreliable_scores_are_one_caution(comparison):
-    assert not cautions_on(comparison, "unreliable")
-    simple = made_up.with_point(comparison, "logistic-regression", unreliable=["calibrated_nll"])
-    assert not cautions_on(simple, "unreliable")
-    changed = comparison
-    for name in ("dropout", "wide"):
-        changed = made_up.with_point(changed, name, unreliable=["calibrated_nll"])
-    assert len(cautions_on(changed, "unreliable")) == 1
-
-
 def printed(compared, width=80):
     text = io.StringIO()
     Console(width=width, file=text).print(report.terminal(compared))

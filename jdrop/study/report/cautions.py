@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from jdrop.study.report.numbers import (
-    MARK,
     difference_text,
     mean_text,
     share_text,
@@ -29,7 +28,6 @@ def cautions(comparison: Comparison) -> list[str]:
         *_same_epochs(comparison),
         *_influence(comparison),
         *_independence(comparison),
-        *_unreliable(comparison),
     ]
 
 
@@ -197,17 +195,6 @@ def _independence(comparison: Comparison) -> list[str]:
     return [
         "Intervals and tests take the test examples as independent. If several come from one "
         "source, such as a writer or a patient, the intervals are too narrow without groups."
-    ]
-
-
-def _unreliable(comparison: Comparison) -> list[str]:
-    networks = [point for method, point in comparison.table if not method.is_baseline]
-    if not any(point.unreliable for point in networks):
-        return []
-    return [
-        f"Scores marked {MARK} are unreliable and have no worth. Calibration fits a temperature on "
-        "half of the test examples. It fails where every prediction of a half is right, and where "
-        "the halves are small."
     ]
 
 

@@ -11,7 +11,7 @@ from jdrop.study.report.cautions import cautions
 from jdrop.study.report.csv_files import scores_csv, sweep_csv
 from jdrop.study.report.figures import FIGURES
 from jdrop.study.report.figures.svg import inline_svg
-from jdrop.study.report.numbers import MARK, margin_text
+from jdrop.study.report.numbers import margin_text
 from jdrop.study.report.sentence import sentence
 from jdrop.study.report.tables import (
     difference_table,
@@ -109,7 +109,6 @@ def render(template: str, comparison: Comparison, images: list[dict[str, str]]) 
         f"{SCORES[score].title} {margin_text(score, margin)}"
         for score, margin in comparison.margins.items()
     ]
-    is_marked = any(point.unreliable for _, point in comparison.table)
     notes = {
         "Differences to plain networks": "In brackets: 95 % intervals for new trainings and new "
         "test examples; less is better. The verdict asks whether a method is as good as the "
@@ -119,7 +118,7 @@ def render(template: str, comparison: Comparison, images: list[dict[str, str]]) 
         "none of these. Refused: too few data. p is the p-value of what the verdict says. Margins: "
         f"{', '.join(margins)}.",
         "Scores": f"{score_note(comparison)} Lower scores are better. Averages are arithmetic "
-        "means of probabilities." + (f" {MARK}: unreliable." if is_marked else ""),
+        "means of probabilities.",
         "Worth in plain networks": "How many plain networks must be averaged to score as well, "
         "with its 95 % interval. ≤1: one does. >: all are too few. Not resolved: the interval "
         "holds every count, or the data are too few.",

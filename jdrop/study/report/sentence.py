@@ -159,7 +159,7 @@ def _controls(comparison: Comparison, point: Point) -> str:
     texts = []
     for method in comparison.methods:
         control = method.points[0]
-        if not (method.is_control and _costs_one_network(method, control, point)):
+        if not (method.is_control and _costs_one_network(comparison, method, point)):
             continue
         if not _does_as_well(control, point, score):
             continue
@@ -177,17 +177,17 @@ def _controls(comparison: Comparison, point: Point) -> str:
     return f"{named[0].upper()}{named[1:]} {'do' if len(texts) > 1 else 'does'} better."
 
 
-def _costs_one_network(method: MethodResult, control: Point, headline: Point) -> bool:
-    """Whether a control is one network, no wider and trained no longer than it needs to be."""
-    if control.size != 1 or method.unit != "networks":
+def _costs_one_network(comparison: Comparison, method: MethodResult, headline: Point) -> bool:
+    """Whether a control is one network, no wider and no longer trained than the rule allows."""
+    control = method.points[0]
+    if len(method.points) != 1 or method.unit != "networks":
         return False
-    cost, limit = control.cost, headline.cost
-    if cost is None or limit is None:
+    if control.cost is None or headline.cost is None:
         return True
-    # Half as much again: each method has epochs of its own.
-    return (
-        cost.parameters <= 1.05 * limit.parameters and cost.train_flops <= 1.5 * limit.train_flops
-    )
+    is_wider = control.cost.parameters > 1.05 * headline.cost.parameters
+    # Where each method has its own epochs, no method is trained longer than is best for it.
+    is_longer = comparison.same_epochs is None and (control.epochs or 0) > (headline.epochs or 0)
+    return not is_wider and not is_longer
 
 
 def _does_as_well(control: Point, headline: Point, score: str) -> bool:

@@ -115,6 +115,12 @@ def score_note(comparison: Comparison) -> str:
     sentences.append(
         f"{profiled} of the first networks of each replicate, as many as the row says."
     )
+    if any(point.unreliable for _, point in comparison.table):
+        sentences.append(
+            f"Scores marked {MARK} are unreliable and have no worth. Calibration fits a "
+            "temperature on half of the test examples. It fails where every prediction of a half "
+            "is right, and where the halves are small."
+        )
     if comparison.has_costs:
         sentences.append(
             "FLOPs are multiples of one plain network's. Search: the cross-validation that chose "
