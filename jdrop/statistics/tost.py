@@ -76,6 +76,8 @@ def equivalence_test(differences: np.ndarray, margin: float) -> EquivalenceTest:
 
     The 90 % interval is wider than that of `crossed_interval`: both its ends allow for a further
     skewness of $2 \rho^{3/2} / \sqrt R$, where replicates have the share $\rho$ of the variance.
+    In studies simulated by `scripts/coverage.py`, with 3, 5 or 10 replicates, each of the two tests
+    was wrong in at most 5.5 %. With 2 replicates every verdict is refused.
 
     Args:
         differences: `[replicate, example]`: the losses of the first method less those of the
