@@ -138,7 +138,7 @@ def worth_sentence(comparison: Comparison, method: MethodResult, point: Point) -
             f"estimate more than {largest}."
         )
     if worth.value == 1:
-        if worth.high == 1:
+        if worth.high < 1.05:  # It would read "at most 1.0".
             return f"{is_worth} no more than one plain network."
         return (
             f"{is_worth} at most {worth.high:.1f} plain networks (95 % interval), by the best "
