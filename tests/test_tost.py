@@ -98,9 +98,12 @@ def on_one_example(loss):
     [
         # One example stands against the claim: other test sets may hold more of its kind.
         (1.0, 0.0, "refused"),
-        (1.0, -9.0, "refused"),
-        (-1.0, 9.0, "refused"),
+        (9.0, -9.0, "refused"),
+        (-9.0, 9.0, "refused"),
         (-1.0, 0.0, "refused"),
+        # It stands against the claim less than the others, and beyond the margin like them.
+        (1.0, -9.0, "better"),
+        (-1.0, 9.0, "worse"),
         # One example stands for it, and the claim holds without it.
         (-1.0, -9.0, "better"),
         (1.0, 9.0, "worse"),

@@ -19,13 +19,18 @@ tail that no test example shows cannot be refused.
 
 
 def refusal(
-    num_replicates: int, means: np.ndarray, claims: Collection[str], negligible: float = 0.0
+    num_replicates: int,
+    means: np.ndarray,
+    claims: Collection[str],
+    negligible: float = 0.0,
+    limit: float = 0.0,
 ) -> str | None:
     """Says why differences allow no claim: too few replicates or examples, or few that matter.
 
     A claim that the mean is below a value errs if examples with large differences are rare, since
     the test set may hold too few. Rare small differences only make it careful. For a claim that the
-    mean is above a value, it is the other way round.
+    mean is above a value, it is the other way round. Where every example is beyond the limit on one
+    side, few examples cannot carry the difference.
 
     Args:
         num_replicates: how many replicates there are.
@@ -33,6 +38,7 @@ def refusal(
             or of groups.
         claims: what is claimed: that the mean is "below" a value, "above" a value, both or none.
         negligible: a mean absolute deviation between examples that is as good as none.
+        limit: the size of a difference that is claimed, not negative.
 
     Returns:
         A sentence, or None if the claims can be made.
@@ -48,6 +54,8 @@ def refusal(
             f"There are {len(means)} test examples or groups: a claim needs at least "
             f"{MIN_EXAMPLES}."
         )
+    if means.min() > limit or means.max() < -limit:
+        return None
     deviations = means - means.mean()
     tail_against = "below" if (deviations**3).sum() > 0 else "above"
     if tail_against not in claims or np.abs(deviations).mean() <= negligible:

@@ -107,7 +107,7 @@ def equivalence_test(differences: np.ndarray, margin: float) -> EquivalenceTest:
     test = EquivalenceTest(interval, margin, None)
     claims = CLAIMS.get(test.verdict, ())
     # Deviations of a thousandth of the margin, such as those by rounding, change no verdict.
-    reason = refusal(len(differences), differences.mean(0), claims, margin / 1000)
+    reason = refusal(len(differences), differences.mean(0), claims, margin / 1000, margin)
     if reason is not None:
         return replace(test, refusal=reason)
     below_margin = float(estimated.p_value(margin, "below"))

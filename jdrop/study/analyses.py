@@ -29,6 +29,7 @@ class Influence:
         largest_group: name of the group of examples that carries most of the difference; None
             without groups.
         largest_group_share: its share of the difference.
+        without_largest_group: the mean difference of the examples of the other groups.
         differences: sorted differences of the examples; of more than 1,001 examples, quantiles at
             equal distances.
         cumulative: sums of the sorted differences over the number of examples, at the same places:
@@ -46,6 +47,7 @@ class Influence:
     without: dict[str, float]
     largest_group: str | None
     largest_group_share: float | None
+    without_largest_group: float | None
     differences: list[float]
     cumulative: list[float]
 

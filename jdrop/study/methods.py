@@ -71,7 +71,8 @@ class Method:
         tuned_as: the method whose epochs this one has, if it predicts with the same networks.
         stops_early: whether cross-validation chooses the epochs even where all others have the
             epochs of the settings.
-        only_same_epochs: whether the method says nothing where each method has its own epochs.
+        only_same_epochs: whether the method says nothing where each method has its own epochs. If
+            this holds for all methods of a group, a tuned run leaves the group out.
         table_sizes: `table_sizes(num_members, budget)`: sizes of averages that tables show.
         color: in figures, each method's own; colors remain distinct for color-blind readers (Okabe
             and Ito, then Tol).

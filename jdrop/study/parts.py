@@ -56,6 +56,7 @@ class DataPart:
         train_labels: `[train_size]`.
         group_name: what one group of examples is; None where they are taken as independent.
         test_groups: int32 `[test_size]`, from 0; None without groups.
+        groups_in_training: whether a group of test examples has training examples too.
     """
 
     name: str
@@ -71,6 +72,7 @@ class DataPart:
     train_labels: Labels
     group_name: str | None = None
     test_groups: Labels | None = None
+    groups_in_training: bool = False
 
     @property
     def metadata(self) -> dict[str, Any]:

@@ -166,6 +166,8 @@ def _specs(
     for group in network_groups():
         if group.is_control and not settings.controls:
             continue
+        if settings.tune and all(method.only_same_epochs for method in methods_of(group)):
+            continue
         try:
             specs.append((group, group.make_spec(settings, model, inputs)))
         except LeftOutError as error:
@@ -212,6 +214,7 @@ class _Work:
             train_labels=data.train_labels,
             group_name=data.group_name,
             test_groups=data.test_groups,
+            groups_in_training=_are_in_training(data),
         )
 
     def tuning_part(self, group: NetworkGroup, spec: NetworkSpec) -> TuningPart:
@@ -414,6 +417,13 @@ class _Work:
         )
         variables = trained.variables[self.settings.epochs]
         return self.predictor.predict(None, spec.network, variables, self.data.test_inputs)
+
+
+def _are_in_training(data: Dataset) -> bool:
+    """Whether a group of test examples has training examples too."""
+    if data.train_groups is None or data.test_groups is None:
+        return False
+    return bool(np.isin(data.test_groups, data.train_groups).any())
 
 
 def _without_rate(values: Mapping[str, float]) -> dict[str, float]:

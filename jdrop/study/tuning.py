@@ -49,10 +49,7 @@ class Choice:
 
 def needs_search(group: NetworkGroup, settings: Settings) -> bool:
     """Whether cross-validation chooses something for a method of the group."""
-    methods = methods_of(group)
-    if settings.tune:
-        return not all(method.only_same_epochs for method in methods)
-    return any(method.weight_decays for method in methods)
+    return settings.tune or any(method.weight_decays for method in methods_of(group))
 
 
 def candidates(settings: Settings) -> tuple[int, ...]:

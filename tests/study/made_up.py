@@ -168,6 +168,7 @@ def influence(method_losses, plain_losses, against, score):
         without={str(count): float(differences[count:].mean()) for count in (1, 5, 10)},
         largest_group=None,
         largest_group_share=None,
+        without_largest_group=None,
         differences=differences.tolist(),
         cumulative=(differences.cumsum() / len(differences)).tolist(),
     )

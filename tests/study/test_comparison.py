@@ -77,7 +77,7 @@ def test_every_method_is_there_with_its_sizes(comparison):
         "constant": [1],
     }
     same_epochs = {method.name for method in comparison.same_epochs}
-    assert same_epochs == {*sizes, "long", "early-stopping"}
+    assert same_epochs == {*sizes, "early-stopping"}
     assert comparison.replicates == 2
     for method, point in itertools.chain.from_iterable(
         [(method, point) for point in method.points] for method in comparison.methods
@@ -114,7 +114,6 @@ def test_costs_are_those_of_the_networks(comparison):
     # Half of the only hidden layer is not computed; drawing the mask costs nothing that counts.
     assert cost("dropout-thinned").train_flops < 0.7 * one.train_flops
     assert cost("dropout-thinned").predict_flops == one.predict_flops
-    assert cost("long").train_flops == pytest.approx(2 * cost("dropout").train_flops)
     assert cost("small", 2).parameters <= parameters
     assert cost("wide").parameters <= 2 * parameters
     assert cost("wide").parameters > 1.8 * parameters

@@ -47,6 +47,7 @@ def test_the_group_with_the_largest_share_is_named():
     result = carried_by([-6.0, 1.0, -3.0, 0.0], np.array([4, 4, 7, 7]))
     assert result.largest_group == "4"
     assert result.largest_group_share == 5 / 8
+    assert result.without_largest_group == -3 / 2
 
 
 def test_many_examples_are_shown_by_quantiles():

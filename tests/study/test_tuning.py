@@ -207,7 +207,7 @@ def test_the_networks_that_are_compared_train_on_all_examples(finished, data):
 def test_both_views_are_evaluated(finished):
     comparison = evaluate(finished)
     for method in comparison.same_epochs:
-        if method.name not in ("long", "early-stopping"):
+        if method.name != "early-stopping":
             assert {point.epochs for point in method.points} == {4}
     for curve in comparison.tuning:
         if curve.chosen is not None:
@@ -233,5 +233,6 @@ def test_without_tuning_only_controls_search(data, tmp_path):
     comparison = evaluate(run_folder)
     assert comparison.same_epochs is None
     assert comparison.method("plain").points[0].epochs == 4
+    assert comparison.method("long").points[0].epochs == 8
     assert comparison.method("weight-decay").points[0].cost.search_flops > 0
     assert comparison.method("early-stopping").points[0].epochs <= 4

@@ -191,6 +191,7 @@ def of_predictions(
             "ood_name": None,
             "group_name": None if groups is None else "group",
             "num_groups": None if groups is None else len(np.unique(groups)),
+            "groups_in_training": False,
         },
         versions=versions(),
         seconds={},

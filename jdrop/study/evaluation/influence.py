@@ -45,12 +45,13 @@ def influence(
         for count in REMOVED
         if count < num_examples
     }
-    largest_group = largest_group_share = None
+    largest_group = largest_group_share = without_largest_group = None
     if groups is not None and mean != 0:
         names, index = np.unique(groups, return_inverse=True)
         sums = np.bincount(index, weights=differences) / (mean * num_examples)
         largest_group = str(names[sums.argmax()])
         largest_group_share = float(sums.max())
+        without_largest_group = float(differences[index != sums.argmax()].mean())
     ordered = np.sort(differences)
     num_places = min(num_examples, MAX_DIFFERENCES)
     places = np.linspace(0, num_examples - 1, num_places).round().astype(int)
@@ -66,6 +67,7 @@ def influence(
         without=without,
         largest_group=largest_group,
         largest_group_share=largest_group_share,
+        without_largest_group=without_largest_group,
         differences=ordered[places].tolist(),
         cumulative=(np.cumsum(ordered)[places] / num_examples).tolist(),
     )
