@@ -151,7 +151,8 @@ def test_an_entry_is_all_that_a_new_method_needs(tmp_path, monkeypatch):
     assert ("training toy networks", 1, 1) in progress
     comparison = evaluate(run_folder)
     assert [method.name for method in comparison.methods] == [
-        "plain", "dropout", "monte-carlo", "weight-scaling", "dropout-thinned", "toy"
+        "plain", "dropout", "monte-carlo", "weight-scaling", "dropout-thinned", "toy",
+        "logistic-regression", "constant",
     ]  # fmt: skip
     toy = comparison.method("toy")
     assert (toy.label, toy.unit, toy.table) == ("{n} toys", "networks", [2])
