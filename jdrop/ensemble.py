@@ -42,7 +42,7 @@ def init_ensemble(
     key: Array,
     network: Any,
     optimizer: optax.GradientTransformation,
-    inputs: ArrayLike,
+    inputs: Any,
     *,
     ensemble_size: int,
     loss_fn: LossFn = cross_entropy,
@@ -53,7 +53,8 @@ def init_ensemble(
         key: consumed.
         network: a network with an `init_fn`.
         optimizer: any optax optimizer.
-        inputs: example inputs, `[batch, ...]`; their shape and dtype matter.
+        inputs: example inputs, `[batch, ...]` or any pytree of such arrays; their shapes and dtypes
+            matter.
         ensemble_size: the number of members.
         loss_fn: see `TrainState.create`.
 
@@ -71,7 +72,7 @@ def init_ensemble(
         )
 
     def member(key: Array) -> TrainState:
-        variables = network.init(key, jnp.asarray(inputs))
+        variables = network.init(key, inputs)
         return TrainState.create(network, variables, optimizer, loss_fn)
 
     return jax.vmap(member)(member_keys(key, ensemble_size))
@@ -81,13 +82,13 @@ def init_ensemble(
 def fit_ensemble(
     key: Array,
     state: TrainState,
-    inputs: ArrayLike,
-    labels: ArrayLike,
+    inputs: Any,
+    labels: Any,
     *,
     num_epochs: int,
     batch_size: int,
     rows: ArrayLike | None = None,
-) -> tuple[TrainState, Float[Array, "member epoch"]]:
+) -> tuple[TrainState, Any]:
     """Trains all members at once: `jdrop.train.fit`, vmapped across their keys.
 
     Every member sees all examples, or its `rows` of them, in its own order and with its own masks.
@@ -97,15 +98,16 @@ def fit_ensemble(
     Args:
         key: consumed.
         state: from `init_ensemble`, or from an earlier call of this function.
-        inputs: all training inputs, `[example, ...]`.
-        labels: all training labels, `[example, ...]`.
+        inputs: all training inputs, an array `[example, ...]` or any pytree of such arrays.
+        labels: all training labels, an array `[example, ...]` or any pytree of such arrays.
         num_epochs: the number of passes over the examples.
         batch_size: the number of examples in a step of a member.
         rows: integers `[member, row]`, the examples of each member's epochs, for bagging or
             cross-validation; see `jdrop.train.fit`.
 
     Returns:
-        The trained members, and the mean training loss of each member and epoch.
+        The trained members, and the mean training loss of each member and epoch, `[member, epoch]`;
+        with a `loss_fn` that returns `(losses, aux)`, a tuple as in `jdrop.train.fit`.
 
     Raises:
         ValueError: a state without a member axis; rows for another number of members; the errors of
@@ -151,7 +153,7 @@ def predict(
     key: Array | None,
     network: ApplyFn,
     variables: Variables,
-    inputs: ArrayLike,
+    inputs: Any,
     *,
     regression: bool = False,
 ) -> Float[Array, "member batch ..."]:
@@ -162,7 +164,7 @@ def predict(
             without dropout.
         network: an `apply_fn`; it returns logits `[batch, class]`, or with `regression` anything.
         variables: of all members, with a leading member axis: `state.variables`.
-        inputs: `[batch, ...]`.
+        inputs: `[batch, ...]`, or any pytree of such arrays.
         regression: whether to return the outputs as they are; they cannot be told from logits if
             there are several.
 
@@ -172,10 +174,10 @@ def predict(
         with `outputs.mean(0)`.
 
     Raises:
+        TypeError: a network whose outputs are not one array.
         ValueError: arrays whose first axes differ, or that have none: variables of one network;
             outputs without a class axis or of a single class, unless `regression`.
     """
-    inputs = jnp.asarray(inputs)
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(variables)}
     if len(sizes) != 1 or sizes == {()}:
         raise ValueError(
