@@ -204,7 +204,7 @@ def test_refusals_of_other_rows_are_one_caution(comparison):
     reason = "A few test examples carry the difference."
     refused = with_refusal(with_refusal(comparison, "wide", reason), "weight-decay", reason)
     (caution,) = (text for text in report.cautions(refused) if reason in text)
-    assert "one wide plain and weight decay are refused" in caution
+    assert "weight decay and one wide plain are refused" in caution
     assert reason not in report.sentence(refused)
 
 
@@ -316,7 +316,7 @@ def test_a_long_list_of_methods_is_shortened(comparison):
         for name in names
     ]
     (text,) = cautions_on(dataclasses.replace(comparison, tuning=tuning), "cross-validation")
-    assert "one plain (20), one dropout (20), dropout, 50 masks (20) and 3 others." in text
+    assert "one plain (20); one dropout (20); dropout, 50 masks (20) and 3 others." in text
 
 
 def test_without_tuning_the_learning_curves_tell_the_wrong_length(comparison):

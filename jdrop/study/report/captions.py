@@ -97,10 +97,10 @@ def captions(comparison: Comparison) -> dict[str, str]:
         ),
     }
     if comparison.mask_curve is not None:
+        needed = comparison.mask_curve.masks_needed[score]
         texts["mask_curve"] = (
-            "Weight scaling needs a single prediction of the network. In "
-            f"{title} the average over masks needs {comparison.mask_curve.masks_needed[score]} "
-            "masks to score as well."
+            "Weight scaling needs a single prediction of the network. How many masks score as well "
+            f"in {title}: {needed}. Both are of the same networks."
         )
     if comparison.exact is not None:
         texts["exact"] = _exact_caption(comparison.exact)

@@ -45,11 +45,11 @@ def _refusals(comparison: Comparison) -> list[str]:
             continue
         for reason in reasons - said - {None}:
             refused.setdefault(str(reason), []).append(method.title(point.size))
-    titles = sorted({title for names in refused.values() for title in names})
+    titles = list(dict.fromkeys(title for names in refused.values() for title in names))
     if not titles:
         return []
     return [
-        f"Verdict and worth of {_listed(titles)} are refused where the data are too few. "
+        f"Verdict and worth of {_shortened(titles)} are refused where the data are too few. "
         f"{next(iter(refused))}"
     ]
 
@@ -199,13 +199,17 @@ def _independence(comparison: Comparison) -> list[str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    if len(names) == 1:
+        return names[0]
+    # Labels such as "dropout, 50 masks" hold a comma.
+    comma = "; " if any("," in name for name in names) else ", "
+    return f"{comma.join(names[:-1])} and {names[-1]}"
 
 
 def _shortened(names: Sequence[str]) -> str:
     if len(names) <= MAX_NAMES:
         return _listed(names)
-    return f"{', '.join(names[: MAX_NAMES - 1])} and {len(names) - MAX_NAMES + 1} others"
+    return _listed([*names[: MAX_NAMES - 1], f"{len(names) - MAX_NAMES + 1} others"])
 
 
 def _counted(count: int, noun: str) -> str:

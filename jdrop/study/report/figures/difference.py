@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from jdrop.study.analyses import Influence
 from jdrop.study.report.figures.style import (
@@ -75,6 +76,7 @@ def difference(comparison: Comparison) -> Figure | None:
             fontsize=9.5,
             transform=axes.get_xaxis_transform(),
         )
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     add_grid(axes)
     axes.grid(visible=False, axis="y")
     return figure

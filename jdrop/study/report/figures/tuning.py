@@ -1,7 +1,7 @@
 """The figure of the cross-validation that chose the epochs."""
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
 from jdrop.study.analyses import TuningCurve
 from jdrop.study.report.figures.style import (
@@ -49,8 +49,9 @@ def tuning(comparison: Comparison) -> Figure | None:
     highest = max(max(curve.losses[-1], 1.3 * min(curve.losses)) for curve in curves)
     axes.set_ylim(lowest / 1.05, highest * 1.1)
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
     epochs = sorted({epochs for curve in curves for epochs in curve.epochs})
     axes.set_xscale("log")
     axes.set_xticks(epochs)
