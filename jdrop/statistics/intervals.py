@@ -178,8 +178,8 @@ def skewness(
     """Twice the skewness of means, from the third cumulants of replicates' and of examples' means.
 
     The third cumulant of a mean of `n` independent values is theirs divided by `n**2`, and those of
-    independent effects add up. Small samples show too little skewness: the large values that make
-    it are rare. `scripts/coverage.py` finds the right coverage with twice the estimate.
+    independent effects add up. It is twice the estimate, since small samples show too little
+    skewness: the large values that make it are rare.
     """
     num_replicates, num_examples = shape
     cumulant = replicate_cumulants / num_replicates**2 + example_cumulants / num_examples**2
