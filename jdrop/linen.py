@@ -289,7 +289,7 @@ class _Interceptor:
 
 def _features_of_given_weights(layer: nn.Module) -> dict[str, Any]:
     """The attribute `features` that fits the weights given, against which Flax checks them."""
-    kernel = layer.variables.get("params", {}).get("kernel")
+    kernel = nn.meta.unbox(layer.variables.get("params", {}).get("kernel"))
     if kernel is None:
         return {}
     match layer:

@@ -204,7 +204,8 @@ def _updated(before: Any, after: Any) -> Any:
             name: _updated(value, after[name]) if name in after else value
             for name, value in before.items()
         }
-    return after if jax.tree.structure(before) == jax.tree.structure(after) else before
+    structure_before, structure_after = map(jax.tree.structure, (before, after))
+    return after if structure_before == structure_after else before
 
 
 def dropout_sites(network: Network, variables: Any, inputs: Any) -> tuple[DropoutSite, ...]:

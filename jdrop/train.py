@@ -128,15 +128,13 @@ def weighted(loss_fn: LossFn) -> LossFn:
         >>> loss_fn = weighted(cross_entropy)
         >>> labels = jnp.array([[0, 1, -1], [1, -1, -1]])
         >>> logits = jnp.zeros((2, 3, 2))
-        >>> float(loss_fn(logits, (labels, labels >= 0)).round(4))
+        >>> round(float(loss_fn(logits, (labels, labels >= 0))), 4)
         0.6931
     """
     return _Weighted(loss_fn)
 
 
-def _compute_losses(
-    loss_fn: LossFn, outputs: Any, labels: Any
-) -> tuple[Array, tuple[()] | tuple[Any]]:
+def _compute_losses(loss_fn: LossFn, outputs: Any, labels: Any) -> tuple[Array, tuple[Any, ...]]:
     """The losses, and a tuple that holds the auxiliary outputs, if there are any.
 
     Raises if the losses are not those of the examples.
@@ -157,7 +155,7 @@ def _compute_losses(
             "size of the batch, as they do if [batch, 1] meets [batch]; give outputs and labels "
             "the same shape, for instance with `outputs[:, 0]`."
         )
-    return losses, tuple(aux)  # type: ignore[return-value]
+    return losses, tuple(aux)
 
 
 def _pairs(losses: Array, loss_fn: LossFn, outputs: Any, labels: Any) -> bool:
