@@ -3,6 +3,7 @@
 Member `i` depends only on the key and `i`, not on the number of members.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,9 +17,9 @@ from jdrop import train
 from jdrop.annotations import Float
 from jdrop.network import ApplyFn, Network, Variables
 from jdrop.network import predict as predict_member
-from jdrop.train import LossFn, TrainState, cross_entropy
+from jdrop.train import Batch, LossFn, TrainState, cross_entropy
 
-__all__ = ["fit_ensemble", "init_ensemble", "member_keys", "predict"]
+__all__ = ["fit_ensemble", "init_ensemble", "member_keys", "predict", "train_step"]
 
 
 def member_keys(key: Array, ensemble_size: int) -> Array:
@@ -78,7 +79,90 @@ def init_ensemble(
     return jax.vmap(member)(member_keys(key, ensemble_size))
 
 
-@partial(jax.jit, static_argnames=("num_epochs", "batch_size"))
+@partial(jax.jit, static_argnames=("member_batches", "batching"))
+def train_step(
+    key: Array,
+    state: TrainState,
+    batch: Batch,
+    *,
+    member_batches: bool = False,
+    batching: str = "vmap",
+) -> tuple[TrainState, Any]:
+    """One step of all members: `jdrop.train.train_step`, mapped over them, for a loop of your own.
+
+    The function is compiled once for each shape of the batch. Give it a new key at each step, such
+    as `fold_in(key, step)`.
+
+    Args:
+        key: consumed; member `i` draws its masks from `fold_in(key, i)`.
+        state: from `init_ensemble`, or from an earlier step.
+        batch: a tuple of inputs and labels, each an array `[batch, ...]` or any pytree of such
+            arrays. All members share the batch.
+        member_batches: whether each member has its own batch, `[member, batch, ...]`.
+        batching: "vmap" or "scan"; see `fit_ensemble`.
+
+    Returns:
+        The members after the step, and the mean loss of each before it, `[member]`; with a
+        `loss_fn` that returns `(losses, aux)`, a tuple as in `jdrop.train.train_step`.
+
+    Raises:
+        TypeError: no key, which would train without dropout.
+        ValueError: a state without a member axis; batches for another number of members; an unknown
+            `batching`; the errors of `jdrop.train.train_step`.
+
+    Example:
+        >>> def init_fn(key, inputs):
+        ...     return {"params": jax.random.normal(key, (inputs.shape[1], 2))}
+        >>> network = Network(lambda variables, x, key: x @ variables["params"], init_fn)
+        >>> inputs, labels = jnp.eye(4), jnp.array([0, 1, 0, 1])
+        >>> init_key, train_key = jax.random.split(jax.random.key(0))
+        >>> state = init_ensemble(init_key, network, optax.adam(0.1), inputs, ensemble_size=3)
+        >>> for step, rows in enumerate([slice(0, 2), slice(2, 4)]):  # A loader of two batches.
+        ...     step_key = jax.random.fold_in(train_key, step)
+        ...     state, losses = train_step(step_key, state, (inputs[rows], labels[rows]))
+        >>> losses.shape, state.step.tolist()
+        ((3,), [2, 2, 2])
+    """
+    if key is None:
+        raise TypeError("train_step needs a key: without one it would train without dropout.")
+    num_members = _count_members(state)
+    keys = member_keys(key, num_members)
+    if not member_batches:
+
+        def step_on_shared_batch(key: Array, state: TrainState) -> tuple[TrainState, Any]:
+            return train.train_step(key, state, batch)
+
+        return _map_members(batching, step_on_shared_batch, keys, state)
+    shapes = [jnp.shape(array) for array in jax.tree.leaves(batch)]
+    if any(shape[:1] != (num_members,) for shape in shapes):
+        raise ValueError(
+            f"each array of batch must be [member, batch, ...] with the {num_members} members of "
+            f"the state, got the shapes {shapes}; leave out `member_batches` if all members share "
+            "the batch."
+        )
+    return _map_members(batching, train.train_step, keys, state, batch)
+
+
+def _count_members(state: TrainState) -> int:
+    """The number of members of a state. Raises if it is that of a single network."""
+    if state.step.ndim != 1:
+        raise ValueError(
+            "state must have a member axis, as `init_ensemble` makes it, got one of a single "
+            "network; train that with `jdrop.train.fit` or `jdrop.train.train_step`."
+        )
+    return state.step.shape[0]
+
+
+def _map_members(batching: str, f: Callable[..., Any], *arguments: Any) -> Any:
+    """Maps `f` over the first axis of its arguments, at once or one member after another."""
+    if batching == "vmap":
+        return jax.vmap(f)(*arguments)
+    if batching == "scan":
+        return jax.lax.map(lambda member: f(*member), arguments)
+    raise ValueError(f"batching must be 'vmap' or 'scan', got {batching!r}.")
+
+
+@partial(jax.jit, static_argnames=("num_epochs", "batch_size", "batching"))
 def fit_ensemble(
     key: Array,
     state: TrainState,
@@ -88,6 +172,7 @@ def fit_ensemble(
     num_epochs: int,
     batch_size: int,
     rows: ArrayLike | None = None,
+    batching: str = "vmap",
 ) -> tuple[TrainState, Any]:
     """Trains all members at once: `jdrop.train.fit`, vmapped across their keys.
 
@@ -104,14 +189,17 @@ def fit_ensemble(
         batch_size: the number of examples in a step of a member.
         rows: integers `[member, row]`, the examples of each member's epochs, for bagging or
             cross-validation; see `jdrop.train.fit`.
+        batching: "vmap" trains all members in one batched program. "scan" trains one member after
+            another in the same program, up to the same rounding. "scan" is faster where batching
+            is slow: convolutions with kernels of many members become grouped convolutions.
 
     Returns:
         The trained members, and the mean training loss of each member and epoch, `[member, epoch]`;
         with a `loss_fn` that returns `(losses, aux)`, a tuple as in `jdrop.train.fit`.
 
     Raises:
-        ValueError: a state without a member axis; rows for another number of members; the errors of
-            `jdrop.train.fit`.
+        ValueError: a state without a member axis; rows for another number of members; an unknown
+            `batching`; the errors of `jdrop.train.fit`.
 
     Example:
         >>> def init_fn(key, inputs):
@@ -126,12 +214,7 @@ def fit_ensemble(
         >>> predict(None, network, state.variables, inputs).shape
         (3, 4, 2)
     """
-    if state.step.ndim != 1:
-        raise ValueError(
-            "state must have a member axis, as `init_ensemble` makes it, got one of a single "
-            "network; train that with `jdrop.train.fit`."
-        )
-    num_members = state.step.shape[0]
+    num_members = _count_members(state)
     member_rows = None if rows is None else jnp.asarray(rows)
     if member_rows is not None and member_rows.shape[:1] != (num_members,):
         raise ValueError(
@@ -145,7 +228,7 @@ def fit_ensemble(
             key, state, inputs, labels, num_epochs=num_epochs, batch_size=batch_size, rows=rows
         )
 
-    return jax.vmap(fit_member)(keys, state, member_rows)
+    return _map_members(batching, fit_member, keys, state, member_rows)
 
 
 @partial(jax.jit, static_argnames=("network", "regression"))

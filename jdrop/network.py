@@ -204,8 +204,8 @@ def _updated(before: Any, after: Any) -> Any:
             name: _updated(value, after[name]) if name in after else value
             for name, value in before.items()
         }
-    structure_before, structure_after = map(jax.tree.structure, (before, after))
-    return after if structure_before == structure_after else before
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (before, after)]
+    return after if structures[0] == structures[1] else before
 
 
 def dropout_sites(network: Network, variables: Any, inputs: Any) -> tuple[DropoutSite, ...]:

@@ -185,11 +185,18 @@ def _read_layers(
 
     program = read_program(replace_unit_dropout(network, tag), variables, inputs)
     weight_indices = {
-        jax.tree_util.keystr(path[1:], simple=True, separator="/"): index
+        _weight_name(path): index
         for index, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(variables))
         if path[0].key == "params"
     }
     return _Layers(program, site_rates, weight_indices)
+
+
+def _weight_name(path: tuple[Any, ...]) -> str:
+    """The path of a weight, without `params` and without Flax's box around the array."""
+    is_boxed = path[-1] == jax.tree_util.GetAttrKey("value")
+    path = path[1:-1] if is_boxed else path[1:]
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _choose_rates(layers: _Layers, requested_rates: Mapping[str, float] | None) -> dict[str, float]:
