@@ -16,6 +16,8 @@ from jdrop.train import TrainState, cross_entropy, fit, train_step, weighted
 
 BATCH_SIZE = 8
 
+STEP = jax.jit(train_step)
+
 
 def make_state(key, outputs_shape, loss_fn, rate=0.0):
     """A linear network whose outputs have this shape, without the batch axis."""
@@ -33,7 +35,7 @@ def squared_error(outputs, labels):
 
 def step(state, labels, key=0):
     inputs = jax.random.normal(jax.random.key(1), (len(jax.tree.leaves(labels)[0]), 4))
-    return train_step(jax.random.key(key), state, (inputs, labels))
+    return STEP(jax.random.key(key), state, (inputs, labels))
 
 
 # Shapes.
@@ -123,7 +125,7 @@ def test_losses_of_each_token_are_averaged(getkey, length):
     )
     tokens = jax.random.randint(getkey(), (BATCH_SIZE, length), 0, 3)
     inputs = jax.random.normal(getkey(), (BATCH_SIZE, 4))
-    _, loss = train_step(getkey(), state, (inputs, tokens))
+    _, loss = STEP(getkey(), state, (inputs, tokens))
     log_probs = np.asarray(jax.nn.log_softmax(state.network(state.variables, inputs, None)))
     expected = [
         log_probs[example, position - 1, tokens[example, position]]
@@ -167,9 +169,9 @@ def test_training_with_weights_of_0_equals_training_without_those_examples(getke
     labels = jnp.array([0, -1, 2, 1, -1, 9, 0, 2])
     kept = np.array([0, 2, 3, 6, 7])
     weights = jnp.array([1, 0, 1, 1, 0, 0, 1, 1]).astype(dtype)
-    padded, padded_loss = train_step(getkey(), state, (inputs, (labels, weights)))
+    padded, padded_loss = STEP(getkey(), state, (inputs, (labels, weights)))
     plain = replace(state, loss_fn=cross_entropy)
-    left_out, loss = train_step(getkey(), plain, (inputs[kept], labels[kept]))
+    left_out, loss = STEP(getkey(), plain, (inputs[kept], labels[kept]))
     assert float(padded_loss) == pytest.approx(float(loss), rel=1e-6)
     np.testing.assert_allclose(
         padded.variables["params"], left_out.variables["params"], rtol=1e-5, atol=1e-6
@@ -253,10 +255,8 @@ def loss_and_accuracy(outputs, labels):
 def test_a_step_returns_the_auxiliary_outputs_of_its_loss(getkey):
     state = make_state(getkey(), (3,), loss_and_accuracy)
     inputs, labels = jax.random.normal(getkey(), (8, 4)), jnp.arange(8) % 3
-    after, (loss, aux) = train_step(getkey(), state, (inputs, labels))
-    plain, plain_loss = train_step(
-        getkey(), replace(state, loss_fn=cross_entropy), (inputs, labels)
-    )
+    after, (loss, aux) = STEP(getkey(), state, (inputs, labels))
+    plain, plain_loss = STEP(getkey(), replace(state, loss_fn=cross_entropy), (inputs, labels))
     assert float(loss) == float(plain_loss)
     np.testing.assert_array_equal(after.variables["params"], plain.variables["params"])
     outputs = state.network(state.variables, inputs, None)

@@ -262,5 +262,5 @@ def test_a_step_takes_inputs_without_a_common_axis(getkey):
         "graph_of_edge": jnp.array([0, 0, 0, 1, 1, 0]),
     }
     state = TrainState.create(Network(apply_fn), {"params": jnp.zeros((4, 3))}, optax.sgd(0.1))
-    _, loss = train_step(getkey(), state, (graph, jnp.array([0, 2])))
+    _, loss = jax.jit(train_step)(getkey(), state, (graph, jnp.array([0, 2])))
     assert float(loss) == pytest.approx(np.log(3), rel=1e-6)
