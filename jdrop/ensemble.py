@@ -3,6 +3,7 @@
 Member `i` depends only on the key and `i`, not on the number of members.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,9 +17,9 @@ from jdrop import train
 from jdrop.annotations import Float
 from jdrop.network import ApplyFn, Network, Variables
 from jdrop.network import predict as predict_member
-from jdrop.train import LossFn, TrainState, cross_entropy
+from jdrop.train import Batch, LossFn, TrainState, cross_entropy
 
-__all__ = ["fit_ensemble", "init_ensemble", "member_keys", "predict"]
+__all__ = ["fit_ensemble", "init_ensemble", "member_keys", "predict", "train_step"]
 
 
 def member_keys(key: Array, ensemble_size: int) -> Array:
@@ -42,7 +43,7 @@ def init_ensemble(
     key: Array,
     network: Any,
     optimizer: optax.GradientTransformation,
-    inputs: ArrayLike,
+    inputs: Any,
     *,
     ensemble_size: int,
     loss_fn: LossFn = cross_entropy,
@@ -53,7 +54,8 @@ def init_ensemble(
         key: consumed.
         network: a network with an `init_fn`.
         optimizer: any optax optimizer.
-        inputs: example inputs, `[batch, ...]`; their shape and dtype matter.
+        inputs: example inputs, `[batch, ...]` or any pytree of such arrays; their shapes and dtypes
+            matter.
         ensemble_size: the number of members.
         loss_fn: see `TrainState.create`.
 
@@ -71,23 +73,107 @@ def init_ensemble(
         )
 
     def member(key: Array) -> TrainState:
-        variables = network.init(key, jnp.asarray(inputs))
+        variables = network.init(key, inputs)
         return TrainState.create(network, variables, optimizer, loss_fn)
 
     return jax.vmap(member)(member_keys(key, ensemble_size))
 
 
-@partial(jax.jit, static_argnames=("num_epochs", "batch_size"))
+@partial(jax.jit, static_argnames=("member_batches", "batching"))
+def train_step(
+    key: Array,
+    state: TrainState,
+    batch: Batch,
+    *,
+    member_batches: bool = False,
+    batching: str = "vmap",
+) -> tuple[TrainState, Any]:
+    """One step of all members: `jdrop.train.train_step`, mapped over them, for a loop of your own.
+
+    The function is compiled once for each shape of the batch. Give it a new key at each step, such
+    as `fold_in(key, step)`.
+
+    Args:
+        key: consumed; member `i` draws its masks from `fold_in(key, i)`.
+        state: from `init_ensemble`, or from an earlier step.
+        batch: a tuple of inputs and labels, each an array `[batch, ...]` or any pytree of such
+            arrays. All members share the batch.
+        member_batches: whether each member has its own batch, `[member, batch, ...]`.
+        batching: "vmap" or "scan"; see `fit_ensemble`.
+
+    Returns:
+        The members after the step, and the mean loss of each before it, `[member]`; with a
+        `loss_fn` that returns `(losses, aux)`, a tuple as in `jdrop.train.train_step`.
+
+    Raises:
+        TypeError: no key, which would train without dropout.
+        ValueError: a state without a member axis; batches for another number of members; an unknown
+            `batching`; the errors of `jdrop.train.train_step`.
+
+    Example:
+        >>> def init_fn(key, inputs):
+        ...     return {"params": jax.random.normal(key, (inputs.shape[1], 2))}
+        >>> network = Network(lambda variables, x, key: x @ variables["params"], init_fn)
+        >>> inputs, labels = jnp.eye(4), jnp.array([0, 1, 0, 1])
+        >>> init_key, train_key = jax.random.split(jax.random.key(0))
+        >>> state = init_ensemble(init_key, network, optax.adam(0.1), inputs, ensemble_size=3)
+        >>> for step, rows in enumerate([slice(0, 2), slice(2, 4)]):  # A loader of two batches.
+        ...     step_key = jax.random.fold_in(train_key, step)
+        ...     state, losses = train_step(step_key, state, (inputs[rows], labels[rows]))
+        >>> losses.shape, state.step.tolist()
+        ((3,), [2, 2, 2])
+    """
+    if key is None:
+        raise TypeError("train_step needs a key: without one it would train without dropout.")
+    num_members = _count_members(state)
+    keys = member_keys(key, num_members)
+    if not member_batches:
+
+        def step_on_shared_batch(key: Array, state: TrainState) -> tuple[TrainState, Any]:
+            return train.train_step(key, state, batch)
+
+        return _map_members(batching, step_on_shared_batch, keys, state)
+    shapes = [jnp.shape(array) for array in jax.tree.leaves(batch)]
+    if any(shape[:1] != (num_members,) for shape in shapes):
+        raise ValueError(
+            f"each array of batch must be [member, batch, ...] with the {num_members} members of "
+            f"the state, got the shapes {shapes}; leave out `member_batches` if all members share "
+            "the batch."
+        )
+    return _map_members(batching, train.train_step, keys, state, batch)
+
+
+def _count_members(state: TrainState) -> int:
+    """The number of members of a state. Raises if it is that of a single network."""
+    if state.step.ndim != 1:
+        raise ValueError(
+            "state must have a member axis, as `init_ensemble` makes it, got one of a single "
+            "network; train that with `jdrop.train.fit` or `jdrop.train.train_step`."
+        )
+    return state.step.shape[0]
+
+
+def _map_members(batching: str, f: Callable[..., Any], *arguments: Any) -> Any:
+    """Maps `f` over the first axis of its arguments, at once or one member after another."""
+    if batching == "vmap":
+        return jax.vmap(f)(*arguments)
+    if batching == "scan":
+        return jax.lax.map(lambda member: f(*member), arguments)
+    raise ValueError(f"batching must be 'vmap' or 'scan', got {batching!r}.")
+
+
+@partial(jax.jit, static_argnames=("num_epochs", "batch_size", "batching"))
 def fit_ensemble(
     key: Array,
     state: TrainState,
-    inputs: ArrayLike,
-    labels: ArrayLike,
+    inputs: Any,
+    labels: Any,
     *,
     num_epochs: int,
     batch_size: int,
     rows: ArrayLike | None = None,
-) -> tuple[TrainState, Float[Array, "member epoch"]]:
+    batching: str = "vmap",
+) -> tuple[TrainState, Any]:
     """Trains all members at once: `jdrop.train.fit`, vmapped across their keys.
 
     Every member sees all examples, or its `rows` of them, in its own order and with its own masks.
@@ -97,19 +183,23 @@ def fit_ensemble(
     Args:
         key: consumed.
         state: from `init_ensemble`, or from an earlier call of this function.
-        inputs: all training inputs, `[example, ...]`.
-        labels: all training labels, `[example, ...]`.
+        inputs: all training inputs, an array `[example, ...]` or any pytree of such arrays.
+        labels: all training labels, an array `[example, ...]` or any pytree of such arrays.
         num_epochs: the number of passes over the examples.
         batch_size: the number of examples in a step of a member.
         rows: integers `[member, row]`, the examples of each member's epochs, for bagging or
             cross-validation; see `jdrop.train.fit`.
+        batching: "vmap" trains all members in one batched program. "scan" trains one member after
+            another in the same program, up to the same rounding. "scan" is faster where batching
+            is slow: convolutions with kernels of many members become grouped convolutions.
 
     Returns:
-        The trained members, and the mean training loss of each member and epoch.
+        The trained members, and the mean training loss of each member and epoch, `[member, epoch]`;
+        with a `loss_fn` that returns `(losses, aux)`, a tuple as in `jdrop.train.fit`.
 
     Raises:
-        ValueError: a state without a member axis; rows for another number of members; the errors of
-            `jdrop.train.fit`.
+        ValueError: a state without a member axis; rows for another number of members; an unknown
+            `batching`; the errors of `jdrop.train.fit`.
 
     Example:
         >>> def init_fn(key, inputs):
@@ -124,12 +214,7 @@ def fit_ensemble(
         >>> predict(None, network, state.variables, inputs).shape
         (3, 4, 2)
     """
-    if state.step.ndim != 1:
-        raise ValueError(
-            "state must have a member axis, as `init_ensemble` makes it, got one of a single "
-            "network; train that with `jdrop.train.fit`."
-        )
-    num_members = state.step.shape[0]
+    num_members = _count_members(state)
     member_rows = None if rows is None else jnp.asarray(rows)
     if member_rows is not None and member_rows.shape[:1] != (num_members,):
         raise ValueError(
@@ -143,7 +228,7 @@ def fit_ensemble(
             key, state, inputs, labels, num_epochs=num_epochs, batch_size=batch_size, rows=rows
         )
 
-    return jax.vmap(fit_member)(keys, state, member_rows)
+    return _map_members(batching, fit_member, keys, state, member_rows)
 
 
 @partial(jax.jit, static_argnames=("network", "regression"))
@@ -151,7 +236,7 @@ def predict(
     key: Array | None,
     network: ApplyFn,
     variables: Variables,
-    inputs: ArrayLike,
+    inputs: Any,
     *,
     regression: bool = False,
 ) -> Float[Array, "member batch ..."]:
@@ -162,7 +247,7 @@ def predict(
             without dropout.
         network: an `apply_fn`; it returns logits `[batch, class]`, or with `regression` anything.
         variables: of all members, with a leading member axis: `state.variables`.
-        inputs: `[batch, ...]`.
+        inputs: `[batch, ...]`, or any pytree of such arrays.
         regression: whether to return the outputs as they are; they cannot be told from logits if
             there are several.
 
@@ -172,10 +257,10 @@ def predict(
         with `outputs.mean(0)`.
 
     Raises:
+        TypeError: a network whose outputs are not one array.
         ValueError: arrays whose first axes differ, or that have none: variables of one network;
             outputs without a class axis or of a single class, unless `regression`.
     """
-    inputs = jnp.asarray(inputs)
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(variables)}
     if len(sizes) != 1 or sizes == {()}:
         raise ValueError(

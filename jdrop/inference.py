@@ -8,7 +8,7 @@ nor need clipping.
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -136,7 +136,7 @@ def pool(
 
 @partial(jax.jit, static_argnames=("network", "regression"))
 def weight_scaling(
-    network: ApplyFn, variables: Variables, inputs: ArrayLike, *, regression: bool = False
+    network: ApplyFn, variables: Variables, inputs: Any, *, regression: bool = False
 ) -> Float[Array, "batch ..."]:
     """Predicts with the deterministic network: all units present, one forward pass.
 
@@ -147,19 +147,20 @@ def weight_scaling(
     Args:
         network: an `apply_fn`; it returns logits `[batch, class]`, or with `regression` anything.
         variables: of one network.
-        inputs: `[batch, ...]`.
+        inputs: `[batch, ...]`, or any pytree of such arrays.
         regression: whether to return the outputs as they are.
 
     Returns:
         Log-probabilities `[batch, class]`, at least float32. With `regression` the outputs.
 
     Raises:
+        TypeError: a network whose outputs are not one array.
         ValueError: outputs without a class axis or of a single class, unless `regression`.
 
     Reference:
         Hinton et al. 2012, arXiv:1207.0580 ("mean network").
     """
-    return predict(None, network, variables, jnp.asarray(inputs), regression=regression)
+    return predict(None, network, variables, inputs, regression=regression)
 
 
 @partial(jax.jit, static_argnames=("network", "num_samples", "regression"))
@@ -167,7 +168,7 @@ def monte_carlo(
     key: Array,
     network: ApplyFn,
     variables: Variables,
-    inputs: ArrayLike,
+    inputs: Any,
     *,
     num_samples: int,
     regression: bool = False,
@@ -182,7 +183,7 @@ def monte_carlo(
         network: an `apply_fn` that draws masks when it has a key; it returns logits
             `[batch, class]`, or with `regression` anything.
         variables: of one network.
-        inputs: `[batch, ...]`.
+        inputs: `[batch, ...]`, or any pytree of such arrays.
         num_samples: how many masks, at least 1.
         regression: whether to average the outputs as they are, not probabilities. For their spread
             over masks, call `jdrop.network.predict` with each `fold_in(key, t)`.
@@ -191,6 +192,7 @@ def monte_carlo(
         Log-probabilities `[batch, class]`, or with `regression` the mean outputs; at least float32.
 
     Raises:
+        TypeError: a network whose outputs are not one array.
         ValueError: fewer than 1 sample; outputs without a class axis or of a single class, unless
             `regression`.
 
@@ -209,7 +211,6 @@ def monte_carlo(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
-    inputs = jnp.asarray(inputs)
 
     def sampled(sample: ArrayLike) -> Array:
         sample_key = jax.random.fold_in(key, sample)

@@ -163,7 +163,7 @@ def _network(module: nn.Module, replace: ReplaceFn | None, attention_dropout: bo
         params_key, dropout_key = jax.random.split(key)
         return {"params": params_key, "dropout": dropout_key}
 
-    def call(bound: nn.Module, inputs: Array, *, running_statistics: bool, **flags: bool) -> Any:
+    def call(bound: nn.Module, inputs: Any, *, running_statistics: bool, **flags: bool) -> Any:
         if replace is not None:
             assert bound.scope is not None
             # `nn.jit` caches by these flags; a fresh number keeps it from reusing a program
@@ -176,16 +176,16 @@ def _network(module: nn.Module, replace: ReplaceFn | None, attention_dropout: bo
 
     call_as_it_is = partial(call, running_statistics=False)
 
-    def init(key: Array, inputs: Array) -> Variables:
+    def init(key: Array, inputs: Any) -> Variables:
         return dict(module.init(rngs(key), inputs, **mode(training=False), method=call_as_it_is))
 
-    def apply(variables: Variables, inputs: Array, key: Array | None) -> Any:
+    def apply(variables: Variables, inputs: Any, key: Array | None) -> Any:
         if key is None:
             return module.apply(variables, inputs, **mode(training=False), method=call_as_it_is)
         sample = partial(call, running_statistics=True)
         return module.apply(variables, inputs, **mode(training=True), rngs=rngs(key), method=sample)
 
-    def apply_train(variables: Variables, inputs: Array, key: Array) -> tuple[Array, Variables]:
+    def apply_train(variables: Variables, inputs: Any, key: Array) -> tuple[Any, Variables]:
         mutable = [name for name in variables if name != "params"]
         flags = mode(training=True)
         outputs, updates = module.apply(
@@ -289,7 +289,7 @@ class _Interceptor:
 
 def _features_of_given_weights(layer: nn.Module) -> dict[str, Any]:
     """The attribute `features` that fits the weights given, against which Flax checks them."""
-    kernel = layer.variables.get("params", {}).get("kernel")
+    kernel = nn.meta.unbox(layer.variables.get("params", {}).get("kernel"))
     if kernel is None:
         return {}
     match layer:

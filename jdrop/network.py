@@ -35,8 +35,11 @@ __all__ = [
 Variables = dict[str, Any]
 """Collections of arrays: `params` is trained, the other collections are state."""
 
-ApplyFn = Callable[[Variables, Array, Array | None], Array]
+ApplyFn = Callable[[Variables, Any, Array | None], Any]
 """`apply_fn(variables, inputs, key)` -> outputs, `[batch, class]` for a classifier.
+
+Inputs are an array `[batch, ...]`, or any pytree of such arrays. So are the outputs in training; a
+prediction must be one array.
 
 With a key the network draws masks; `key=None` is the deterministic network. The presence of the
 key is the mode, so no flag can contradict it.
@@ -117,16 +120,16 @@ class Network:
     """
 
     apply_fn: ApplyFn
-    init_fn: Callable[[Array, Array], Variables] | None = None
-    train_fn: Callable[[Variables, Array, Array], tuple[Array, Variables]] | None = None
+    init_fn: Callable[[Array, Any], Variables] | None = None
+    train_fn: Callable[[Variables, Any, Array], tuple[Any, Variables]] | None = None
     replace_fn: Callable[[ReplaceFn, bool], "Network"] | None = None
     step_rule: StepRule | None = None
 
-    def __call__(self, variables: Variables, inputs: Array, key: Array | None) -> Array:
+    def __call__(self, variables: Variables, inputs: Any, key: Array | None) -> Any:
         """Returns the outputs of `apply_fn`."""
         return self.apply_fn(variables, inputs, key)
 
-    def init(self, key: Array, inputs: Array) -> Variables:
+    def init(self, key: Array, inputs: Any) -> Variables:
         """Returns initial variables for inputs of this shape and dtype.
 
         Raises:
@@ -139,13 +142,16 @@ class Network:
             )
         return self.init_fn(key, inputs)
 
-    def apply_train(
-        self, variables: Variables, inputs: Array, key: Array
-    ) -> tuple[Array, Variables]:
-        """Returns the outputs in training, and the variables with their state updated."""
+    def apply_train(self, variables: Variables, inputs: Any, key: Array) -> tuple[Any, Variables]:
+        """Returns the outputs in training, and the variables with their state updated.
+
+        The variables keep their structure. What a pass adds to it is left out: a module that calls
+        `sow` adds values at each pass, so that the state would grow from step to step.
+        """
         if self.train_fn is None:
             return self.apply_fn(variables, inputs, key), variables
-        return self.train_fn(variables, inputs, key)
+        outputs, updated = self.train_fn(variables, inputs, key)
+        return outputs, _updated(variables, updated)
 
     def replace_dropout(self, f: ReplaceFn, *, attention_dropout: bool = False) -> "Network":
         """Returns the network with `f` called in place of every dropout layer.
@@ -189,6 +195,17 @@ class Network:
 
         replaced = self.replace_fn(f, attention_dropout)
         return replace(replaced, replace_fn=replace_remaining, step_rule=None)
+
+
+def _updated(before: Any, after: Any) -> Any:
+    """The values of `after` in the structure of `before`; what has grown stays as it was."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        return {
+            name: _updated(value, after[name]) if name in after else value
+            for name, value in before.items()
+        }
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (before, after)]
+    return after if structures[0] == structures[1] else before
 
 
 def dropout_sites(network: Network, variables: Any, inputs: Any) -> tuple[DropoutSite, ...]:
@@ -412,7 +429,7 @@ def predict(
     key: Array | None,
     network: ApplyFn,
     variables: Variables,
-    inputs: Array,
+    inputs: Any,
     *,
     regression: bool = False,
 ) -> Array:
@@ -422,7 +439,7 @@ def predict(
         key: consumed; the network draws masks from it. None: the deterministic network.
         network: an `apply_fn`; it returns logits `[batch, class]`, or with `regression` anything.
         variables: of one network.
-        inputs: `[batch, ...]`.
+        inputs: `[batch, ...]`, or any pytree of such arrays.
         regression: whether to return the outputs as they are.
 
     Returns:
@@ -430,7 +447,7 @@ def predict(
         logits, but too few for averages. With `regression` the outputs.
 
     Raises:
-        TypeError: a module in place of a network.
+        TypeError: a module in place of a network; outputs that are not one array.
         ValueError: outputs without a class axis or of a single class, unless `regression`.
 
     Example:
@@ -440,6 +457,12 @@ def predict(
     """
     check_network(network)
     outputs = network(variables, inputs, key)
+    if not hasattr(outputs, "ndim"):
+        raise TypeError(
+            "the network must return one array to predict, got "
+            f"{type(outputs).__name__} with the arrays {jax.tree.map(jnp.shape, outputs)}; choose "
+            "the logits with `as_network(..., outputs=...)`."
+        )
     if regression:
         return outputs
     if outputs.ndim < 2 or outputs.shape[-1] == 1:

@@ -212,7 +212,7 @@ def as_network(make_module: Any) -> Network:
     graphdef, *states = nnx.split(abstract_model, nnx.Param, nnx.RngState, ...)
     abstract_params, abstract_rngs, abstract_state = states
 
-    def init(key: Array, inputs: Array) -> Variables:
+    def init(key: Array, inputs: Any) -> Variables:
         model = make_module(rngs=nnx.Rngs(key))
         params, _, state = nnx.state(model, nnx.Param, nnx.RngState, ...)
         return {"params": nnx.to_pure_dict(params), "state": nnx.to_pure_dict(state)}
@@ -237,12 +237,12 @@ def as_network(make_module: Any) -> Network:
     def network(replace: ReplaceFn | None, attention_dropout: bool) -> Network:
         """The network with `replace` called in place of its dropout layers."""
 
-        def apply(variables: Variables, inputs: Array, key: Array | None) -> Array:
+        def apply(variables: Variables, inputs: Any, key: Array | None) -> Any:
             model = merge(variables, key, training=False)
             _intercept(model, replace, attention_dropout, running_averages=True)
             return model(inputs, **flags(training=key is not None))
 
-        def apply_train(variables: Variables, inputs: Array, key: Array) -> tuple[Array, Variables]:
+        def apply_train(variables: Variables, inputs: Any, key: Array) -> tuple[Any, Variables]:
             model = merge(variables, key, training=True)
             _intercept(model, replace, attention_dropout, running_averages=False)
             outputs = model(inputs, **flags(training=True))

@@ -18,25 +18,30 @@ from jax.typing import ArrayLike
 from jdrop.annotations import Float, Shaped
 from jdrop.network import ApplyFn, Network, Variables, check_network
 
-__all__ = ["Batch", "LossFn", "TrainState", "cross_entropy", "fit", "train_step"]
+__all__ = ["Batch", "LossFn", "TrainState", "cross_entropy", "fit", "train_step", "weighted"]
 
-LossFn = Callable[[Array, Array], Array]
-"""`loss_fn(outputs, labels)` -> one loss for each example, `[batch]`."""
+LossFn = Callable[[Any, Any], Any]
+"""`loss_fn(outputs, labels)` -> one loss for each example, `[batch]`.
 
-Batch = tuple[Array, Array]
-"""Inputs `[batch, ...]` and labels `[batch, ...]`."""
+Losses may have further axes, `[batch, ...]`, such as one loss for each token; training minimises
+the mean of all. A loss of the whole batch, a scalar, is minimised as it is. A tuple `(losses, aux)`
+carries any pytree of arrays beside the losses, such as metrics.
+"""
+
+Batch = tuple[Any, Any]
+"""Inputs and labels, each an array `[batch, ...]` or any pytree of such arrays."""
 
 
 def cross_entropy(
-    logits: Float[Array, "batch classes"], labels: Shaped[Array, "..."]
-) -> Float[Array, " batch"]:
+    logits: Float[Array, "*batch classes"], labels: Shaped[Array, "..."]
+) -> Float[Array, "*batch"]:
     r"""The negative log-likelihood of integer labels: $-\log \mathrm{softmax}(z)_y$, in nats.
 
     The loss and its gradient are NaN if a label is not a class index.
 
     Args:
-        logits: float, `[batch, classes]`.
-        labels: integer class indices, `[batch]`.
+        logits: float, `[batch, classes]`; or `[batch, length, classes]`, for one label per token.
+        labels: integer class indices, `[batch]` or `[batch, length]`. For padding, see `weighted`.
 
     Raises:
         ValueError: labels that are not one integer for each example.
@@ -58,6 +63,126 @@ def cross_entropy(
     return losses * jnp.where(is_class, 1, jnp.nan).astype(losses.dtype)
 
 
+@dataclass(frozen=True)
+class _Weighted:
+    """A loss function with weights. Equal ones are equal, so that none is compiled twice."""
+
+    loss_fn: LossFn
+
+    def __call__(self, outputs: Any, labels: Any) -> Any:
+        if not isinstance(labels, tuple | list) or len(labels) != 2:
+            raise TypeError(
+                "a weighted loss takes labels that are a tuple (labels, weights), got "
+                f"{type(labels).__name__}."
+            )
+        labels, weights = labels
+
+        def without_ignored(label: Array) -> Array:
+            if label.shape[: weights.ndim] != weights.shape:
+                return label
+            return jnp.where(_expand(weights, label.ndim) != 0, label, jnp.zeros_like(label))
+
+        # A zero weight alone would not do: 0 * NaN is NaN, in the loss and in its gradient.
+        labels = jax.tree.map(without_ignored, labels)
+        losses, aux = _compute_losses(self.loss_fn, outputs, labels)
+        if not losses.ndim or losses.shape[: weights.ndim] != weights.shape:
+            raise ValueError(
+                "weights must have the leading axes of the losses, [batch] or [batch, ...], got "
+                f"weights of shape {weights.shape} and losses of shape {losses.shape}."
+            )
+        dtype = jnp.promote_types(losses.dtype, jnp.float32)
+        weights = jnp.broadcast_to(_expand(weights, losses.ndim), losses.shape).astype(dtype)
+        total = jnp.sum(weights)
+        total_loss = jnp.sum(jnp.where(weights != 0, weights * losses, 0))
+        # Without any weight the loss is 0, and so is its gradient.
+        loss = (total_loss / jnp.where(total == 0, 1, total)).astype(losses.dtype)
+        return (loss, *aux) if aux else loss
+
+
+def _expand(array: Array, ndim: int) -> Array:
+    """The array with axes of size 1 at the end."""
+    return jnp.expand_dims(array, range(array.ndim, ndim))
+
+
+def weighted(loss_fn: LossFn) -> LossFn:
+    r"""A loss function with a weight for each example or token: $\sum_i w_i l_i / \sum_i w_i$.
+
+    The labels in training are then a tuple `(labels, weights)`. An example of weight 0 has no
+    effect on the gradient, and any number may stand for its label, such as -1 for padding. The
+    weights of each batch are normalised by their sum in this batch; a batch whose weights are all
+    0 has the loss 0.
+
+    Args:
+        loss_fn: returns one loss for each example or token, `[batch]` or `[batch, ...]`.
+
+    Returns:
+        `f(outputs, (labels, weights))` -> the weighted mean, a scalar. The weights are at least 0,
+        Boolean or of any real dtype. Their shape is that of the losses or of their leading axes:
+        `[batch, length]` for tokens, `[batch]` for whole sequences.
+
+    Raises:
+        TypeError: in training, labels that are not a tuple of labels and weights.
+        ValueError: in training, weights of another shape; a `loss_fn` that returns a scalar.
+
+    Example:
+        >>> loss_fn = weighted(cross_entropy)
+        >>> labels = jnp.array([[0, 1, -1], [1, -1, -1]])
+        >>> logits = jnp.zeros((2, 3, 2))
+        >>> round(float(loss_fn(logits, (labels, labels >= 0))), 4)
+        0.6931
+    """
+    return _Weighted(loss_fn)
+
+
+def _compute_losses(loss_fn: LossFn, outputs: Any, labels: Any) -> tuple[Array, tuple[Any, ...]]:
+    """The losses, and a tuple that holds the auxiliary outputs, if there are any.
+
+    Raises if the losses are not those of the examples.
+    """
+    result = loss_fn(outputs, labels)
+    losses, *aux = result if isinstance(result, tuple) else (result,)
+    if not hasattr(losses, "shape") or len(aux) > 1:
+        raise TypeError(
+            "loss_fn must return an array of losses, [batch], or a tuple (losses, aux), got "
+            f"{type(result).__name__} with the arrays {jax.tree.map(jnp.shape, result)}."
+        )
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves((outputs, labels))}
+    if losses.ndim and (losses.shape[:1] not in sizes or _pairs(losses, loss_fn, outputs, labels)):
+        raise ValueError(
+            "loss_fn must return one loss for each example, [batch] or [batch, ...], got the shape "
+            f"{losses.shape} for outputs of shape {jax.tree.map(jnp.shape, outputs)} and labels of "
+            f"shape {jax.tree.map(jnp.shape, labels)}. Axes after the first must not depend on the "
+            "size of the batch, as they do if [batch, 1] meets [batch]; give outputs and labels "
+            "the same shape, for instance with `outputs[:, 0]`."
+        )
+    return losses, tuple(aux)
+
+
+def _pairs(losses: Array, loss_fn: LossFn, outputs: Any, labels: Any) -> bool:
+    """Whether the losses are those of pairs of examples, as where `[batch, 1]` meets `[batch]`.
+
+    Then another axis than the first grows with the batch. This traces the loss with one example
+    more, and only if an axis has the size of the batch.
+    """
+    batch_size, *sizes = losses.shape
+    if batch_size not in sizes:
+        return False
+
+    def with_one_more(leaf: Any) -> jax.ShapeDtypeStruct:
+        shape = jnp.shape(leaf)
+        if shape[:1] == (batch_size,):
+            shape = (batch_size + 1, *shape[1:])
+        return jax.ShapeDtypeStruct(shape, leaf.dtype)
+
+    try:
+        result = jax.eval_shape(loss_fn, *jax.tree.map(with_one_more, (outputs, labels)))
+    except Exception:
+        # It runs with this batch size alone, where two axes happen to have the same size.
+        return True
+    larger = result[0] if isinstance(result, tuple) else result
+    return list(larger.shape[1:]) != sizes
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
@@ -69,7 +194,7 @@ class TrainState:
         step: the count of steps so far.
         network: the network in training.
         optimizer: any optax optimizer.
-        loss_fn: one loss for each example, from outputs and labels.
+        loss_fn: one loss for each example, from outputs and labels; see `LossFn`.
     """
 
     variables: Variables
@@ -93,7 +218,8 @@ class TrainState:
             network: a `Network` or any `apply_fn(variables, inputs, key)`.
             variables: collections of arrays, `params` among them.
             optimizer: any optax optimizer.
-            loss_fn: `loss_fn(outputs, labels)` -> `[batch]`; training minimises its mean.
+            loss_fn: `loss_fn(outputs, labels)` -> `[batch]`; training minimises its mean. See
+                `LossFn` for other losses.
 
         Raises:
             TypeError: a Flax module instead of a network.
@@ -115,21 +241,25 @@ class TrainState:
         )
 
 
-def train_step(key: Array, state: TrainState, batch: Batch) -> tuple[TrainState, Float[Array, ""]]:
+def train_step(key: Array, state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
     """One step of dropout training: draw masks, take the gradient of the loss, update params.
 
-    A network with a `step_rule` takes the step of that rule instead.
+    A network with a `step_rule` takes the step of that rule instead. The variables keep their
+    structure: values that a module adds in training only, by `sow`, are left out.
 
     Args:
         key: the key of this step's masks; it is consumed.
         state: the network before the step.
-        batch: inputs and labels.
+        batch: a tuple of inputs and labels, each an array `[batch, ...]` or a pytree of such.
 
     Returns:
-        The network after the step, and the mean loss of the batch before it.
+        The network after the step, and the mean loss of the batch before it; with a `loss_fn` that
+        returns `(losses, aux)`, a tuple of the mean loss and `aux`.
 
     Raises:
-        TypeError: no key, which would train without dropout.
+        TypeError: no key, which would train without dropout; a `loss_fn` that returns no array.
+        ValueError: losses that are not those of single examples, for instance because outputs
+            `[batch, 1]` meet labels `[batch]`.
 
     Example:
         >>> import jdrop
@@ -152,12 +282,13 @@ def train_step(key: Array, state: TrainState, batch: Batch) -> tuple[TrainState,
     inputs, labels = batch
     params = state.variables["params"]
 
-    def mean_loss(params: Any, key: Array) -> tuple[Array, Variables]:
+    def mean_loss(params: Any, key: Array) -> tuple[Array, tuple[Variables, tuple[Any, ...]]]:
         variables = {**state.variables, "params": params}
         outputs, variables = state.network.apply_train(variables, inputs, key)
-        return jnp.mean(state.loss_fn(outputs, labels)), variables
+        losses, aux = _compute_losses(state.loss_fn, outputs, labels)
+        return jnp.mean(losses), (variables, aux)
 
-    (loss, variables), grads = jax.value_and_grad(mean_loss, has_aux=True)(params, key)
+    (loss, (variables, aux)), grads = jax.value_and_grad(mean_loss, has_aux=True)(params, key)
 
     def loss_with_same_masks(params: Any) -> Array:
         return mean_loss(params, jax.random.clone(key))[0]
@@ -167,7 +298,8 @@ def train_step(key: Array, state: TrainState, batch: Batch) -> tuple[TrainState,
     )
     updates, opt_state = state.optimizer.update(grads, state.opt_state, params, **extra_args)
     variables = {**variables, "params": optax.apply_updates(params, updates)}
-    return replace(state, variables=variables, opt_state=opt_state, step=state.step + 1), loss
+    state = replace(state, variables=variables, opt_state=opt_state, step=state.step + 1)
+    return state, (loss, *aux) if aux else loss
 
 
 def _accepted_args(
@@ -184,13 +316,13 @@ def _accepted_args(
 def fit(
     key: Array,
     state: TrainState,
-    inputs: ArrayLike,
-    labels: ArrayLike,
+    inputs: Any,
+    labels: Any,
     *,
     num_epochs: int,
     batch_size: int,
     rows: ArrayLike | None = None,
-) -> tuple[TrainState, Float[Array, " epoch"]]:
+) -> tuple[TrainState, Any]:
     """Trains one network for some epochs: a scan of `train_step` over shuffled batches.
 
     Each epoch shuffles the examples. If `batch_size` does not divide their number, each epoch
@@ -201,8 +333,8 @@ def fit(
     Args:
         key: consumed.
         state: the network to train further.
-        inputs: all training inputs, `[example, ...]`.
-        labels: all training labels, `[example, ...]`.
+        inputs: all training inputs, an array `[example, ...]` or any pytree of such arrays.
+        labels: all training labels, an array `[example, ...]` or any pytree of such arrays.
         num_epochs: how many passes over the examples.
         batch_size: how many examples each step takes.
         rows: integers `[row]`, the examples of an epoch; an example may occur several times. By
@@ -210,11 +342,14 @@ def fit(
             checked, as usual in JAX.
 
     Returns:
-        The trained network, and the mean training loss of each epoch.
+        The trained network, and the mean training loss of each epoch, `[epoch]`. With a `loss_fn`
+        that returns `(losses, aux)`, a tuple of the mean loss and the mean of each array of `aux`
+        over the steps of an epoch, `[epoch, ...]`.
 
     Raises:
         ValueError: a batch size that is not in [1, rows]; unequal numbers of inputs and labels; a
-            state with a member axis; a negative number of epochs; rows that are no integers.
+            state with a member axis; a negative number of epochs; rows that are no integers; the
+            errors of `train_step`.
 
     Example:
         >>> network = Network(lambda variables, inputs, key: inputs @ variables["params"])
@@ -226,7 +361,6 @@ def fit(
         >>> int(state.step), losses.shape
         (6, (2,))
     """
-    inputs, labels = jnp.asarray(inputs), jnp.asarray(labels)
     if state.step.ndim:
         raise ValueError(
             "state must be of one network, got one with a member axis; train an ensemble with "
@@ -234,12 +368,7 @@ def fit(
         )
     if num_epochs < 0:
         raise ValueError(f"num_epochs must be at least 0, got {num_epochs}.")
-    num_examples = inputs.shape[0]
-    if labels.shape[0] != num_examples:
-        raise ValueError(
-            f"inputs and labels must hold the same number of examples, "
-            f"got {num_examples} and {labels.shape[0]}."
-        )
+    num_examples = _count_examples(inputs, labels)
     rows = jnp.arange(num_examples) if rows is None else jnp.asarray(rows)
     if rows.ndim != 1 or not jnp.issubdtype(rows.dtype, jnp.integer):
         raise ValueError(
@@ -255,11 +384,12 @@ def fit(
     steps_per_epoch = num_rows // batch_size
     order_key, mask_key, shuffle_key = jax.random.split(key, 3)
 
-    def step(state: TrainState, batch_rows: Array) -> tuple[TrainState, Array]:
+    def step(state: TrainState, batch_rows: Array) -> tuple[TrainState, Any]:
         step_key = jax.random.fold_in(mask_key, state.step)
-        return train_step(step_key, state, (inputs[batch_rows], labels[batch_rows]))
+        batch = jax.tree.map(lambda array: array[batch_rows], (inputs, labels))
+        return train_step(step_key, state, batch)
 
-    def epoch(state: TrainState, _: None) -> tuple[TrainState, Array]:
+    def epoch(state: TrainState, _: None) -> tuple[TrainState, Any]:
         index = state.step // steps_per_epoch
         if state.network.step_rule is not None:
             epoch_key = jax.random.fold_in(shuffle_key, index)
@@ -267,6 +397,26 @@ def fit(
         order = jax.random.permutation(jax.random.fold_in(order_key, index), rows)
         batches = order[: steps_per_epoch * batch_size].reshape(steps_per_epoch, batch_size)
         state, losses = jax.lax.scan(step, state, batches)
-        return state, jnp.mean(losses)
+        return state, jax.tree.map(partial(jnp.mean, axis=0), losses)
 
     return jax.lax.scan(epoch, state, length=num_epochs)
+
+
+def _count_examples(inputs: Any, labels: Any) -> int:
+    """The size of the first axis of every array. Raises if the sizes differ."""
+    sizes: dict[int, str] = {}
+    for name, tree in {"inputs": inputs, "labels": labels}.items():
+        for path, array in jax.tree_util.tree_leaves_with_path(tree):
+            name_of_array = f"{name}{jax.tree_util.keystr(path)}"
+            if not array.ndim:
+                raise ValueError(
+                    f"every array of {name} must have a leading axis of examples, got a scalar for "
+                    f"{name_of_array}; make an array of a list of numbers with `jnp.array`."
+                )
+            sizes.setdefault(array.shape[0], name_of_array)
+    if not sizes:
+        raise ValueError(f"inputs must hold at least 1 array, got {inputs!r}.")
+    if len(sizes) > 1:
+        counts = " and ".join(f"{size} in {name}" for size, name in sizes.items())
+        raise ValueError(f"inputs and labels must hold the same number of examples, got {counts}.")
+    return next(iter(sizes))

@@ -244,7 +244,7 @@ def test_a_batch_size_that_does_not_fit_is_an_error(getkey, batch_size):
 def test_unequal_numbers_of_inputs_and_labels_are_an_error(getkey):
     inputs, labels = make_data(getkey())
     state = make_state(getkey(), NETWORKS["linen"], inputs)
-    with pytest.raises(ValueError, match="got 16 and 15"):
+    with pytest.raises(ValueError, match="got 16 in inputs and 15 in labels"):
         fit(getkey(), state, inputs, labels[:15], num_epochs=1, batch_size=4)
 
 

@@ -50,7 +50,7 @@ class ThinnedStep:
         variables, opt_state = self.shuffle(key, self.axes_in(state), trees)
         return replace(state, variables=variables, opt_state=opt_state)
 
-    def step(self, key: Array, state: TrainState, batch: Batch) -> tuple[TrainState, Array]:
+    def step(self, key: Array, state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
         """Trains the kept units for one step; the deleted units stay as they were.
 
         Args:
@@ -59,7 +59,8 @@ class ThinnedStep:
             batch: inputs and labels.
 
         Returns:
-            The network at full size after the step, and the mean loss of the batch before it.
+            The network at full size after the step, and the mean loss of the batch before it, as
+            `jdrop.train.train_step` returns it.
 
         Raises:
             ThinningError: an optimizer whose state cannot be taken apart; variables of other shapes
@@ -193,7 +194,7 @@ class ThinnedStep:
 
         thinned = replace_unit_dropout(self.network, scale_kept)
 
-        def train(variables: Variables, inputs: Array, key: Array) -> tuple[Array, Variables]:
+        def train(variables: Variables, inputs: Any, key: Array) -> tuple[Any, Variables]:
             scaled_variables = jax.tree.map(scaled, self.axes, variables)
             outputs, after = thinned.apply_train(scaled_variables, inputs, key)
             return outputs, jax.tree.map(restored, self.axes, variables, after)

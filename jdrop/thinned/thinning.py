@@ -30,7 +30,7 @@ from jdrop.thinned.units import (
 
 def thin(
     network: Any,
-    inputs: ArrayLike,
+    inputs: Any,
     rates: Mapping[str, ArrayLike] | None = None,
     *,
     block_size: int = 16,
@@ -53,7 +53,8 @@ def thin(
         network: a network made by `jdrop.linen.as_network` or `jdrop.nnx.as_network`. Or a
             `Network` of a function and an `init_fn`; in training the function's own dropout is
             then off.
-        inputs: example inputs, `[batch, ...]`; their shape and dtype matter.
+        inputs: example inputs, `[batch, ...]` or any pytree of such arrays; their shapes and dtypes
+            matter.
         rates: for each layer by name, the probability to drop, in [0, 1). A name is that of a
             dropout layer, or the path of a layer whose weights make the units, as in "Dense_0". If
             a dropout layer drops the units, name the dropout layer. None: all dropout layers that
@@ -101,7 +102,7 @@ def thin(
         Hinton et al. 2012, arXiv:1207.0580; Graham et al. 2015, arXiv:1502.02478.
     """
     requested_rates = _check_arguments(network, rates, block_size)
-    inputs = jnp.asarray(inputs)
+    inputs = jax.tree.map(jnp.asarray, inputs)
     variables = jax.eval_shape(network.init, jax.random.key(0), inputs)
     layers = _read_layers(network, variables, inputs, requested_rates)
     chosen_rates = _choose_rates(layers, requested_rates)
@@ -170,7 +171,7 @@ def _check_rate(name: str, rate: Any) -> float:
 def _read_layers(
     network: Network,
     variables: Variables,
-    inputs: Array,
+    inputs: Any,
     requested_rates: Mapping[str, float] | None,
 ) -> _Layers:
     """Reads the operations of a training pass, in which layers of a rate above 0 are tagged."""
@@ -184,11 +185,18 @@ def _read_layers(
 
     program = read_program(replace_unit_dropout(network, tag), variables, inputs)
     weight_indices = {
-        jax.tree_util.keystr(path[1:], simple=True, separator="/"): index
+        _weight_name(path): index
         for index, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(variables))
         if path[0].key == "params"
     }
     return _Layers(program, site_rates, weight_indices)
+
+
+def _weight_name(path: tuple[Any, ...]) -> str:
+    """The path of a weight, without `params` and without Flax's box around the array."""
+    is_boxed = path[-1] == jax.tree_util.GetAttrKey("value")
+    path = path[1:-1] if is_boxed else path[1:]
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _choose_rates(layers: _Layers, requested_rates: Mapping[str, float] | None) -> dict[str, float]:
@@ -343,7 +351,7 @@ def _one_per_axis(unit_axes: Sequence[UnitAxis]) -> tuple[UnitAxis, ...]:
 
 
 def _check_thinned(
-    step_rule: ThinnedStep, program: Program, variables: Variables, inputs: Array
+    step_rule: ThinnedStep, program: Program, variables: Variables, inputs: Any
 ) -> None:
     """Raises if the network does not run with fewer units, or computes with their number."""
     kept = {group.name: jnp.arange(group.kept_blocks) for group in step_rule.units}
@@ -352,7 +360,7 @@ def _check_thinned(
     def take(variables: Variables) -> Variables:
         return step_rule.take(step_rule.axes, variables, kept)
 
-    def train(variables: Variables, inputs: Array) -> tuple[Array, Variables]:
+    def train(variables: Variables, inputs: Any) -> tuple[Any, Variables]:
         return thinned_network.apply_train(variables, inputs, jax.random.key(0))
 
     thinned_variables = jax.eval_shape(take, variables)
