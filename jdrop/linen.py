@@ -145,6 +145,7 @@ class DropPath(Dropout):
             rng: the key for the mask; by default made from `rng_collection`.
             rate: instead of the constructor's; without a branch it may be traced.
             branch: a module, or a function that calls modules; not computed for dropped samples.
+                Where masks are recorded or replaced, it is computed for all samples.
         """
         stochastic_depth.check_branch(branch, self.per_sample)
         deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)

@@ -240,8 +240,9 @@ def record_masks(
     """Runs a network and returns its outputs together with the masks that it drew.
 
     For layers of jdrop the outputs equal `network(variables, inputs, key)`. A dropout layer of Flax
-    draws its mask as jdrop's layer would, so its outputs differ from Flax's. Masks of attention
-    weights are not recorded.
+    draws its mask as jdrop's layer would, so its outputs differ from Flax's. So do the outputs of
+    dropout in the branch of a `DropPath`, which is computed for all samples here. Masks of
+    attention weights are not recorded.
 
     Args:
         key: consumed.

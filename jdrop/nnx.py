@@ -179,6 +179,7 @@ class DropPath(Dropout):
             rngs: a key or a source of keys; takes precedence over the constructor's.
             rate: instead of the constructor's; without a branch it may be traced.
             branch: a module, or a function that calls modules; not computed for dropped samples.
+                Where masks are recorded or replaced, it is computed for all samples.
         """
         stochastic_depth.check_branch(branch, self.per_sample)
         rate = functional.check_rate(self.rate if rate is None else rate, allow_one=True)

@@ -4,7 +4,6 @@
 functions after `depth_linear_rates` serve the layers; they are not part of the API.
 """
 
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -147,7 +146,7 @@ def drop_branch(
     return zeros.at[order].set(outputs, **INDEXING)
 
 
-def depth_linear_rates(rate: float, num_layers: int) -> tuple[float, ...]:
+def depth_linear_rates(rate: ArrayLike, num_layers: int) -> tuple[float, ...]:
     r"""The rates of layers that are dropped the more often the deeper they lie.
 
     $$\mathrm{rate}_l = \frac{l}{L - 1}\, \mathrm{rate}, \qquad l = 0, \dots, L - 1$$
@@ -164,7 +163,7 @@ def depth_linear_rates(rate: float, num_layers: int) -> tuple[float, ...]:
 
     Raises:
         ValueError: a rate out of range; fewer than 1 layer.
-        TypeError: a rate that is no Python scalar; a number of layers that is no integer.
+        TypeError: a rate that is no Python scalar.
 
     Example:
         >>> depth_linear_rates(0.5, 3)
@@ -176,8 +175,6 @@ def depth_linear_rates(rate: float, num_layers: int) -> tuple[float, ...]:
     last = functional.check_rate(rate)
     if not isinstance(last, float):
         raise TypeError(f"rate must be a Python scalar, got {type(rate).__name__}.")
-    if not isinstance(num_layers, numbers.Integral) or isinstance(num_layers, bool):
-        raise TypeError(f"num_layers must be an integer, got {num_layers!r}.")
     if num_layers < 1:
         raise ValueError(f"num_layers must be at least 1, got {num_layers}.")
     if num_layers == 1:
@@ -196,12 +193,8 @@ def shared_dims(ndim: int, per_sample: bool) -> tuple[int, ...]:
 
 
 def check_branch(branch: Any, per_sample: bool) -> None:
-    """Raises if a layer is given a branch that is no function, or that it cannot leave out."""
-    if branch is None:
-        return
-    if not callable(branch):
-        raise TypeError(f"branch must be a module or a function, got {type(branch).__name__}.")
-    if not per_sample:
+    """Raises if a layer is given a branch that it cannot leave out."""
+    if branch is not None and not per_sample:
         raise ValueError(
             "branch needs per_sample=True, because leaving out a whole batch needs a conditional "
             "around modules; call `layer(branch(x))`, or write the conditional with "
