@@ -1,7 +1,8 @@
 """Dropout for JAX, and the instrument that tells how many networks a dropout network is worth.
 
-Functions of an explicit key: `dropout`, `keep_mask`, `apply_mask`, `scale_weights` and
-`dot_product_attention`. `compare` runs the comparison with ensembles.
+Functions of an explicit key: `dropout`, `keep_mask`, `apply_mask`, `scale_weights`,
+`dot_product_attention`, and for branches `drop_path`, `drop_branch` and `depth_linear_rates`.
+`compare` runs the comparison with ensembles.
 
 Modules: `jdrop.linen` and `jdrop.nnx` (Flax layers), `jdrop.network`, `jdrop.train`,
 `jdrop.ensemble`, `jdrop.thinned`, `jdrop.inference`, `jdrop.metrics`, `jdrop.statistics` and
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from jdrop.attention import dot_product_attention
 from jdrop.functional import apply_mask, dropout, keep_mask, scale_weights
+from jdrop.stochastic_depth import depth_linear_rates, drop_branch, drop_path
 
 if TYPE_CHECKING:
     from jdrop.study.comparison import compare
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
 __all__ = [
     "apply_mask",
     "compare",
+    "depth_linear_rates",
     "dot_product_attention",
+    "drop_branch",
+    "drop_path",
     "dropout",
     "ensemble",
     "inference",

@@ -17,10 +17,10 @@ from flax.core import freeze
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdrop import attention, functional
+from jdrop import attention, functional, stochastic_depth
 from jdrop.network import DropoutSite, Network, ReplaceFn, Variables, mode_flags
 
-__all__ = ["Dropout", "MultiHeadDotProductAttention", "as_network"]
+__all__ = ["DropPath", "Dropout", "MultiHeadDotProductAttention", "as_network"]
 
 
 class Dropout(nn.Module):
@@ -89,6 +89,75 @@ class Dropout(nn.Module):
             return jnp.zeros_like(inputs)
         key = self.make_rng(self.rng_collection) if rng is None else rng
         return functional.dropout(key, inputs, rate, broadcast_dims=self.broadcast_dims)
+
+
+class DropPath(Dropout):
+    """Drops the output of a branch, for each sample or for the batch; see `jdrop.drop_path`.
+
+    Called as `layer(branch(x))`, it is dropout of whole samples. Called as `layer(x,
+    branch=branch)`, it does not compute the branch of dropped samples; see `jdrop.drop_branch`.
+
+    Attributes:
+        rate: the probability to drop, in [0, 1]; at 1 the output is zeros.
+        deterministic: whether to drop nothing; here or at the call.
+        rng_collection: the name of the rng stream that makes the keys.
+        per_sample: whether each sample has its own decision, or the batch has one.
+
+    Raises:
+        ValueError: a rate out of range; `deterministic` given in both places or in neither; a
+            branch without `per_sample`.
+        flax.errors.InvalidRngError: no rng for `rng_collection` and no `rng` at the call.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, flax.linen as nn, jdrop, jdrop.linen
+        >>> class ResNet(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, x, train):
+        ...         for rate in jdrop.depth_linear_rates(0.5, num_layers=3):
+        ...             branch = nn.Sequential([nn.LayerNorm(), nn.Dense(3), nn.relu])
+        ...             x = x + jdrop.linen.DropPath(rate, deterministic=not train)(branch(x))
+        ...         return x
+        >>> x = jnp.ones((4, 3))
+        >>> variables = ResNet().init(jax.random.key(0), x, train=False)
+        >>> ResNet().apply(variables, x, train=True, rngs={"dropout": jax.random.key(1)}).shape
+        (4, 3)
+    """
+
+    # The axes depend on the inputs, so nobody gives them.
+    broadcast_dims: Any = field(default=None, init=False, repr=False)
+    per_sample: bool = True
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: Any,
+        deterministic: bool | None = None,
+        rng: Array | None = None,
+        *,
+        rate: ArrayLike | None = None,
+        branch: Callable[[Any], Array] | None = None,
+    ) -> Array:
+        """Drops samples of the inputs, or of `branch(inputs)`.
+
+        Args:
+            inputs: float or complex, `[batch, ...]`; with a branch also a pytree of any arrays.
+            deterministic: whether to drop nothing; here or in the constructor.
+            rng: the key for the mask; by default made from `rng_collection`.
+            rate: instead of the constructor's; without a branch it may be traced.
+            branch: a module, or a function that calls modules; not computed for dropped samples.
+                Where masks are recorded or replaced, it is computed for all samples.
+        """
+        stochastic_depth.check_branch(branch, self.per_sample)
+        deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
+        rate = functional.check_rate(self.rate if rate is None else rate, allow_one=True)
+        if deterministic or functional.is_number(rate, 0):
+            return inputs if branch is None else branch(inputs)
+        if functional.is_number(rate, 1):
+            return jnp.zeros_like(inputs if branch is None else branch(inputs))
+        key = self.make_rng(self.rng_collection) if rng is None else rng
+        if branch is not None:
+            return stochastic_depth.drop_branch(key, branch, inputs, rate)
+        return stochastic_depth.drop_path(key, inputs, rate, per_sample=self.per_sample)
 
 
 class MultiHeadDotProductAttention(nn.MultiHeadDotProductAttention):
@@ -229,7 +298,7 @@ class _Interceptor:
         changed: dict[str, Any] = {}
         match layer:
             case Dropout() | nn.Dropout() if self.replace is not None:
-                return self._call_dropout(layer, next_method, args, kwargs)
+                return self._call_dropout(layer, next_method, *args, **kwargs)
             case nn.MultiHeadDotProductAttention() if not self.attention_dropout:
                 changed = {"dropout_rate": 0.0}
             case nn.SpectralNorm() if self.running_statistics:
@@ -244,18 +313,21 @@ class _Interceptor:
         return _call_with_attributes(layer, changed, next_method, args, kwargs)
 
     def _call_dropout(
-        self, layer: Any, own_call: Callable[..., Any], args: Any, kwargs: Any
+        self, layer: Any, own_call: Callable[..., Any], inputs: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """Calls `replace` in place of a dropout layer, and the layer if `replace` returns None."""
         assert self.replace is not None
         if layer.path in self.running:
-            return own_call(*args, **kwargs)
-        outputs = self.replace(*self._site_and_inputs(layer, *args, **kwargs))
+            return own_call(inputs, *args, **kwargs)
+        if kwargs.get("branch") is not None:
+            inputs = kwargs["branch"](inputs)
+            kwargs["branch"] = stochastic_depth.return_computed
+        outputs = self.replace(*self._site_and_inputs(layer, inputs, *args, **kwargs))
         if outputs is not None:
             return outputs
         self.running.add(layer.path)
         try:
-            return own_call(*args, **kwargs)
+            return own_call(inputs, *args, **kwargs)
         finally:
             self.running.remove(layer.path)
 
@@ -267,6 +339,7 @@ class _Interceptor:
         rng: Array | None = None,
         *,
         rate: ArrayLike | None = None,
+        branch: Any = None,
     ) -> tuple[DropoutSite, Array]:
         name = "/".join(layer.path)
         index = self.num_calls[name]
@@ -280,11 +353,18 @@ class _Interceptor:
             index=index,
             shape=inputs.shape,
             rate=layer.rate if rate is None else rate,
-            broadcast_dims=tuple(layer.broadcast_dims),
+            broadcast_dims=_broadcast_dims(layer, inputs),
             deterministic=nn.merge_param("deterministic", layer.deterministic, deterministic),
             make_key=make_key,
+            fixed_count=branch is not None,
         )
         return site, inputs
+
+
+def _broadcast_dims(layer: Dropout | nn.Dropout, inputs: Array) -> tuple[int, ...]:
+    if isinstance(layer, DropPath):
+        return stochastic_depth.shared_dims(inputs.ndim, layer.per_sample)
+    return tuple(layer.broadcast_dims)
 
 
 def _features_of_given_weights(layer: nn.Module) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from jax import Array
 from jax.extend.core import get_opaque_trace_state
 from jax.typing import ArrayLike
 
-from jdrop import functional
+from jdrop import functional, stochastic_depth
 
 __all__ = [
     "ApplyFn",
@@ -59,6 +59,8 @@ class DropoutSite:
         deterministic: whether the layer is switched off in this pass.
         make_key: returns the key from which the layer would draw its mask. Call it at most once,
             and only during the pass.
+        fixed_count: whether the layer keeps a fixed number of samples, as `jdrop.drop_branch` does.
+            The layer's inputs are then the outputs of the branch.
     """
 
     name: str
@@ -68,6 +70,7 @@ class DropoutSite:
     broadcast_dims: tuple[int, ...]
     deterministic: bool
     make_key: Callable[[], Array] = field(repr=False, compare=False)
+    fixed_count: bool = False
 
     @property
     def drops_units(self) -> bool:
@@ -254,8 +257,9 @@ def record_masks(
     """Runs a network and returns its outputs together with the masks that it drew.
 
     For layers of jdrop the outputs equal `network(variables, inputs, key)`. A dropout layer of Flax
-    draws its mask as jdrop's layer would, so its outputs differ from Flax's. Masks of attention
-    weights are not recorded.
+    draws its mask as jdrop's layer would, so its outputs differ from Flax's. So do the outputs of
+    dropout in the branch of a `DropPath`, which is computed for all samples here. Masks of
+    attention weights are not recorded.
 
     Args:
         key: consumed.
@@ -291,6 +295,8 @@ def record_masks(
         if functional.is_number(rate, 1):
             # The layer draws nothing here, so the key stays unused.
             mask = jnp.zeros(shape, bool)
+        elif site.fixed_count and isinstance(rate, float):
+            mask = stochastic_depth.draw_fixed_count_mask(site.make_key(), shape, rate)
         else:
             mask = functional.draw_mask(site.make_key(), shape, rate, like=inputs)
         return _apply_mask(mask, inputs, rate), mask

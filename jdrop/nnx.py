@@ -14,10 +14,10 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
-from jdrop import attention, functional
+from jdrop import attention, functional, stochastic_depth
 from jdrop.network import DropoutSite, Network, ReplaceFn, Variables, mode_flags
 
-__all__ = ["Dropout", "MultiHeadAttention", "as_network"]
+__all__ = ["DropPath", "Dropout", "MultiHeadAttention", "as_network"]
 
 
 class Dropout(nnx.Module):
@@ -86,6 +86,17 @@ class Dropout(nnx.Module):
             rate: instead of the constructor's; may be traced, a scalar or broadcastable to
                 `inputs`.
         """
+        deterministic = self._is_off(deterministic)
+        rate = functional.check_rate(self.rate if rate is None else rate, allow_one=True)
+        if deterministic or functional.is_number(rate, 0):
+            return inputs
+        if functional.is_number(rate, 1):
+            return jnp.zeros_like(inputs)
+        key = _make_key(self, rngs)
+        return functional.dropout(key, inputs, rate, broadcast_dims=self.broadcast_dims)
+
+    def _is_off(self, deterministic: bool | None) -> bool:
+        """Whether the layer is off, at a call with this `deterministic`."""
         if deterministic is None:
             deterministic = self.deterministic
         if deterministic is None:
@@ -94,13 +105,7 @@ class Dropout(nnx.Module):
                 "`Dropout(..., deterministic=True)`, to the call, `dropout(x, deterministic=True)`,"
                 " or to a view of the model, `nnx.view(model, deterministic=True)`."
             )
-        rate = functional.check_rate(self.rate if rate is None else rate, allow_one=True)
-        if deterministic or functional.is_number(rate, 0):
-            return inputs
-        if functional.is_number(rate, 1):
-            return jnp.zeros_like(inputs)
-        key = _make_key(self, rngs)
-        return functional.dropout(key, inputs, rate, broadcast_dims=self.broadcast_dims)
+        return deterministic
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """Sets the mode; `nnx.view` calls this method.
@@ -110,6 +115,82 @@ class Dropout(nnx.Module):
         """
         if deterministic is not None:
             self.deterministic = deterministic
+
+
+class DropPath(Dropout):
+    """Drops the output of a branch, for each sample or for the batch; see `jdrop.drop_path`.
+
+    Called as `layer(branch(x))`, it is dropout of whole samples. Called as `layer(x,
+    branch=branch)`, it does not compute the branch of dropped samples; see `jdrop.drop_branch`.
+
+    Args:
+        rate: the probability to drop, in [0, 1]; at 1 the output is zeros.
+        per_sample: whether each sample has its own decision, or the batch has one.
+        deterministic: whether to drop nothing; the call's value takes precedence.
+        rng_collection: the name of the rng stream that makes the keys.
+        rngs: the source of keys; the layer forks it and keeps its own stream.
+
+    Raises:
+        ValueError: a rate out of range; no `deterministic` or no `rngs` in either place; a branch
+            without `per_sample`.
+        TypeError: `rngs` of another type.
+
+    Example:
+        >>> from flax import nnx
+        >>> import jax.numpy as jnp, jdrop.nnx
+        >>> rngs, x = nnx.Rngs(0), jnp.ones((8, 3))
+        >>> branch, drop = nnx.Linear(3, 3, rngs=rngs), jdrop.nnx.DropPath(0.25, rngs=rngs)
+        >>> y = x + drop(branch(x))
+        >>> y = x + drop(x, branch=branch)  # computes the branch of 6 samples
+        >>> int((y == x).all(1).sum())
+        2
+    """
+
+    def __init__(
+        self,
+        rate: float | int,
+        *,
+        per_sample: bool = True,
+        deterministic: bool | None = False,
+        rng_collection: str = "dropout",
+        rngs: nnx.Rngs | nnx.RngStream | None = None,
+    ) -> None:
+        super().__init__(
+            rate, deterministic=deterministic, rng_collection=rng_collection, rngs=rngs
+        )
+        self.per_sample = per_sample
+        # The axes depend on the inputs.
+        self.broadcast_dims: Any = None
+
+    def __call__(
+        self,
+        inputs: Any,
+        *,
+        deterministic: bool | None = None,
+        rngs: nnx.Rngs | nnx.RngStream | Array | None = None,
+        rate: ArrayLike | None = None,
+        branch: Callable[[Any], Array] | None = None,
+    ) -> Array:
+        """Drops samples of the inputs, or of `branch(inputs)`.
+
+        Args:
+            inputs: float or complex, `[batch, ...]`; with a branch also a pytree of any arrays.
+            deterministic: takes precedence over the constructor's.
+            rngs: a key or a source of keys; takes precedence over the constructor's.
+            rate: instead of the constructor's; without a branch it may be traced.
+            branch: a module, or a function that calls modules; not computed for dropped samples.
+                Where masks are recorded or replaced, it is computed for all samples.
+        """
+        stochastic_depth.check_branch(branch, self.per_sample)
+        rate = functional.check_rate(self.rate if rate is None else rate, allow_one=True)
+        if self._is_off(deterministic) or functional.is_number(rate, 0):
+            return inputs if branch is None else branch(inputs)
+        if functional.is_number(rate, 1):
+            return jnp.zeros_like(inputs if branch is None else branch(inputs))
+        key = _make_key(self, rngs)
+        if branch is not None:
+            return stochastic_depth.drop_branch(key, branch, inputs, rate)
+        return stochastic_depth.drop_path(key, inputs, rate, per_sample=self.per_sample)
 
 
 def _make_key(layer: Dropout | nnx.Dropout, rngs: nnx.Rngs | nnx.RngStream | Array | None) -> Array:
@@ -327,17 +408,27 @@ def _call_dropout(
     index = num_calls[name]
     num_calls[name] += 1
     deterministic, rate = given.get("deterministic"), given.get("rate")
+    if given.get("branch") is not None:
+        inputs = given["branch"](inputs)
+        given["branch"] = stochastic_depth.return_computed
     site = DropoutSite(
         name=name,
         index=index,
         shape=inputs.shape,
         rate=layer.rate if rate is None else rate,
-        broadcast_dims=tuple(layer.broadcast_dims),
+        broadcast_dims=_broadcast_dims(layer, inputs),
         deterministic=layer.deterministic if deterministic is None else deterministic,
         make_key=partial(_make_key, layer, given.get("rngs")),
+        fixed_count=given.get("branch") is not None,
     )
     outputs = replace(site, inputs)
     return own_call(inputs, **given) if outputs is None else outputs
+
+
+def _broadcast_dims(layer: Dropout | nnx.Dropout, inputs: Array) -> tuple[int, ...]:
+    if isinstance(layer, DropPath):
+        return stochastic_depth.shared_dims(inputs.ndim, layer.per_sample)
+    return tuple(layer.broadcast_dims)
 
 
 def _call_with_running_averages(

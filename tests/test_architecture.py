@@ -19,6 +19,7 @@ ROOMS = [
     "annotations",
     "bits",
     "functional",
+    "stochastic_depth",
     "attention",
     "network",
     "linen",
