@@ -20,14 +20,21 @@ from jax.typing import ArrayLike
 from jdrop import attention, functional
 from jdrop.network import DropoutSite, Network, ReplaceFn, Variables, mode_flags
 
-__all__ = ["Dropout", "MultiHeadDotProductAttention", "as_network"]
+__all__ = [
+    "Dropout",
+    "MultiHeadAttention",
+    "MultiHeadDotProductAttention",
+    "SelfAttention",
+    "as_network",
+]
 
 
-class Dropout(nn.Module):
+class Dropout(nn.Dropout):
     """Drops each element of its inputs with probability `rate`; see `jdrop.dropout`.
 
     The constructor and the call take the arguments of `flax.linen.Dropout`, with the same meaning.
-    In addition the call takes a rate, which may be traced.
+    In addition the call takes a rate, which may be traced. The layer is a `flax.linen.Dropout`, so
+    whatever selects layers by that class selects it too.
 
     Attributes:
         rate: the probability to drop, in [0, 1]; at 1 the output is zeros.
@@ -53,7 +60,7 @@ class Dropout(nn.Module):
         (4, 2)
     """
 
-    rate: ArrayLike
+    rate: ArrayLike  # type: ignore[assignment]
     broadcast_dims: Sequence[int] = ()
     deterministic: bool | None = None
     rng_collection: str = "dropout"
@@ -119,6 +126,46 @@ class MultiHeadDotProductAttention(nn.MultiHeadDotProductAttention):
     def __post_init__(self) -> None:
         functional.check_rate(self.dropout_rate, name="dropout_rate")
         super().__post_init__()
+
+
+class MultiHeadAttention(MultiHeadDotProductAttention, nn.MultiHeadAttention):
+    """`MultiHeadDotProductAttention` by the other name that it has in Flax.
+
+    The name of the class becomes the name of the layer, so it is part of the paths of parameters
+    and of the keys of masks.
+
+    Raises:
+        ValueError: as `MultiHeadDotProductAttention`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, flax.linen as nn, jdrop.linen
+        >>> class Block(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, x):
+        ...         return jdrop.linen.MultiHeadAttention(num_heads=2)(x)
+        >>> list(Block().init(jax.random.key(0), jnp.ones((3, 10, 8)))["params"])
+        ['MultiHeadAttention_0']
+    """
+
+
+class SelfAttention(MultiHeadDotProductAttention, nn.SelfAttention):
+    """`MultiHeadDotProductAttention` of the inputs with themselves.
+
+    Arguments, parameters and calls are those of `flax.linen.SelfAttention`. Flax calls the layer
+    deprecated, and so does this one: each call warns.
+
+    Raises:
+        ValueError: as `MultiHeadDotProductAttention`.
+
+    Example:
+        >>> import warnings, jax, jax.numpy as jnp, jdrop.linen
+        >>> layer, x = jdrop.linen.SelfAttention(num_heads=2), jnp.ones((3, 10, 8))
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore", DeprecationWarning)
+        ...     outputs, variables = layer.init_with_output(jax.random.key(0), x)
+        >>> outputs.shape
+        (3, 10, 8)
+    """
 
 
 def as_network(module: Any) -> Network:
@@ -228,7 +275,7 @@ class _Interceptor:
             return next_method(*args, **kwargs)
         changed: dict[str, Any] = {}
         match layer:
-            case Dropout() | nn.Dropout() if self.replace is not None:
+            case nn.Dropout() if self.replace is not None:
                 return self._call_dropout(layer, next_method, args, kwargs)
             case nn.MultiHeadDotProductAttention() if not self.attention_dropout:
                 changed = {"dropout_rate": 0.0}

@@ -20,11 +20,12 @@ from jdrop.network import DropoutSite, Network, ReplaceFn, Variables, mode_flags
 __all__ = ["Dropout", "MultiHeadAttention", "as_network"]
 
 
-class Dropout(nnx.Module):
+class Dropout(nnx.Dropout):
     """Drops each element of its inputs with probability `rate`; see `jdrop.dropout`.
 
     The constructor and the call take the arguments of `flax.nnx.Dropout`, with the same meaning.
-    In addition the call takes a rate, which may be traced.
+    In addition the call takes a rate, which may be traced. The layer is a `flax.nnx.Dropout`, so
+    whatever selects layers by that class selects it too.
 
     Args:
         rate: the probability to drop, in [0, 1]; at 1 the output is zeros.
@@ -56,18 +57,13 @@ class Dropout(nnx.Module):
         rngs: nnx.Rngs | nnx.RngStream | None = None,
     ) -> None:
         functional.check_rate(rate, allow_one=True)
-        self.rate = rate
-        self.broadcast_dims = broadcast_dims
-        self.deterministic = deterministic
-        self.rng_collection = rng_collection
-        if isinstance(rngs, nnx.Rngs):
-            self.rngs = rngs[rng_collection].fork()
-        elif isinstance(rngs, nnx.RngStream):
-            self.rngs = rngs.fork()
-        elif rngs is None:
-            self.rngs = nnx.data(None)
-        else:
-            raise TypeError(f"rngs must be a Rngs, a RngStream or None, got {type(rngs).__name__}.")
+        super().__init__(
+            rate,
+            broadcast_dims=broadcast_dims,
+            deterministic=deterministic,
+            rng_collection=rng_collection,
+            rngs=rngs,
+        )
 
     def __call__(
         self,
@@ -102,17 +98,8 @@ class Dropout(nnx.Module):
         key = _make_key(self, rngs)
         return functional.dropout(key, inputs, rate, broadcast_dims=self.broadcast_dims)
 
-    def set_view(self, deterministic: bool | None = None) -> None:
-        """Sets the mode; `nnx.view` calls this method.
 
-        Args:
-            deterministic: whether to return the inputs unchanged.
-        """
-        if deterministic is not None:
-            self.deterministic = deterministic
-
-
-def _make_key(layer: Dropout | nnx.Dropout, rngs: nnx.Rngs | nnx.RngStream | Array | None) -> Array:
+def _make_key(layer: nnx.Dropout, rngs: nnx.Rngs | nnx.RngStream | Array | None) -> Array:
     """The key for the layer's next mask, from `rngs` or else from the layer's own stream."""
     if rngs is None:
         rngs = layer.rngs
@@ -285,7 +272,7 @@ def _intercept(
     """
     num_calls: Counter[str] = Counter()
     for path, layer in list(nnx.iter_modules(model)):
-        if isinstance(layer, Dropout | nnx.Dropout) and replace is not None:
+        if isinstance(layer, nnx.Dropout) and replace is not None:
             name = "/".join(map(str, path))
             _set_call(layer, partial(_call_dropout, replace, name, num_calls))
         elif isinstance(layer, nnx.MultiHeadAttention) and not attention_dropout:
