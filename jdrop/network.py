@@ -18,6 +18,7 @@ from jax.extend.core import get_opaque_trace_state
 from jax.typing import ArrayLike
 
 from jdrop import functional
+from jdrop.annotations import Shape
 
 __all__ = [
     "ApplyFn",
@@ -60,7 +61,7 @@ class DropoutSite:
 
     name: str
     index: int
-    shape: tuple[int, ...]
+    shape: Shape
     rate: ArrayLike
     broadcast_dims: tuple[int, ...]
     deterministic: bool
