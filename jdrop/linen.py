@@ -18,7 +18,15 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdrop import attention, functional
-from jdrop.network import DropoutSite, Network, ReplaceFn, Variables, mode_flags
+from jdrop.attention_sites import NO_KEY, with_site
+from jdrop.network import (
+    AttentionDropout,
+    DropoutSite,
+    Network,
+    ReplaceFn,
+    Variables,
+    mode_flags,
+)
 
 __all__ = [
     "Dropout",
@@ -201,7 +209,9 @@ def as_network(module: Any) -> Network:
     return _network(module, replace=None, attention_dropout=True)
 
 
-def _network(module: nn.Module, replace: ReplaceFn | None, attention_dropout: bool) -> Network:
+def _network(
+    module: nn.Module, replace: ReplaceFn | None, attention_dropout: AttentionDropout
+) -> Network:
     """The network of a module, with `replace` called in place of its dropout layers."""
     mode = partial(mode_flags, type(module).__call__)
     mode(training=False)  # Raises now, not at the first call.
@@ -252,7 +262,7 @@ class _Interceptor:
 
     Attributes:
         replace: called in place of dropout layers; other layers then accept fewer units.
-        attention_dropout: whether attention layers drop weights.
+        attention_dropout: whether attention layers drop weights, or what chooses their keys.
         running_statistics: whether batch and spectral normalisation use their running statistics,
             whatever their flags say.
         num_calls: how often each dropout layer was called in the pass so far.
@@ -261,7 +271,7 @@ class _Interceptor:
     """
 
     replace: ReplaceFn | None
-    attention_dropout: bool
+    attention_dropout: AttentionDropout
     running_statistics: bool
     num_calls: Counter[str] = field(default_factory=Counter)
     running: set[tuple[str, ...]] = field(default_factory=set)
@@ -279,6 +289,9 @@ class _Interceptor:
                 return self._call_dropout(layer, next_method, args, kwargs)
             case nn.MultiHeadDotProductAttention() if not self.attention_dropout:
                 changed = {"dropout_rate": 0.0}
+            case nn.MultiHeadDotProductAttention() if callable(self.attention_dropout):
+                if layer.path not in self.running:
+                    return self._call_attention(layer, next_method, args, kwargs)
             case nn.SpectralNorm() if self.running_statistics:
                 return next_method(*args, **{**kwargs, "update_stats": False})
             case nn.BatchNorm() if self.running_statistics:
@@ -306,6 +319,31 @@ class _Interceptor:
         finally:
             self.running.remove(layer.path)
 
+    def _call_attention(
+        self, layer: Any, own_call: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        """Calls an attention layer whose dropout goes to `attention_dropout` instead."""
+        name = "/".join(layer.path)
+
+        def choose_key(**properties: Any) -> Array | None:
+            assert callable(self.attention_dropout)
+            index = self.num_calls[name]
+            self.num_calls[name] += 1
+            site = DropoutSite(name=name, index=index, layer_class=type(layer), **properties)
+            return self.attention_dropout(site)
+
+        attention_fn = with_site(layer.attention_fn, choose_key, partial(layer.make_rng, "dropout"))
+        if kwargs.get("dropout_rng") is None and len(args) < 4:
+            # A pass without a key cannot make one, but can tell that the layer wants one.
+            kwargs = {**kwargs, "dropout_rng": NO_KEY}
+        self.running.add(layer.path)
+        try:
+            return _call_with_attributes(
+                layer, {"attention_fn": attention_fn}, own_call, args, kwargs
+            )
+        finally:
+            self.running.remove(layer.path)
+
     def _site_and_inputs(
         self,
         layer: Any,
@@ -330,6 +368,7 @@ class _Interceptor:
             broadcast_dims=tuple(layer.broadcast_dims),
             deterministic=nn.merge_param("deterministic", layer.deterministic, deterministic),
             make_key=make_key,
+            layer_class=type(layer),
         )
         return site, inputs
 

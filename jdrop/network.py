@@ -57,6 +57,7 @@ class DropoutSite:
         deterministic: whether the layer is switched off in this pass.
         make_key: returns the key from which the layer would draw its mask. Call it at most once,
             and only during the pass.
+        layer_class: the class of the layer; None: unknown.
     """
 
     name: str
@@ -66,6 +67,7 @@ class DropoutSite:
     broadcast_dims: tuple[int, ...]
     deterministic: bool
     make_key: Callable[[], Array] = field(repr=False, compare=False)
+    layer_class: type | None = field(default=None, repr=False, compare=False)
 
     @property
     def drops_units(self) -> bool:
@@ -75,6 +77,9 @@ class DropoutSite:
 
 ReplaceFn = Callable[[DropoutSite, Array], Array | None]
 """`f(site, inputs)` -> the outputs of the layer; None: the layer does what it always does."""
+
+AttentionDropout = bool | Callable[[DropoutSite], Array | None]
+"""Whether attention layers drop weights; or `g(site)` -> the key to drop with; None: drop none."""
 
 
 @runtime_checkable
@@ -120,7 +125,7 @@ class Network:
     apply_fn: ApplyFn
     init_fn: Callable[[Array, Array], Variables] | None = None
     train_fn: Callable[[Variables, Array, Array], tuple[Array, Variables]] | None = None
-    replace_fn: Callable[[ReplaceFn, bool], "Network"] | None = None
+    replace_fn: Callable[[ReplaceFn, AttentionDropout], "Network"] | None = None
     step_rule: StepRule | None = None
 
     def __call__(self, variables: Variables, inputs: Array, key: Array | None) -> Array:
@@ -148,7 +153,9 @@ class Network:
             return self.apply_fn(variables, inputs, key), variables
         return self.train_fn(variables, inputs, key)
 
-    def replace_dropout(self, f: ReplaceFn, *, attention_dropout: bool = False) -> "Network":
+    def replace_dropout(
+        self, f: ReplaceFn, *, attention_dropout: AttentionDropout = False
+    ) -> "Network":
         """Returns the network with `f` called in place of every dropout layer.
 
         This holds for layers of jdrop and of Flax, and for every pass, with and without a key. The
@@ -159,7 +166,9 @@ class Network:
         Args:
             f: `f(site, inputs)` returns the outputs of the layer, or None: the layer does what it
                 always does.
-            attention_dropout: whether attention layers go on dropping weights.
+            attention_dropout: whether attention layers go on dropping weights. A function
+                `g(site)` is called for each layer with a rate above 0; it returns the key with
+                which the layer drops, or None: the layer drops nothing.
 
         Raises:
             ValueError: a network without a `replace_fn`.
@@ -179,7 +188,7 @@ class Network:
                 "it with `jdrop.linen.as_network` or `jdrop.nnx.as_network`, or give a replace_fn."
             )
 
-        def replace_remaining(g: ReplaceFn, attention_dropout_too: bool) -> Network:
+        def replace_remaining(g: ReplaceFn, attention_dropout_too: AttentionDropout) -> Network:
             def f_then_g(site: DropoutSite, inputs: Array) -> Array | None:
                 outputs = f(site, inputs)
                 return g(site, inputs) if outputs is None else outputs

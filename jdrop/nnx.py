@@ -15,7 +15,15 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdrop import attention, functional
-from jdrop.network import DropoutSite, Network, ReplaceFn, Variables, mode_flags
+from jdrop.attention_sites import with_site
+from jdrop.network import (
+    AttentionDropout,
+    DropoutSite,
+    Network,
+    ReplaceFn,
+    Variables,
+    mode_flags,
+)
 
 __all__ = ["Dropout", "MultiHeadAttention", "as_network"]
 
@@ -221,7 +229,7 @@ def as_network(make_module: Any) -> Network:
             nnx.reseed(model, policy="match_shape", **keys)
         return model
 
-    def network(replace: ReplaceFn | None, attention_dropout: bool) -> Network:
+    def network(replace: ReplaceFn | None, attention_dropout: AttentionDropout) -> Network:
         """The network with `replace` called in place of its dropout layers."""
 
         def apply(variables: Variables, inputs: Array, key: Array | None) -> Array:
@@ -257,7 +265,7 @@ def _unseeded(leaf: jax.ShapeDtypeStruct) -> Array:
 def _intercept(
     model: nnx.Module,
     replace: ReplaceFn | None,
-    attention_dropout: bool,
+    attention_dropout: AttentionDropout,
     *,
     running_averages: bool,
 ) -> None:
@@ -266,19 +274,36 @@ def _intercept(
     Args:
         model: changed in place.
         replace: called in place of dropout layers.
-        attention_dropout: whether attention layers drop weights.
+        attention_dropout: whether attention layers drop weights, or what chooses their keys.
         running_averages: whether batch normalisation uses its running averages, whatever its call
             says.
     """
     num_calls: Counter[str] = Counter()
     for path, layer in list(nnx.iter_modules(model)):
+        name = "/".join(map(str, path))
         if isinstance(layer, nnx.Dropout) and replace is not None:
-            name = "/".join(map(str, path))
             _set_call(layer, partial(_call_dropout, replace, name, num_calls))
         elif isinstance(layer, nnx.MultiHeadAttention) and not attention_dropout:
             object.__setattr__(layer, "dropout_rate", 0.0)
+        elif isinstance(layer, nnx.MultiHeadAttention) and callable(attention_dropout):
+            choose_key = partial(
+                _key_of_attention, attention_dropout, name, num_calls, layer_class=type(layer)
+            )
+            object.__setattr__(layer, "attention_fn", with_site(layer.attention_fn, choose_key))
         elif type(layer) is nnx.BatchNorm and running_averages:
             _set_call(layer, _call_with_running_averages)
+
+
+def _key_of_attention(
+    choose: Callable[[DropoutSite], Array | None],
+    name: str,
+    num_calls: Counter[str],
+    **properties: Any,
+) -> Array | None:
+    """The key that `choose` returns for a call of an attention layer."""
+    index = num_calls[name]
+    num_calls[name] += 1
+    return choose(DropoutSite(name=name, index=index, **properties))
 
 
 def _set_call(layer: nnx.Module, call: Callable[..., Any]) -> None:
@@ -298,7 +323,9 @@ def _with_replaced_call(layer_class: type) -> type:
         own_call = partial(layer_class.__call__, self)
         return self.replaced_call(self, own_call, *args, **kwargs)
 
-    return type(f"Replaced{layer_class.__name__}", (layer_class,), {"__call__": call})
+    # The class stays recognisable: the name of its module says whose layer it is.
+    members = {"__call__": call, "__module__": layer_class.__module__}
+    return type(f"Replaced{layer_class.__name__}", (layer_class,), members)
 
 
 def _call_dropout(
@@ -322,6 +349,7 @@ def _call_dropout(
         broadcast_dims=tuple(layer.broadcast_dims),
         deterministic=layer.deterministic if deterministic is None else deterministic,
         make_key=partial(_make_key, layer, given.get("rngs")),
+        layer_class=type(layer),
     )
     outputs = replace(site, inputs)
     return own_call(inputs, **given) if outputs is None else outputs
