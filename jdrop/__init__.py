@@ -1,12 +1,13 @@
 """Dropout for JAX, and the instrument that tells how many networks a dropout network is worth.
 
 Functions of an explicit key: `dropout`, `keep_mask`, `apply_mask`, `scale_weights` and
-`dot_product_attention`. `compare` runs the comparison with ensembles.
+`dot_product_attention`. `audit` lists what a Flax model drops, and what is wrong with it. `compare`
+runs the comparison with ensembles.
 
 Modules: `jdrop.linen` and `jdrop.nnx` (Flax layers), `jdrop.network`, `jdrop.train`,
-`jdrop.ensemble`, `jdrop.thinned`, `jdrop.inference`, `jdrop.metrics`, `jdrop.statistics` and
-`jdrop.study` (the comparison). Python imports them, and `compare`, at their first use, so that
-`import jdrop` costs what `import jax` costs.
+`jdrop.ensemble`, `jdrop.thinned`, `jdrop.inference`, `jdrop.metrics`, `jdrop.statistics`,
+`jdrop.auditing` and `jdrop.study` (the comparison). Python imports them, `audit` and `compare` at
+their first use, so that `import jdrop` costs what `import jax` costs.
 """
 
 import importlib
@@ -17,10 +18,13 @@ from jdrop.attention import dot_product_attention
 from jdrop.functional import apply_mask, dropout, keep_mask, scale_weights
 
 if TYPE_CHECKING:
+    from jdrop.auditing import audit
     from jdrop.study.comparison import compare
 
 __all__ = [
     "apply_mask",
+    "audit",
+    "auditing",
     "compare",
     "dot_product_attention",
     "dropout",
@@ -52,6 +56,8 @@ def __getattr__(name: str) -> Any:
                 f"jdrop.compare needs packages that are not installed: {error}; install them with "
                 "`pip install 'jdrop[study]'`."
             ) from error
+    if name == "audit":
+        return importlib.import_module("jdrop.auditing").audit
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("jdrop")
     if name in __all__:

@@ -146,7 +146,7 @@ def audit(network: Any, inputs: Any) -> Audit:
     try:
         evaluation.trace(evaluate, variables, inputs)
     except InvalidRngError as error:
-        refusal = str(error)
+        refusal = str(error).partition(" (https")[0]
 
     places = training.places()
     known = {place.layer for place in places}
@@ -159,7 +159,8 @@ def audit(network: Any, inputs: Any) -> Audit:
 def _as_network(network: Any) -> Network:
     if isinstance(network, Network):
         return network
-    if isinstance(network, nn.Module):
+    is_linen_class = isinstance(network, type) and issubclass(network, nn.Module)
+    if isinstance(network, nn.Module) or is_linen_class:
         return jdrop.linen.as_network(network)
     if isinstance(network, nnx.Module):
         return jdrop.nnx.as_network(lambda rngs: nnx.clone(network))
@@ -273,11 +274,11 @@ class _Pass:
 
 
 def _is_on(site: DropoutSite) -> bool:
-    return not site.deterministic and not _is_number(site.rate, 0.0)
+    return not site.deterministic and not _is_zero(site.rate)
 
 
-def _is_number(rate: Any, number: float) -> bool:
-    return isinstance(rate, float) and rate == number
+def _is_zero(rate: Any) -> bool:
+    return isinstance(rate, float) and rate == 0
 
 
 def _layer_of(site: DropoutSite) -> str:
@@ -350,9 +351,7 @@ def _faults(sites: Sequence[AuditedSite], places: Sequence[_Place], refusal: str
     modes = {site.name: (site.on_in_training, bool(site.on_in_evaluation)) for site in sites}
     always = [name for name, mode in modes.items() if mode == on]
     inverted = [name for name, mode in modes.items() if mode == (False, True)]
-    never = [
-        site.name for site in sites if modes[site.name] == off and not _is_number(site.rate, 0)
-    ]
+    never = [site.name for site in sites if modes[site.name] == off and not _is_zero(site.rate)]
     yield from named("Never on, since off in training too: {}.", never)
     yield from named("Always on, since on in evaluation too: {}.", always)
     yield from named("On in evaluation only, so the mode is inverted: {}.", inverted)
@@ -376,4 +375,4 @@ def _faults(sites: Sequence[AuditedSite], places: Sequence[_Place], refusal: str
         by_hand,
     )
     if refusal:
-        yield f"A pass without a key asks for one: {' '.join(refusal.split())}"
+        yield f"An evaluation draws, and has no key: {refusal}."

@@ -20,8 +20,6 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.interpreters.partial_eval import dce_jaxpr_consts
 
-from jdrop import bits
-
 TAG = "jdrop site "
 """The prefix of the names that tag arrays in a jaxpr."""
 
@@ -89,7 +87,9 @@ def read_draws(function: Callable[..., Any], *arguments: Any) -> Draws:
         >>> first.key == second.key, second.shape
         (True, (2,))
     """
-    closed = jax.make_jaxpr(function)(*arguments)
+    # A key that is used twice is what to tell, not an error.
+    with jax.debug_key_reuse(False):
+        closed = jax.make_jaxpr(function)(*arguments)
     jaxpr, used_consts, used = dce_jaxpr_consts(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
     consts = [c for c, is_used in zip(closed.consts, used_consts, strict=True) if is_used]
     reader = _Reader()
@@ -201,7 +201,7 @@ class _Reader:
         name, params, num_outputs = equation.primitive.name, equation.params, len(equation.outvars)
         if name == "name" and params["name"].startswith(TAG):
             return [self._tagged(equation, inputs[0])]
-        if name in DRAWS and not _marks_consumption(equation):
+        if name in DRAWS:
             self._add(inputs[0], equation.outvars[0].aval.shape, place)
         if name in COPIES and num_outputs == len(inputs):
             return inputs
@@ -314,13 +314,6 @@ def _hashed_words(jaxpr: Jaxpr) -> set[Any]:
 
 def _is_key(aval: Any) -> bool:
     return jax.dtypes.issubdtype(getattr(aval, "dtype", None), jax.dtypes.prng_key)
-
-
-def _marks_consumption(equation: Any) -> bool:
-    """Whether `jdrop.bits` only tells JAX's check of keys that it has used a key."""
-    return equation.params.get("shape") == () and any(
-        frame.file_name == bits.__file__ for frame in _frames(equation)
-    )
 
 
 def _jaxprs_of(params: dict[str, Any]) -> Iterator[ClosedJaxpr]:
