@@ -5,7 +5,7 @@ Replace `flax.linen.Dropout` by `jdrop.linen.Dropout` and the rest of a project 
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,6 +19,13 @@ from jax.typing import ArrayLike
 
 from jdrop import attention, functional
 from jdrop.attention_sites import NO_KEY, with_site
+from jdrop.linen_swap import (
+    LinenSwap,
+    call_swapped,
+    call_with_attributes,
+    is_pending,
+    swapped_module,
+)
 from jdrop.network import (
     AttentionDropout,
     DropoutSite,
@@ -27,6 +34,7 @@ from jdrop.network import (
     Variables,
     mode_flags,
 )
+from jdrop.swapping import RateChoice
 
 __all__ = [
     "Dropout",
@@ -34,6 +42,7 @@ __all__ = [
     "MultiHeadDotProductAttention",
     "SelfAttention",
     "as_network",
+    "swap",
 ]
 
 
@@ -176,6 +185,62 @@ class SelfAttention(MultiHeadDotProductAttention, nn.SelfAttention):
     """
 
 
+def swap(
+    module: Any,
+    *,
+    rate: RateChoice | None = None,
+    after: Mapping[str, float] | None = None,
+) -> Any:
+    """Puts jdrop's layers in place of Flax's, throughout a module that was not written for it.
+
+    Dropout layers and attention layers of Flax become jdrop's in every pass of the module. An
+    attention layer keeps its `broadcast_dropout`; one with an `attention_fn` of its own keeps that
+    function, and so does a subclass of a layer keep its call. Parameters and their names stay.
+
+    Args:
+        module: any linen module, made outside of other modules and not bound to variables.
+        rate: the rate of all dropout layers, or `f(name, rate)` -> the new rate, by the path of the
+            layer and its old rate. The rate 0 removes the dropout. It holds for attention layers
+            too, unless their rate is 0.
+        after: adds dropout after layers: the rate by the path of the layer, such as
+            `{"block/Dense_0": 0.5}`. It is on wherever the pass has the rng stream "dropout",
+            except in initialisation.
+
+    Returns:
+        A new module of a subclass of the class of `module`, with the same attributes.
+
+    Raises:
+        TypeError: a class, or anything else that is not a linen module.
+        ValueError: a rate out of range; a module inside another one; at the first pass, a name in
+            `after` that is no layer.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, jdrop
+        >>> module = nn.Sequential([nn.Dense(4), nn.Dropout(0.5, deterministic=False)])
+        >>> swapped = swap(module, rate=0.25, after={"layers_0": 0.1})
+        >>> for site in jdrop.audit(swapped, jnp.ones((2, 3))).sites:
+        ...     print(site.name, site.kind, site.rate)
+        layers_0/added_dropout jdrop 0.1
+        layers_1 jdrop 0.25
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"module must be an instance of a linen module, got {module!r}; call its class first."
+        )
+    if module.parent is not None:
+        raise ValueError(
+            f"module must belong to no other module, got one inside "
+            f"{type(module.parent).__name__}; swap the outermost module."
+        )
+    layers = {
+        nn.Dropout: Dropout,
+        nn.MultiHeadAttention: MultiHeadAttention,
+        nn.MultiHeadDotProductAttention: MultiHeadDotProductAttention,
+        nn.SelfAttention: SelfAttention,
+    }
+    return swapped_module(module, LinenSwap(rate, dict(after or {}), layers, Dropout))
+
+
 def as_network(module: Any) -> Network:
     """Makes a `jdrop.network.Network` from a linen module.
 
@@ -283,6 +348,8 @@ class _Interceptor:
         layer = context.module
         if context.method_name != "__call__":
             return next_method(*args, **kwargs)
+        if is_pending(layer):
+            return call_swapped(layer, next_method, args, kwargs)
         changed: dict[str, Any] = {}
         match layer:
             case nn.Dropout() if self.replace is not None:
@@ -301,7 +368,7 @@ class _Interceptor:
                 args, kwargs = args[:1], {**kwargs, "use_running_average": True}
             case _ if self.replace is not None:
                 changed = _features_of_given_weights(layer)
-        return _call_with_attributes(layer, changed, next_method, args, kwargs)
+        return call_with_attributes(layer, changed, next_method, args, kwargs)
 
     def _call_dropout(
         self, layer: Any, own_call: Callable[..., Any], args: Any, kwargs: Any
@@ -338,7 +405,7 @@ class _Interceptor:
             kwargs = {**kwargs, "dropout_rng": NO_KEY}
         self.running.add(layer.path)
         try:
-            return _call_with_attributes(
+            return call_with_attributes(
                 layer, {"attention_fn": attention_fn}, own_call, args, kwargs
             )
         finally:
@@ -385,17 +452,3 @@ def _features_of_given_weights(layer: nn.Module) -> dict[str, Any]:
             return {"features": kernel.shape[-1]}
         case _:
             return {}
-
-
-def _call_with_attributes(
-    layer: nn.Module, changed: dict[str, Any], call: Callable[..., Any], args: Any, kwargs: Any
-) -> Any:
-    """Calls a method while attributes of its frozen module have other values."""
-    before = {name: getattr(layer, name) for name in changed}
-    try:
-        for name, value in changed.items():
-            object.__setattr__(layer, name, value)
-        return call(*args, **kwargs)
-    finally:
-        for name, value in before.items():
-            object.__setattr__(layer, name, value)

@@ -4,7 +4,7 @@ Replace `flax.nnx.Dropout` by `jdrop.nnx.Dropout` and the rest of a project stay
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -24,8 +24,10 @@ from jdrop.network import (
     Variables,
     mode_flags,
 )
+from jdrop.nnx_swap import swap_layers
+from jdrop.swapping import RateChoice, Swap
 
-__all__ = ["Dropout", "MultiHeadAttention", "as_network"]
+__all__ = ["Dropout", "MultiHeadAttention", "as_network", "swap"]
 
 
 class Dropout(nnx.Dropout):
@@ -166,6 +168,58 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
             attention_fn=attention_fn,
             **kwargs,
         )
+
+
+def swap(
+    model: Any,
+    *,
+    rate: RateChoice | None = None,
+    after: Mapping[str, float] | None = None,
+    rngs: nnx.Rngs | None = None,
+) -> Any:
+    """Puts jdrop's layers in place of Flax's, throughout a model that was not written for it.
+
+    Dropout layers and attention layers of Flax become jdrop's. An attention layer keeps its
+    `broadcast_dropout`; one with an `attention_fn` of its own keeps that function, and so does a
+    subclass of a layer keep its call. Parameters and their paths stay.
+
+    Args:
+        model: any nnx module; it is changed in place.
+        rate: the rate of all dropout layers, or `f(name, rate)` -> the new rate, by the path of the
+            layer and its old rate. The rate 0 removes the dropout. It holds for attention layers
+            too, unless their rate is 0.
+        after: adds dropout after layers: the rate by the path of the layer, such as
+            `{"blocks/0/linear": 0.5}`. Each becomes a layer `added_dropout` of that layer.
+        rngs: the source of keys for the layers that are added.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError: anything that is not an nnx module.
+        ValueError: a rate out of range; a name in `after` that is no layer; `after` without `rngs`.
+
+    Example:
+        >>> from flax import nnx
+        >>> import jax.numpy as jnp, jdrop
+        >>> rngs = nnx.Rngs(0)
+        >>> model = nnx.Sequential(nnx.Linear(3, 4, rngs=rngs), nnx.Dropout(0.5, rngs=rngs))
+        >>> model = swap(model, rate=0.25, after={"layers/0": 0.1}, rngs=rngs)
+        >>> for site in jdrop.audit(model, jnp.ones((2, 3))).sites:
+        ...     print(site.name, site.kind, site.rate)
+        layers/0/added_dropout jdrop 0.1
+        layers/1 jdrop 0.25
+    """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"model must be an nnx module, got {type(model).__name__}; make it first.")
+    if after and rngs is None:
+        raise ValueError(
+            "rngs must be given with after: the layers that are added need keys; give "
+            "`rngs=nnx.Rngs(0)`."
+        )
+    layers = {nnx.Dropout: Dropout, nnx.MultiHeadAttention: MultiHeadAttention}
+    swap_layers(model, Swap(rate, dict(after or {})), layers, partial(Dropout, rngs=rngs))
+    return model
 
 
 def as_network(make_module: Any) -> Network:
