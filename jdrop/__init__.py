@@ -2,12 +2,13 @@
 
 Functions of an explicit key: `dropout`, `keep_mask`, `apply_mask`, `scale_weights`,
 `dot_product_attention`, and for branches `drop_path`, `drop_branch` and `depth_linear_rates`.
-`compare` runs the comparison with ensembles.
+`audit` lists what a Flax model drops, and what is wrong with it. `compare` runs the comparison with
+ensembles.
 
 Modules: `jdrop.linen` and `jdrop.nnx` (Flax layers), `jdrop.network`, `jdrop.train`,
-`jdrop.ensemble`, `jdrop.thinned`, `jdrop.inference`, `jdrop.metrics`, `jdrop.statistics` and
-`jdrop.study` (the comparison). Python imports them, and `compare`, at their first use, so that
-`import jdrop` costs what `import jax` costs.
+`jdrop.ensemble`, `jdrop.thinned`, `jdrop.inference`, `jdrop.metrics`, `jdrop.statistics`,
+`jdrop.auditing` and `jdrop.study` (the comparison). Python imports them, `audit` and `compare` at
+their first use, so that `import jdrop` costs what `import jax` costs.
 """
 
 import importlib
@@ -19,10 +20,13 @@ from jdrop.functional import apply_mask, dropout, keep_mask, scale_weights
 from jdrop.stochastic_depth import depth_linear_rates, drop_branch, drop_path
 
 if TYPE_CHECKING:
+    from jdrop.auditing import audit
     from jdrop.study.comparison import compare
 
 __all__ = [
     "apply_mask",
+    "audit",
+    "auditing",
     "compare",
     "depth_linear_rates",
     "dot_product_attention",
@@ -57,6 +61,8 @@ def __getattr__(name: str) -> Any:
                 f"jdrop.compare needs packages that are not installed: {error}; install them with "
                 "`pip install 'jdrop[study]'`."
             ) from error
+    if name == "audit":
+        return importlib.import_module("jdrop.auditing").audit
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("jdrop")
     if name in __all__:

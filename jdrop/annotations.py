@@ -3,6 +3,8 @@
 The library itself needs only jax. The tests need jaxtyping, which checks every annotated call.
 """
 
+from typing import Any
+
 try:
     from jaxtyping import Bool, Float, Inexact, Integer, Shaped, UInt32
 except ImportError:
@@ -15,4 +17,7 @@ except ImportError:
 
     Bool = Float = Inexact = Integer = Shaped = UInt32 = _Unshaped  # type: ignore[assignment]
 
-__all__ = ["Bool", "Float", "Inexact", "Integer", "Shaped", "UInt32"]
+__all__ = ["Bool", "Float", "Inexact", "Integer", "Shape", "Shaped", "UInt32"]
+
+Shape = tuple[Any, ...]
+"""The sizes of the axes of an array: integers, or symbolic in an export with `jax.export`."""

@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array, export, lax
 from jax.typing import ArrayLike
 
 from jdrop import functional
-from jdrop.annotations import Shaped
+from jdrop.annotations import Shape, Shaped
 
 QUERY_BLOCK = 128
 """Queries in a block. Masks depend on it, since each block draws from a key of its own."""
@@ -44,8 +44,9 @@ def dot_product_attention(
     $$y = D\left(\mathrm{softmax}\left(s\, q k^\top + B\right)\right) v$$
 
     where $D$ is `jdrop.dropout`, $s$ the scale and $B$ the bias. Apart from dropout the function
-    and its arguments are those of `jax.nn.dot_product_attention`. The shapes have B examples, T
-    queries, S keys, N query heads, K key heads (N is a multiple of K) and H dimensions.
+    and its arguments are those of `jax.nn.dot_product_attention`; it takes complex arrays too, as
+    Flax's layers do. The shapes have B examples, T queries, S keys, N query heads, K key heads (N
+    is a multiple of K) and H dimensions.
 
     Memory holds `[B, N, 128, S]` of the weights `[B, N, T, S]` at a time, in the backward pass
     too. A bias or a mask of their size is copied once. The arrays may be sharded along examples
@@ -58,7 +59,7 @@ def dot_product_attention(
 
     Args:
         key: a single key; it is consumed. May be None if `dropout_rate` is the Python scalar 0.
-        q: queries, `[B, T, N, H]` or `[T, N, H]`, float.
+        q: queries, `[B, T, N, H]` or `[T, N, H]`, float or complex.
         k: keys, `[B, S, K, H]` or `[S, K, H]`, of the dtype of `q`.
         v: values, `[B, S, K, V]` or `[S, K, V]`, of the dtype of `q`.
         bias: added to the scaled products; broadcastable to `[B, N, T, S]`.
@@ -80,7 +81,8 @@ def dot_product_attention(
         attends to all keys equally.
 
     Raises:
-        ValueError: if shapes do not match, or if the rate is out of range or not a scalar.
+        ValueError: if shapes do not match, if the rate is out of range or not a scalar, or if
+            dropout is on and T is symbolic, in an export with `jax.export`.
         TypeError: if dtypes differ, or if the mask is not Boolean.
 
     Example:
@@ -108,9 +110,14 @@ def dot_product_attention(
         return y[0]
 
     drops = not functional.is_number(rate, 0)
+    batch, length, heads, width = q.shape
     if drops:
         key = functional.as_key(key)
-    batch, length, heads, width = q.shape
+        if export.is_symbolic_dim(length):
+            raise ValueError(
+                f"the length of q must be a number while dropout is on, got the symbolic {length}: "
+                "masks depend on it; export with a length, or with dropout_rate=0.0."
+            )
     keys, kv_heads = k.shape[1:3]
     groups = heads // kv_heads
     weights_shape = (batch, heads, length, keys)
@@ -162,9 +169,9 @@ def dot_product_attention(
             return y
         return jnp.where(query_index.reshape(1, size, 1, 1) < q_lengths, y, 0)
 
-    blocks = -(-length // QUERY_BLOCK)
-    if blocks <= 1:
+    if not export.is_symbolic_dim(length) and length <= QUERY_BLOCK:
         return jax.checkpoint(attend)((0, q, bias, mask))
+    blocks = -(-length // QUERY_BLOCK)
 
     def split(x: Array | None, axis: int) -> Array | None:
         """Splits `x` into blocks of queries, along a new first axis."""
@@ -251,10 +258,10 @@ def _check_inputs(q: Array, k: Array, v: Array) -> None:
                 "q, k and v must all be [length, heads, width] or all be [batch, length, heads, "
                 f"width], got q of shape {q.shape} and {name} of shape {x.shape}."
             )
-        if not jnp.issubdtype(x.dtype, jnp.floating):
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
             raise TypeError(
-                f"{name} must be a float array, got {x.dtype}; convert it, for instance with "
-                f"`{name}.astype(jnp.float32)`."
+                f"{name} must be a float or complex array, got {x.dtype}; convert it, for instance "
+                f"with `{name}.astype(jnp.float32)`."
             )
         if x.dtype != q.dtype:
             raise TypeError(f"{name} must have the dtype of q, {q.dtype}, got {x.dtype}.")
@@ -271,7 +278,7 @@ def _check_inputs(q: Array, k: Array, v: Array) -> None:
         )
 
 
-def _expanded(name: str, x: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
+def _expanded(name: str, x: ArrayLike | None, shape: Shape) -> Array | None:
     """Returns `x` with four axes, each of size 1 or of the size in `shape`."""
     if x is None:
         return None
@@ -279,7 +286,7 @@ def _expanded(name: str, x: ArrayLike | None, shape: tuple[int, ...]) -> Array |
     return functional.expand(x, name, shape, "the attention weights")
 
 
-def _checked_lengths(name: str, lengths: ArrayLike | None, batch: int) -> Array | None:
+def _checked_lengths(name: str, lengths: ArrayLike | None, batch: Any) -> Array | None:
     """Returns the lengths as `[B, 1, 1, 1]`. Raises if they are not integers `[B]`."""
     if lengths is None:
         return None

@@ -39,10 +39,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array, export, lax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from jdrop.annotations import Bool, UInt32
+from jdrop.annotations import Bool, Shape, UInt32
 
 LEVELS = 2**16
 
@@ -77,7 +77,7 @@ def threshold(rate: float | Array) -> UInt32[Array | np.ndarray, "..."]:
 
 def draw_mask(
     key: Array,
-    shape: tuple[int, ...],
+    shape: Shape,
     thresholds: UInt32[Array | np.ndarray, "..."],
     sharding: NamedSharding | None,
 ) -> Bool[Array, "..."]:
@@ -109,7 +109,7 @@ def draw_mask(
 
 @partial(jax.jit, static_argnames=("shape", "num_bits", "mesh"), inline=True)
 def _draw_decisions(
-    key: Array, thresholds: Any, shape: tuple[int, ...], num_bits: int, mesh: AbstractMesh | None
+    key: Array, thresholds: Any, shape: Shape, num_bits: int, mesh: AbstractMesh | None
 ) -> Bool[Array, "..."]:
     # The layout for RUN = 256 and 16 bits, where a pair of words serves 4 planes:
     #   elements of the block   0 ... 255    256 ... 511   512 ... 767   768 ... 1023
@@ -153,13 +153,23 @@ def _draw_decisions(
     return values != 0 if decide_at_once else values < thresholds
 
 
-def _row_axis(shape: tuple[int, ...], block: int) -> int:
+def _row_axis(shape: Shape, block: int) -> int:
     """The first axis of the shortest rows whose blocks are unused by at most `MAX_UNUSED`.
 
     No block holds elements of two rows, so a device can draw its own rows alone.
+
+    Raises:
+        ValueError: an axis of symbolic size after the first, unless shorter rows are found.
     """
-    for axis in reversed(range(len(shape))):
+    # Rows from the first axis on are right whatever its size is, so it may be symbolic.
+    for axis in reversed(range(1, len(shape))):
         size = math.prod(shape[axis:])
+        if export.is_symbolic_dim(size):
+            raise ValueError(
+                f"a mask of the shape {shape} cannot be drawn: its bits depend on the sizes of all "
+                "axes but the first, and one of them is symbolic; export with numbers for these "
+                "sizes, or without dropout."
+            )
         if -size % block <= MAX_UNUSED * size:
             return axis
     return 0
@@ -179,7 +189,7 @@ def _pack_decisions(pair: tuple[Array, Array], num_bits: int, threshold: Any) ->
     return reduce(or_, bits).astype(f"uint{max(8, len(decisions))}")[..., None, :]
 
 
-def _pairs(key: Array, blocks: tuple[int, ...]) -> list[tuple[Array, Array]]:
+def _pairs(key: Array, blocks: Shape) -> list[tuple[Array, Array]]:
     """Hashes `RUN` pairs of words for each block, as two halves of shape `[*blocks, RUN / 2]`."""
     half = RUN // 2
     if jax.random.key_impl(key) != "threefry2x32":

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from jdrop import bits
-from jdrop.annotations import Bool, Inexact
+from jdrop.annotations import Bool, Inexact, Shape
 
 __all__ = ["apply_mask", "dropout", "keep_mask", "scale_weights"]
 
@@ -52,6 +52,9 @@ def dropout(
     `unsafe_rbg`). A Python scalar and an array of the same rate give different masks, because for
     instance 0.5 needs fewer random bits if it is known.
 
+    `jax.export` takes `x` with a symbolic first axis. Another axis may be symbolic if elements
+    share their decisions along it, or if the axes after it hold whole blocks of bits.
+
     Args:
         key: one key, such as `jax.random.key(0)`; it is consumed, unless the rate is the scalar 0.
         x: float or complex, any shape.
@@ -70,7 +73,7 @@ def dropout(
 
     Raises:
         ValueError: a rate out of range or of a shape that does not fit; an axis of `broadcast_dims`
-            that is out of range or repeated.
+            that is out of range or repeated; a symbolic axis on which the bits depend.
         TypeError: an integer or Boolean `x`; a key that is not a single key; a rate that is not a
             number or a float array; `broadcast_dims` that is not a sequence.
 
@@ -283,7 +286,7 @@ def is_number(rate: Rate, value: int) -> bool:
     return isinstance(rate, float) and rate == value
 
 
-def mask_shape(shape: tuple[int, ...], broadcast_dims: Sequence[int]) -> tuple[int, ...]:
+def mask_shape(shape: Shape, broadcast_dims: Sequence[int]) -> Shape:
     """Returns `shape` with size 1 along `broadcast_dims`. Raises if these are no distinct axes."""
     if isinstance(broadcast_dims, int):
         raise TypeError(
@@ -307,7 +310,7 @@ def mask_shape(shape: tuple[int, ...], broadcast_dims: Sequence[int]) -> tuple[i
     return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
 
 
-def expand(value: Any, name: str, shape: tuple[int, ...], target: str) -> Any:
+def expand(value: Any, name: str, shape: Shape, target: str) -> Any:
     """Returns `value` with leading axes of size 1 up to the rank of `shape`, or as a scalar.
 
     Raises ValueError if it is not broadcastable to `shape`, the shape of `target`.
@@ -315,7 +318,7 @@ def expand(value: Any, name: str, shape: tuple[int, ...], target: str) -> Any:
     if jnp.ndim(value) == 0:
         return value
     try:
-        fits = np.broadcast_shapes(value.shape, shape) == shape
+        fits = jnp.broadcast_shapes(value.shape, shape) == shape
     except ValueError:
         fits = False
     if not fits:
@@ -333,7 +336,7 @@ def _drop(
     x: Array,
     traced_rate: Array | None,
     static_rate: float | None,
-    shape: tuple[int, ...],
+    shape: Shape,
     scale: bool,
 ) -> Array:
     """Draws a mask and applies it. The backward pass draws the mask again, so none is stored."""
@@ -348,9 +351,7 @@ def _drop(
     return jax.checkpoint(drop, prevent_cse=False)(key, x)
 
 
-def draw_mask(
-    key: Any, shape: tuple[int, ...], rate: Rate, like: Array | None = None
-) -> Bool[Array, "..."]:
+def draw_mask(key: Any, shape: Shape, rate: Rate, like: Array | None = None) -> Bool[Array, "..."]:
     """Draws a mask and shards it like the array to be masked.
 
     Args:
@@ -364,7 +365,7 @@ def draw_mask(
     return bits.draw_mask(key, shape, thresholds, _mask_sharding(like, shape))
 
 
-def _mask_sharding(x: Array | None, shape: tuple[int, ...]) -> NamedSharding | None:
+def _mask_sharding(x: Array | None, shape: Shape) -> NamedSharding | None:
     """The sharding of a mask for `x`: that of `x`, except along axes of size 1."""
     if x is None:
         mesh, spec = jax.sharding.get_abstract_mesh(), PartitionSpec(*[None] * len(shape))

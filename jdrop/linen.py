@@ -5,7 +5,7 @@ Replace `flax.linen.Dropout` by `jdrop.linen.Dropout` and the rest of a project 
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,16 +18,41 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdrop import attention, functional, stochastic_depth
-from jdrop.network import DropoutSite, Network, ReplaceFn, Variables, mode_flags
+from jdrop.attention_sites import NO_KEY, with_site
+from jdrop.linen_swap import (
+    LinenSwap,
+    call_swapped,
+    call_with_attributes,
+    is_pending,
+    swapped_module,
+)
+from jdrop.network import (
+    AttentionDropout,
+    DropoutSite,
+    Network,
+    ReplaceFn,
+    Variables,
+    mode_flags,
+)
+from jdrop.swapping import RateChoice
 
-__all__ = ["DropPath", "Dropout", "MultiHeadDotProductAttention", "as_network"]
+__all__ = [
+    "DropPath",
+    "Dropout",
+    "MultiHeadAttention",
+    "MultiHeadDotProductAttention",
+    "SelfAttention",
+    "as_network",
+    "swap",
+]
 
 
-class Dropout(nn.Module):
+class Dropout(nn.Dropout):
     """Drops each element of its inputs with probability `rate`; see `jdrop.dropout`.
 
     The constructor and the call take the arguments of `flax.linen.Dropout`, with the same meaning.
-    In addition the call takes a rate, which may be traced.
+    In addition the call takes a rate, which may be traced. The layer is a `flax.linen.Dropout`, so
+    whatever selects layers by that class selects it too.
 
     Attributes:
         rate: the probability to drop, in [0, 1]; at 1 the output is zeros.
@@ -53,7 +78,7 @@ class Dropout(nn.Module):
         (4, 2)
     """
 
-    rate: ArrayLike
+    rate: ArrayLike  # type: ignore[assignment]
     broadcast_dims: Sequence[int] = ()
     deterministic: bool | None = None
     rng_collection: str = "dropout"
@@ -190,6 +215,102 @@ class MultiHeadDotProductAttention(nn.MultiHeadDotProductAttention):
         super().__post_init__()
 
 
+class MultiHeadAttention(MultiHeadDotProductAttention, nn.MultiHeadAttention):
+    """`MultiHeadDotProductAttention` by the other name that it has in Flax.
+
+    The name of the class becomes the name of the layer, so it is part of the paths of parameters
+    and of the keys of masks.
+
+    Raises:
+        ValueError: as `MultiHeadDotProductAttention`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, flax.linen as nn, jdrop.linen
+        >>> class Block(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, x):
+        ...         return jdrop.linen.MultiHeadAttention(num_heads=2)(x)
+        >>> list(Block().init(jax.random.key(0), jnp.ones((3, 10, 8)))["params"])
+        ['MultiHeadAttention_0']
+    """
+
+
+class SelfAttention(MultiHeadDotProductAttention, nn.SelfAttention):
+    """`MultiHeadDotProductAttention` of the inputs with themselves.
+
+    Arguments, parameters and calls are those of `flax.linen.SelfAttention`. Flax calls the layer
+    deprecated, and so does this one: each call warns.
+
+    Raises:
+        ValueError: as `MultiHeadDotProductAttention`.
+
+    Example:
+        >>> import warnings, jax, jax.numpy as jnp, jdrop.linen
+        >>> layer, x = jdrop.linen.SelfAttention(num_heads=2), jnp.ones((3, 10, 8))
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore", DeprecationWarning)
+        ...     outputs, variables = layer.init_with_output(jax.random.key(0), x)
+        >>> outputs.shape
+        (3, 10, 8)
+    """
+
+
+def swap(
+    module: Any,
+    *,
+    rate: RateChoice | None = None,
+    after: Mapping[str, float] | None = None,
+) -> Any:
+    """Puts jdrop's layers in place of Flax's, throughout a module that was not written for it.
+
+    Dropout layers and attention layers of Flax become jdrop's in every pass of the module. An
+    attention layer keeps its `broadcast_dropout`; one with an `attention_fn` of its own keeps that
+    function, and so does a subclass of a layer keep its call. Parameters and their names stay.
+
+    Args:
+        module: any linen module, made outside of other modules and not bound to variables.
+        rate: the rate of all dropout layers, or `f(name, rate)` -> the new rate, by the path of the
+            layer and its old rate. The rate 0 removes the dropout. It holds for attention layers
+            too, unless their rate is 0.
+        after: adds dropout after layers: the rate by the path of the layer, such as
+            `{"block/Dense_0": 0.5}`. It is on wherever the pass has the rng stream "dropout",
+            except in initialisation.
+
+    Returns:
+        A new module of a subclass of the class of `module`, with the same attributes.
+
+    Raises:
+        TypeError: a class, or anything else that is not a linen module.
+        ValueError: a rate out of range; a module inside another one; at the first pass, a name in
+            `after` that is no layer.
+
+    Example:
+        >>> import flax.linen as nn, jax, jax.numpy as jnp, jdrop
+        >>> module = nn.Sequential([nn.Dense(4), nn.Dropout(0.5, deterministic=False)])
+        >>> swapped = swap(module, rate=0.25, after={"layers_0": 0.1})
+        >>> for site in jdrop.audit(swapped, jnp.ones((2, 3))).sites:
+        ...     print(site.name, site.kind, site.rate)
+        layers_0/added_dropout jdrop 0.1
+        layers_1 jdrop 0.25
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"module must be an instance of a linen module, got {module!r}; call its class first."
+        )
+    if module.parent is not None:
+        raise ValueError(
+            f"module must belong to no other module, got one inside "
+            f"{type(module.parent).__name__}; swap the outermost module."
+        )
+    layers = {
+        nn.Dropout: Dropout,
+        nn.MultiHeadAttention: MultiHeadAttention,
+        nn.MultiHeadDotProductAttention: MultiHeadDotProductAttention,
+        nn.SelfAttention: SelfAttention,
+    }
+    return swapped_module(module, LinenSwap(rate, dict(after or {}), layers, Dropout))
+
+
 def as_network(module: Any) -> Network:
     """Makes a `jdrop.network.Network` from a linen module.
 
@@ -223,7 +344,9 @@ def as_network(module: Any) -> Network:
     return _network(module, replace=None, attention_dropout=True)
 
 
-def _network(module: nn.Module, replace: ReplaceFn | None, attention_dropout: bool) -> Network:
+def _network(
+    module: nn.Module, replace: ReplaceFn | None, attention_dropout: AttentionDropout
+) -> Network:
     """The network of a module, with `replace` called in place of its dropout layers."""
     mode = partial(mode_flags, type(module).__call__)
     mode(training=False)  # Raises now, not at the first call.
@@ -274,7 +397,7 @@ class _Interceptor:
 
     Attributes:
         replace: called in place of dropout layers; other layers then accept fewer units.
-        attention_dropout: whether attention layers drop weights.
+        attention_dropout: whether attention layers drop weights, or what chooses their keys.
         running_statistics: whether batch and spectral normalisation use their running statistics,
             whatever their flags say.
         num_calls: how often each dropout layer was called in the pass so far.
@@ -283,7 +406,7 @@ class _Interceptor:
     """
 
     replace: ReplaceFn | None
-    attention_dropout: bool
+    attention_dropout: AttentionDropout
     running_statistics: bool
     num_calls: Counter[str] = field(default_factory=Counter)
     running: set[tuple[str, ...]] = field(default_factory=set)
@@ -295,12 +418,17 @@ class _Interceptor:
         layer = context.module
         if context.method_name != "__call__":
             return next_method(*args, **kwargs)
+        if is_pending(layer):
+            return call_swapped(layer, next_method, args, kwargs)
         changed: dict[str, Any] = {}
         match layer:
-            case Dropout() | nn.Dropout() if self.replace is not None:
+            case nn.Dropout() if self.replace is not None:
                 return self._call_dropout(layer, next_method, *args, **kwargs)
             case nn.MultiHeadDotProductAttention() if not self.attention_dropout:
                 changed = {"dropout_rate": 0.0}
+            case nn.MultiHeadDotProductAttention() if callable(self.attention_dropout):
+                if layer.path not in self.running:
+                    return self._call_attention(layer, next_method, args, kwargs)
             case nn.SpectralNorm() if self.running_statistics:
                 return next_method(*args, **{**kwargs, "update_stats": False})
             case nn.BatchNorm() if self.running_statistics:
@@ -310,7 +438,7 @@ class _Interceptor:
                 args, kwargs = args[:1], {**kwargs, "use_running_average": True}
             case _ if self.replace is not None:
                 changed = _features_of_given_weights(layer)
-        return _call_with_attributes(layer, changed, next_method, args, kwargs)
+        return call_with_attributes(layer, changed, next_method, args, kwargs)
 
     def _call_dropout(
         self, layer: Any, own_call: Callable[..., Any], inputs: Any, *args: Any, **kwargs: Any
@@ -328,6 +456,31 @@ class _Interceptor:
         self.running.add(layer.path)
         try:
             return own_call(inputs, *args, **kwargs)
+        finally:
+            self.running.remove(layer.path)
+
+    def _call_attention(
+        self, layer: Any, own_call: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        """Calls an attention layer whose dropout goes to `attention_dropout` instead."""
+        name = "/".join(layer.path)
+
+        def choose_key(**properties: Any) -> Array | None:
+            assert callable(self.attention_dropout)
+            index = self.num_calls[name]
+            self.num_calls[name] += 1
+            site = DropoutSite(name=name, index=index, layer_class=type(layer), **properties)
+            return self.attention_dropout(site)
+
+        attention_fn = with_site(layer.attention_fn, choose_key, partial(layer.make_rng, "dropout"))
+        if kwargs.get("dropout_rng") is None and len(args) < 4:
+            # A pass without a key cannot make one, but can tell that the layer wants one.
+            kwargs = {**kwargs, "dropout_rng": NO_KEY}
+        self.running.add(layer.path)
+        try:
+            return call_with_attributes(
+                layer, {"attention_fn": attention_fn}, own_call, args, kwargs
+            )
         finally:
             self.running.remove(layer.path)
 
@@ -357,11 +510,12 @@ class _Interceptor:
             deterministic=nn.merge_param("deterministic", layer.deterministic, deterministic),
             make_key=make_key,
             fixed_count=branch is not None,
+            layer_class=type(layer),
         )
         return site, inputs
 
 
-def _broadcast_dims(layer: Dropout | nn.Dropout, inputs: Array) -> tuple[int, ...]:
+def _broadcast_dims(layer: nn.Dropout, inputs: Array) -> tuple[int, ...]:
     if isinstance(layer, DropPath):
         return stochastic_depth.shared_dims(inputs.ndim, layer.per_sample)
     return tuple(layer.broadcast_dims)
@@ -379,17 +533,3 @@ def _features_of_given_weights(layer: nn.Module) -> dict[str, Any]:
             return {"features": kernel.shape[-1]}
         case _:
             return {}
-
-
-def _call_with_attributes(
-    layer: nn.Module, changed: dict[str, Any], call: Callable[..., Any], args: Any, kwargs: Any
-) -> Any:
-    """Calls a method while attributes of its frozen module have other values."""
-    before = {name: getattr(layer, name) for name in changed}
-    try:
-        for name, value in changed.items():
-            object.__setattr__(layer, name, value)
-        return call(*args, **kwargs)
-    finally:
-        for name, value in before.items():
-            object.__setattr__(layer, name, value)

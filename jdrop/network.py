@@ -18,6 +18,7 @@ from jax.extend.core import get_opaque_trace_state
 from jax.typing import ArrayLike
 
 from jdrop import functional, stochastic_depth
+from jdrop.annotations import Shape
 
 __all__ = [
     "ApplyFn",
@@ -61,16 +62,18 @@ class DropoutSite:
             and only during the pass.
         fixed_count: whether the layer keeps a fixed number of samples, as `jdrop.drop_branch` does.
             The layer's inputs are then the outputs of the branch.
+        layer_class: the class of the layer; None: unknown.
     """
 
     name: str
     index: int
-    shape: tuple[int, ...]
+    shape: Shape
     rate: ArrayLike
     broadcast_dims: tuple[int, ...]
     deterministic: bool
     make_key: Callable[[], Array] = field(repr=False, compare=False)
     fixed_count: bool = False
+    layer_class: type | None = field(default=None, repr=False, compare=False)
 
     @property
     def drops_units(self) -> bool:
@@ -80,6 +83,9 @@ class DropoutSite:
 
 ReplaceFn = Callable[[DropoutSite, Array], Array | None]
 """`f(site, inputs)` -> the outputs of the layer; None: the layer does what it always does."""
+
+AttentionDropout = bool | Callable[[DropoutSite], Array | None]
+"""Whether attention layers drop weights; or `g(site)` -> the key to drop with; None: drop none."""
 
 
 @runtime_checkable
@@ -125,7 +131,7 @@ class Network:
     apply_fn: ApplyFn
     init_fn: Callable[[Array, Any], Variables] | None = None
     train_fn: Callable[[Variables, Any, Array], tuple[Any, Variables]] | None = None
-    replace_fn: Callable[[ReplaceFn, bool], "Network"] | None = None
+    replace_fn: Callable[[ReplaceFn, AttentionDropout], "Network"] | None = None
     step_rule: StepRule | None = None
 
     def __call__(self, variables: Variables, inputs: Any, key: Array | None) -> Any:
@@ -156,7 +162,9 @@ class Network:
         outputs, updated = self.train_fn(variables, inputs, key)
         return outputs, _updated(variables, updated)
 
-    def replace_dropout(self, f: ReplaceFn, *, attention_dropout: bool = False) -> "Network":
+    def replace_dropout(
+        self, f: ReplaceFn, *, attention_dropout: AttentionDropout = False
+    ) -> "Network":
         """Returns the network with `f` called in place of every dropout layer.
 
         This holds for layers of jdrop and of Flax, and for every pass, with and without a key. The
@@ -167,7 +175,9 @@ class Network:
         Args:
             f: `f(site, inputs)` returns the outputs of the layer, or None: the layer does what it
                 always does.
-            attention_dropout: whether attention layers go on dropping weights.
+            attention_dropout: whether attention layers go on dropping weights. A function
+                `g(site)` is called for each layer with a rate above 0; it returns the key with
+                which the layer drops, or None: the layer drops nothing.
 
         Raises:
             ValueError: a network without a `replace_fn`.
@@ -187,7 +197,7 @@ class Network:
                 "it with `jdrop.linen.as_network` or `jdrop.nnx.as_network`, or give a replace_fn."
             )
 
-        def replace_remaining(g: ReplaceFn, attention_dropout_too: bool) -> Network:
+        def replace_remaining(g: ReplaceFn, attention_dropout_too: AttentionDropout) -> Network:
             def f_then_g(site: DropoutSite, inputs: Array) -> Array | None:
                 outputs = f(site, inputs)
                 return g(site, inputs) if outputs is None else outputs

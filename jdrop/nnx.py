@@ -4,7 +4,7 @@ Replace `flax.nnx.Dropout` by `jdrop.nnx.Dropout` and the rest of a project stay
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -15,16 +15,27 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdrop import attention, functional, stochastic_depth
-from jdrop.network import DropoutSite, Network, ReplaceFn, Variables, mode_flags
+from jdrop.attention_sites import with_site
+from jdrop.network import (
+    AttentionDropout,
+    DropoutSite,
+    Network,
+    ReplaceFn,
+    Variables,
+    mode_flags,
+)
+from jdrop.nnx_swap import swap_layers
+from jdrop.swapping import RateChoice, Swap
 
-__all__ = ["DropPath", "Dropout", "MultiHeadAttention", "as_network"]
+__all__ = ["DropPath", "Dropout", "MultiHeadAttention", "as_network", "swap"]
 
 
-class Dropout(nnx.Module):
+class Dropout(nnx.Dropout):
     """Drops each element of its inputs with probability `rate`; see `jdrop.dropout`.
 
     The constructor and the call take the arguments of `flax.nnx.Dropout`, with the same meaning.
-    In addition the call takes a rate, which may be traced.
+    In addition the call takes a rate, which may be traced. The layer is a `flax.nnx.Dropout`, so
+    whatever selects layers by that class selects it too.
 
     Args:
         rate: the probability to drop, in [0, 1]; at 1 the output is zeros.
@@ -56,18 +67,13 @@ class Dropout(nnx.Module):
         rngs: nnx.Rngs | nnx.RngStream | None = None,
     ) -> None:
         functional.check_rate(rate, allow_one=True)
-        self.rate = rate
-        self.broadcast_dims = broadcast_dims
-        self.deterministic = deterministic
-        self.rng_collection = rng_collection
-        if isinstance(rngs, nnx.Rngs):
-            self.rngs = rngs[rng_collection].fork()
-        elif isinstance(rngs, nnx.RngStream):
-            self.rngs = rngs.fork()
-        elif rngs is None:
-            self.rngs = nnx.data(None)
-        else:
-            raise TypeError(f"rngs must be a Rngs, a RngStream or None, got {type(rngs).__name__}.")
+        super().__init__(
+            rate,
+            broadcast_dims=broadcast_dims,
+            deterministic=deterministic,
+            rng_collection=rng_collection,
+            rngs=rngs,
+        )
 
     def __call__(
         self,
@@ -106,15 +112,6 @@ class Dropout(nnx.Module):
                 " or to a view of the model, `nnx.view(model, deterministic=True)`."
             )
         return deterministic
-
-    def set_view(self, deterministic: bool | None = None) -> None:
-        """Sets the mode; `nnx.view` calls this method.
-
-        Args:
-            deterministic: whether to return the inputs unchanged.
-        """
-        if deterministic is not None:
-            self.deterministic = deterministic
 
 
 class DropPath(Dropout):
@@ -193,7 +190,7 @@ class DropPath(Dropout):
         return stochastic_depth.drop_path(key, inputs, rate, per_sample=self.per_sample)
 
 
-def _make_key(layer: Dropout | nnx.Dropout, rngs: nnx.Rngs | nnx.RngStream | Array | None) -> Array:
+def _make_key(layer: nnx.Dropout, rngs: nnx.Rngs | nnx.RngStream | Array | None) -> Array:
     """The key for the layer's next mask, from `rngs` or else from the layer's own stream."""
     if rngs is None:
         rngs = layer.rngs
@@ -252,6 +249,58 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
             attention_fn=attention_fn,
             **kwargs,
         )
+
+
+def swap(
+    model: Any,
+    *,
+    rate: RateChoice | None = None,
+    after: Mapping[str, float] | None = None,
+    rngs: nnx.Rngs | None = None,
+) -> Any:
+    """Puts jdrop's layers in place of Flax's, throughout a model that was not written for it.
+
+    Dropout layers and attention layers of Flax become jdrop's. An attention layer keeps its
+    `broadcast_dropout`; one with an `attention_fn` of its own keeps that function, and so does a
+    subclass of a layer keep its call. Parameters and their paths stay.
+
+    Args:
+        model: any nnx module; it is changed in place.
+        rate: the rate of all dropout layers, or `f(name, rate)` -> the new rate, by the path of the
+            layer and its old rate. The rate 0 removes the dropout. It holds for attention layers
+            too, unless their rate is 0.
+        after: adds dropout after layers: the rate by the path of the layer, such as
+            `{"blocks/0/linear": 0.5}`. Each becomes a layer `added_dropout` of that layer.
+        rngs: the source of keys for the layers that are added.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError: anything that is not an nnx module.
+        ValueError: a rate out of range; a name in `after` that is no layer; `after` without `rngs`.
+
+    Example:
+        >>> from flax import nnx
+        >>> import jax.numpy as jnp, jdrop
+        >>> rngs = nnx.Rngs(0)
+        >>> model = nnx.Sequential(nnx.Linear(3, 4, rngs=rngs), nnx.Dropout(0.5, rngs=rngs))
+        >>> model = swap(model, rate=0.25, after={"layers/0": 0.1}, rngs=rngs)
+        >>> for site in jdrop.audit(model, jnp.ones((2, 3))).sites:
+        ...     print(site.name, site.kind, site.rate)
+        layers/0/added_dropout jdrop 0.1
+        layers/1 jdrop 0.25
+    """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"model must be an nnx module, got {type(model).__name__}; make it first.")
+    if after and rngs is None:
+        raise ValueError(
+            "rngs must be given with after: the layers that are added need keys; give "
+            "`rngs=nnx.Rngs(0)`."
+        )
+    layers = {nnx.Dropout: Dropout, nnx.MultiHeadAttention: MultiHeadAttention}
+    swap_layers(model, Swap(rate, dict(after or {})), layers, partial(Dropout, rngs=rngs))
+    return model
 
 
 def as_network(make_module: Any) -> Network:
@@ -315,7 +364,7 @@ def as_network(make_module: Any) -> Network:
             nnx.reseed(model, policy="match_shape", **keys)
         return model
 
-    def network(replace: ReplaceFn | None, attention_dropout: bool) -> Network:
+    def network(replace: ReplaceFn | None, attention_dropout: AttentionDropout) -> Network:
         """The network with `replace` called in place of its dropout layers."""
 
         def apply(variables: Variables, inputs: Any, key: Array | None) -> Any:
@@ -351,7 +400,7 @@ def _unseeded(leaf: jax.ShapeDtypeStruct) -> Array:
 def _intercept(
     model: nnx.Module,
     replace: ReplaceFn | None,
-    attention_dropout: bool,
+    attention_dropout: AttentionDropout,
     *,
     running_averages: bool,
 ) -> None:
@@ -360,19 +409,36 @@ def _intercept(
     Args:
         model: changed in place.
         replace: called in place of dropout layers.
-        attention_dropout: whether attention layers drop weights.
+        attention_dropout: whether attention layers drop weights, or what chooses their keys.
         running_averages: whether batch normalisation uses its running averages, whatever its call
             says.
     """
     num_calls: Counter[str] = Counter()
     for path, layer in list(nnx.iter_modules(model)):
-        if isinstance(layer, Dropout | nnx.Dropout) and replace is not None:
-            name = "/".join(map(str, path))
+        name = "/".join(map(str, path))
+        if isinstance(layer, nnx.Dropout) and replace is not None:
             _set_call(layer, partial(_call_dropout, replace, name, num_calls))
         elif isinstance(layer, nnx.MultiHeadAttention) and not attention_dropout:
             object.__setattr__(layer, "dropout_rate", 0.0)
+        elif isinstance(layer, nnx.MultiHeadAttention) and callable(attention_dropout):
+            choose_key = partial(
+                _key_of_attention, attention_dropout, name, num_calls, layer_class=type(layer)
+            )
+            object.__setattr__(layer, "attention_fn", with_site(layer.attention_fn, choose_key))
         elif type(layer) is nnx.BatchNorm and running_averages:
             _set_call(layer, _call_with_running_averages)
+
+
+def _key_of_attention(
+    choose: Callable[[DropoutSite], Array | None],
+    name: str,
+    num_calls: Counter[str],
+    **properties: Any,
+) -> Array | None:
+    """The key that `choose` returns for a call of an attention layer."""
+    index = num_calls[name]
+    num_calls[name] += 1
+    return choose(DropoutSite(name=name, index=index, **properties))
 
 
 def _set_call(layer: nnx.Module, call: Callable[..., Any]) -> None:
@@ -392,7 +458,9 @@ def _with_replaced_call(layer_class: type) -> type:
         own_call = partial(layer_class.__call__, self)
         return self.replaced_call(self, own_call, *args, **kwargs)
 
-    return type(f"Replaced{layer_class.__name__}", (layer_class,), {"__call__": call})
+    # The class stays recognisable: the name of its module says whose layer it is.
+    members = {"__call__": call, "__module__": layer_class.__module__}
+    return type(f"Replaced{layer_class.__name__}", (layer_class,), members)
 
 
 def _call_dropout(
@@ -420,12 +488,13 @@ def _call_dropout(
         deterministic=layer.deterministic if deterministic is None else deterministic,
         make_key=partial(_make_key, layer, given.get("rngs")),
         fixed_count=given.get("branch") is not None,
+        layer_class=type(layer),
     )
     outputs = replace(site, inputs)
     return own_call(inputs, **given) if outputs is None else outputs
 
 
-def _broadcast_dims(layer: Dropout | nnx.Dropout, inputs: Array) -> tuple[int, ...]:
+def _broadcast_dims(layer: nnx.Dropout, inputs: Array) -> tuple[int, ...]:
     if isinstance(layer, DropPath):
         return stochastic_depth.shared_dims(inputs.ndim, layer.per_sample)
     return tuple(layer.broadcast_dims)

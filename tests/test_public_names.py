@@ -21,6 +21,7 @@ MODULES = {
     "jdrop.metrics": "reference/metrics/",
     "jdrop.statistics": "reference/statistics/",
     "jdrop.thinned": "reference/thinned/",
+    "jdrop.auditing": "reference/auditing/",
     "jdrop.study": "reference/study/",
 }
 """Public modules, and the page of the site on which each is documented."""

@@ -25,7 +25,8 @@ HELP = """How many independently trained networks is one dropout network worth?
 Trains both and compares them. Without options it takes scikit-learn's digits, downloads nothing,
 and needs one to three minutes. Give --dataset and --model for data and a model of your own, or
 --predictions for networks that are trained already. A command that was stopped goes on when it is
-given again. `jdrop report FOLDER` writes the report of a folder again without training."""
+given again. `jdrop report FOLDER` writes the report of a folder again without training. `jdrop
+audit MODULE:OBJECT` lists what a model drops."""
 
 ALLOWED_WITH_PREDICTIONS = ("predictions", "replicates", "margins", "groups", "out")
 """Options that have an effect beside --predictions."""
@@ -260,6 +261,27 @@ def report_command(folder: Path, margins: tuple[tuple[str, list[int | float]], .
     from jdrop.study import command
 
     command.report_again(folder, _margins(margins))
+
+
+@compare_command.command("audit")
+@click.argument("model", metavar="MODULE:OBJECT")
+@click.option(
+    "--input-shape",
+    type=Hidden(),
+    required=True,
+    help="Shape of a batch of inputs, such as 8,784.",
+)
+@click.option(
+    "--input-dtype",
+    type=click.Choice(["float32", "bfloat16", "int32"]),
+    default="float32",
+    help="Dtype of the inputs.",
+)
+def audit_command(model: str, input_shape: tuple[int, ...], input_dtype: str) -> None:
+    """Lists what the model drops, and what is wrong with it; computes nothing."""
+    from jdrop.study import command
+
+    command.audit_model(model, input_shape, input_dtype)
 
 
 def _margins(assignments: Sequence[tuple[str, list[int | float]]]) -> dict[str, float]:

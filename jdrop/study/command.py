@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import jax
 from rich.console import Console
 
+from jdrop.auditing import audit
 from jdrop.study import evaluation, report
 from jdrop.study.comparison import Experiment
 from jdrop.study.data import (
@@ -57,6 +59,23 @@ def report_again(folder: Path, margins: Mapping[str, float]) -> None:
     with _file_errors(f"{folder} could not be read"):
         comparison = evaluation.evaluate(RunFolder.open(folder), margins)
     show(comparison, folder, _console())
+
+
+def audit_model(name: str, shape: tuple[int, ...], dtype: str) -> None:
+    """Prints the audit of a model.
+
+    Raises:
+        UserError: the model cannot be made, or takes no inputs of this shape and dtype.
+    """
+    network = Model(load_object(name)).network()
+    try:
+        audited = audit(network, jax.ShapeDtypeStruct(shape, dtype))
+    except Exception as error:  # Whatever a user's module may raise.
+        raise ModelError(
+            f"{name} cannot be traced with {dtype} inputs of shape {shape}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    print(audited)
 
 
 def compare_predictions(
