@@ -4,7 +4,6 @@
 replace these calls. The functions after them read networks: their sites, masks and predictions.
 """
 
-import inspect
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from jax.extend.core import get_opaque_trace_state
 from jax.typing import ArrayLike
 
 from jdrop import functional
+from jdrop.dependence import trace
 
 __all__ = [
     "ApplyFn",
@@ -26,6 +26,7 @@ __all__ = [
     "ReplaceFn",
     "StepRule",
     "Variables",
+    "consumed_keys",
     "dropout_sites",
     "predict",
     "record_masks",
@@ -35,8 +36,11 @@ __all__ = [
 Variables = dict[str, Any]
 """Collections of arrays: `params` is trained, the other collections are state."""
 
-ApplyFn = Callable[[Variables, Array, Array | None], Array]
+ApplyFn = Callable[[Variables, Any, Array | None], Any]
 """`apply_fn(variables, inputs, key)` -> outputs, `[batch, class]` for a classifier.
+
+Inputs are an array `[batch, ...]`, or any pytree of such arrays. So are the outputs in training; a
+prediction must be one array.
 
 With a key the network draws masks; `key=None` is the deterministic network. The presence of the
 key is the mode, so no flag can contradict it.
@@ -117,16 +121,16 @@ class Network:
     """
 
     apply_fn: ApplyFn
-    init_fn: Callable[[Array, Array], Variables] | None = None
-    train_fn: Callable[[Variables, Array, Array], tuple[Array, Variables]] | None = None
+    init_fn: Callable[[Array, Any], Variables] | None = None
+    train_fn: Callable[[Variables, Any, Array], tuple[Any, Variables]] | None = None
     replace_fn: Callable[[ReplaceFn, bool], "Network"] | None = None
     step_rule: StepRule | None = None
 
-    def __call__(self, variables: Variables, inputs: Array, key: Array | None) -> Array:
+    def __call__(self, variables: Variables, inputs: Any, key: Array | None) -> Any:
         """Returns the outputs of `apply_fn`."""
         return self.apply_fn(variables, inputs, key)
 
-    def init(self, key: Array, inputs: Array) -> Variables:
+    def init(self, key: Array, inputs: Any) -> Variables:
         """Returns initial variables for inputs of this shape and dtype.
 
         Raises:
@@ -139,9 +143,7 @@ class Network:
             )
         return self.init_fn(key, inputs)
 
-    def apply_train(
-        self, variables: Variables, inputs: Array, key: Array
-    ) -> tuple[Array, Variables]:
+    def apply_train(self, variables: Variables, inputs: Any, key: Array) -> tuple[Any, Variables]:
         """Returns the outputs in training, and the variables with their state updated."""
         if self.train_fn is None:
             return self.apply_fn(variables, inputs, key), variables
@@ -217,22 +219,59 @@ def dropout_sites(network: Network, variables: Any, inputs: Any) -> tuple[Dropou
         [('layers_1', (1, 2), 0.5)]
     """
     sites: list[DropoutSite] = []
+    listing = network.replace_dropout(site_lister(sites), attention_dropout=True)
+    jax.eval_shape(listing.apply_train, variables, inputs, jax.random.key(0))
+    return tuple(sites)
+
+
+def site_lister(sites: list[DropoutSite]) -> ReplaceFn:
+    """A `ReplaceFn` that appends each site to the list, and leaves the layer as it is."""
 
     def list_site(site: DropoutSite, inputs: Array) -> None:
         rate = math.nan if isinstance(site.rate, jax.core.Tracer) else site.rate
         sites.append(replace(site, rate=rate, make_key=_no_key))
 
-    listing = network.replace_dropout(list_site, attention_dropout=True)
-    jax.eval_shape(listing.apply_train, variables, inputs, jax.random.key(0))
-    return tuple(sites)
+    return list_site
 
 
 def _no_key() -> Array:
     raise RuntimeError("make_key can be called only during the pass, in a `ReplaceFn`.")
 
 
+def consumed_keys(network: Network, variables: Any, inputs: Any) -> tuple[str, ...]:
+    """Lists where a training pass makes random numbers of its key, on which the pass depends.
+
+    If the list is empty, passes with different keys give equal outputs and equal variables. So it
+    tells whether a network whose dropout layers are replaced still draws masks of its own. The pass
+    is abstract: it computes nothing.
+
+    Args:
+        network: any network.
+        variables: of the network, or their shapes and dtypes.
+        inputs: arrays, or their shapes and dtypes.
+
+    Returns:
+        The place of each use: the path of the linen module, if there is one, and in brackets the
+        file and line of the program.
+
+    Example:
+        >>> import flax.linen as nn, jdrop.linen
+        >>> module = nn.Sequential([nn.Dense(2), nn.Dropout(0.5, deterministic=False)])
+        >>> network, x = jdrop.linen.as_network(module), jnp.ones((1, 3))
+        >>> variables = network.init(jax.random.key(0), x)
+        >>> len(consumed_keys(network, variables, x))
+        1
+        >>> consumed_keys(network.replace_dropout(lambda site, inputs: inputs), variables, x)
+        ()
+    """
+    traced = trace(network.apply_train, variables, inputs, jax.random.key(0))
+    if not traced.depends(outputs=[0, 1], arguments=[2]):
+        return ()
+    return traced.consumptions(outputs=[0, 1], argument=2) or ("the pass",)
+
+
 def record_masks(
-    key: Array, network: Network, variables: Variables, inputs: Array
+    key: Array, network: Network, variables: Variables, inputs: Any
 ) -> tuple[Array, dict[str, tuple[Array | None, ...]]]:
     """Runs a network and returns its outputs together with the masks that it drew.
 
@@ -343,12 +382,12 @@ def replay_masks(network: Network, masks: Mapping[str, Sequence[Array | None]]) 
                 f"{', '.join(sorted(visited)) or 'none'}."
             )
 
-    def apply_fn(variables: Variables, inputs: Array, key: Array | None) -> Array:
+    def apply_fn(variables: Variables, inputs: Any, key: Array | None) -> Any:
         outputs = replayed(variables, inputs, key)
         check_names()
         return outputs
 
-    def train_fn(variables: Variables, inputs: Array, key: Array) -> tuple[Array, Variables]:
+    def train_fn(variables: Variables, inputs: Any, key: Array) -> tuple[Any, Variables]:
         outputs, variables = replayed.apply_train(variables, inputs, key)
         check_names()
         return outputs, variables
@@ -369,8 +408,8 @@ def read_sites(
     f: Callable[[DropoutSite, Array], tuple[Array | None, Any]],
     network: Network,
     variables: Variables,
-    inputs: Array,
-) -> tuple[Array, dict[tuple[str, int], Any], list[str]]:
+    inputs: Any,
+) -> tuple[Any, dict[tuple[str, int], Any], list[str]]:
     """Runs a network and collects a value at each call of a dropout layer.
 
     Args:
@@ -459,27 +498,3 @@ def check_network(network: Any) -> None:
             f"network must be a function apply_fn(variables, inputs, key), got {network!r}; make "
             "one with `jdrop.linen.as_network` or `jdrop.nnx.as_network`."
         )
-
-
-MODE_FLAGS = {"deterministic": False, "train": True, "training": True, "is_training": True}
-"""Arguments of a module's call that set its mode, and their values in training."""
-
-
-def mode_flags(call: Callable[..., Any], *, training: bool) -> dict[str, Any]:
-    """Returns the mode flags among the arguments of a module's call, with their values.
-
-    Raises:
-        ValueError: an argument with a Boolean default that is no known flag. It may be a mode flag
-            of another name; with its default, the network would train without dropout.
-    """
-    flags = {}
-    for name, parameter in inspect.signature(call).parameters.items():
-        if name in MODE_FLAGS:
-            flags[name] = MODE_FLAGS[name] == training
-        elif isinstance(parameter.default, bool):
-            raise ValueError(
-                f"the module's call has an argument {name!r} that is {parameter.default} by "
-                f"default; as_network sets {', '.join(MODE_FLAGS)} and cannot tell what it means. "
-                "Rename it to one of these, or fix it in a module around yours."
-            )
-    return flags
