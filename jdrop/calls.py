@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from inspect import Parameter
+from itertools import takewhile
 from typing import Any
 
 from jax import Array
@@ -103,29 +104,19 @@ class BoundCall:
             if known:
                 return (), dict(inputs)
         names = self._inputs_in_order()
-        if type(inputs) is not tuple or not self._takes_several():
-            inputs = (inputs,)
-        kinds = {p.name: p.kind for p in self.parameters}
-        in_front = [p.name for p in self.parameters]
-        args: list[Any] = []
-        kwargs: dict[str, Any] = {}
-        for index, value in enumerate(inputs):
-            name = names[index] if index < len(names) else None
-            by_position = name is None or (
-                kinds[name] is not Parameter.KEYWORD_ONLY and not kwargs and in_front[index] == name
+        values = inputs if type(inputs) is tuple and self._takes_several() else (inputs,)
+        in_front = [p.name for p in self.parameters if p.kind is not Parameter.KEYWORD_ONLY]
+        pairs = zip(names[: len(values)], in_front, strict=False)
+        count = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        if count == len(names) and self._has(Parameter.VAR_POSITIONAL):
+            count = len(values)
+        if len(values) - count > len(names[count:]):
+            raise ValueError(
+                f"inputs is a tuple of {len(values)}, but the call of {self.name} takes "
+                f"{len(names)} inputs: {', '.join(names)}; give `call=`, for instance "
+                f"{self.example(inputs)}."
             )
-            if name is None and not self._has(Parameter.VAR_POSITIONAL):
-                raise ValueError(
-                    f"inputs is a tuple of {len(inputs)}, but the call of {self.name} takes "
-                    f"{len(names)} inputs: {', '.join(names)}; give `call=`, for instance "
-                    f"{self.example(inputs)}."
-                )
-            if by_position:
-                args.append(value)
-            else:
-                assert name is not None
-                kwargs[name] = value
-        return tuple(args), kwargs
+        return values[:count], dict(zip(names[count:], values[count:], strict=False))
 
     def example(self, inputs: Any = None) -> str:
         """A `call=` to write for the module, as a guess."""
@@ -169,7 +160,8 @@ class BoundCall:
         arrays = [
             p.name
             for p in self.parameters
-            if p.name in self._inputs_in_order() and p.default in (None, Parameter.empty)
+            if p.name in self._inputs_in_order()
+            and (p.default is None or p.default is Parameter.empty)
         ]
         return len(arrays) > 1 or self._has(Parameter.VAR_POSITIONAL)
 
@@ -276,19 +268,12 @@ def output_chooser(outputs: Callable[[Any], Any] | str | int | None) -> Callable
 
     Args:
         outputs: the function; or a key, the name of an attribute, or an index; None: everything.
-
-    Raises:
-        TypeError: outputs of another type.
+            The function raises ValueError if the module's outputs have no such key.
     """
     if outputs is None:
         return lambda everything: everything
     if callable(outputs):
         return outputs
-    if not isinstance(outputs, str | int):
-        raise TypeError(
-            "outputs must be a function of what the module returns, a key or an index, got "
-            f"{type(outputs).__name__}."
-        )
 
     def choose(everything: Any) -> Any:
         try:
@@ -429,10 +414,22 @@ class ModeCheck:
         if not isinstance(self.call, BoundCall):
             return "Check what your `call` gives the module for `train` and `key`."
         flags = [p.name for p in self.call.parameters if _is_flag(p)]
+        name, example = self.call.name, self.call.example(inputs)
+        if name == "Sequential":
+            return (
+                "A Sequential passes flags to its first layer only; give a `call=` that calls its "
+                "layers: `def call(module, inputs, *, train, key)`, with a loop over "
+                "`module.layers`."
+            )
+        if flags:
+            return (
+                f"as_network sets {' and '.join(flags)} by name, and {name} does not pass this on; "
+                f"give `call=` to set it in another way, for instance {example} with the flag by "
+                "position."
+            )
         return (
-            f"as_network gave the call of {self.call.name} "
-            f"{' and '.join(flags) or 'no mode, since it takes none of its known flags'}; give "
-            f"`call=` to switch the layers, for instance {self.call.example(inputs)}."
+            f"The call of {name} takes no flag that as_network knows; give `call=` to switch its "
+            f"layers, for instance {example}."
         )
 
 

@@ -451,7 +451,7 @@ def predict(
     key: Array | None,
     network: ApplyFn,
     variables: Variables,
-    inputs: Array,
+    inputs: Any,
     *,
     regression: bool = False,
 ) -> Array:
@@ -461,7 +461,7 @@ def predict(
         key: consumed; the network draws masks from it. None: the deterministic network.
         network: an `apply_fn`; it returns logits `[batch, class]`, or with `regression` anything.
         variables: of one network.
-        inputs: `[batch, ...]`.
+        inputs: `[batch, ...]`, or any pytree of such arrays.
         regression: whether to return the outputs as they are.
 
     Returns:

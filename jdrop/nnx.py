@@ -199,8 +199,8 @@ def as_network(
     `training`, `is_training` or `enable_dropout`. So do attributes with these names, of all modules
     inside and of a dataclass among their attributes. As in Flax, the attributes `deterministic` and
     `use_running_average` set the modes of the layers. An argument `rngs`, `key` or `rng` of the
-    call gets the key. A dictionary whose keys are names of arguments gives inputs by name. A tuple gives
-    them by position, if the call takes several. Other inputs are the first argument.
+    call gets the key. A dictionary whose keys are names of arguments gives inputs by name. A tuple
+    gives them by position, if the call takes several. Other inputs are the first argument.
 
     Training is traced once, by `init` or at the first pass. If it draws no mask, or leaves all
     batch statistics as they are, an error shows the `call` to write. So does a prediction that
