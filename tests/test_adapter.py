@@ -241,7 +241,9 @@ class NnxWrapper(nnx.Module):
 
 def mapped(in_axes):
     split_rngs = {"params": False, "dropout": True}
-    return nn.vmap(Flagged, in_axes, variable_axes={"params": None}, split_rngs=split_rngs)()
+    return nn.vmap(
+        Flagged, variable_axes={"params": None}, split_rngs=split_rngs, in_axes=in_axes
+    )()
 
 
 UNREACHED: dict[str, Any] = {
