@@ -16,7 +16,6 @@ from jax import Array
 import jdrop
 import jdrop.linen
 import jdrop.nnx
-from jdrop import functional
 from jdrop.calls import ModeError
 from jdrop.network import DropoutSite, Network, Variables, dropout_sites
 from jdrop.study.data import Dataset
@@ -115,7 +114,8 @@ class Model:
         """
         factory = partial(self._factory, **changes)
         # At the rate 0 a model may leave its dropout layers out.
-        has_dropout = not functional.is_number(changes.get(RATE, 1), 0)
+        rate = changes.get(RATE)
+        has_dropout = not (isinstance(rate, int | float) and rate == 0)
         if self._is_nnx:
             return jdrop.nnx.as_network(factory, has_dropout=has_dropout)
         module = factory()
