@@ -3,22 +3,32 @@
 Replace `flax.linen.Dropout` by `jdrop.linen.Dropout` and the rest of a project stays as it is.
 """
 
+import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import freeze
+from flax.errors import InvalidRngError, ModifyScopeVariableError
 from jax import Array
 from jax.typing import ArrayLike
 
 from jdrop import attention, functional, stochastic_depth
 from jdrop.attention_sites import NO_KEY, with_site
+from jdrop.calls import (
+    CallFn,
+    ModeCheck,
+    bind_call,
+    call_parameters,
+    mode_attributes,
+    output_chooser,
+)
 from jdrop.linen_swap import (
     LinenSwap,
     call_swapped,
@@ -32,7 +42,6 @@ from jdrop.network import (
     Network,
     ReplaceFn,
     Variables,
-    mode_flags,
 )
 from jdrop.swapping import RateChoice
 
@@ -311,81 +320,179 @@ def swap(
     return swapped_module(module, LinenSwap(rate, dict(after or {}), layers, Dropout))
 
 
-def as_network(module: Any) -> Network:
+def as_network(
+    module: Any,
+    call: CallFn | None = None,
+    *,
+    outputs: Callable[[Any], Any] | str | int | None = None,
+    has_dropout: bool = True,
+) -> Network:
     """Makes a `jdrop.network.Network` from a linen module.
 
-    The module's `__call__` takes the inputs and, if it has modes, flags named `deterministic`,
-    `train`, `training` or `is_training`. Its output is one array. The variables are linen's
-    collections. Training updates every collection except `params`, for instance batch statistics.
-    A pass that draws masks outside training uses the running statistics of batch and spectral
-    normalisation.
+    The variables are linen's collections. Training updates every collection except `params`, for
+    instance batch statistics. A pass that draws masks outside training uses the running statistics
+    of batch and spectral normalisation. The names of the dropout sites are the paths of the layers,
+    for instance "block/Dropout_0".
 
-    The names of its dropout sites are the paths of the layers, for instance "block/Dropout_0".
+    The module's call gets the mode, if it has one, by arguments named `deterministic`, `train`,
+    `training`, `is_training` or `enable_dropout`. So do attributes of the module, and of a
+    dataclass among them, with these names. An argument `key` or `rng` gets the key. A dictionary
+    whose keys are names of arguments gives inputs by name. A tuple gives them by position, if the
+    call takes several. Other inputs are the first argument.
+
+    Training is traced once, by `init` or at the first pass. If it draws no mask, or leaves all
+    batch statistics as they are, an error shows the `call` to write.
 
     Args:
-        module: any linen module whose output is one array.
+        module: any linen module.
+        call: `call(module, inputs, *, train, key)` returns the outputs. It runs inside
+            `module.apply`. In prediction and initialisation `train` is False and `key` None.
+        outputs: what predictions are made of, among the outputs of the call: a function of them, a
+            key or an index. By default all of them. A loss sees all of them.
+        has_dropout: whether training must draw masks.
 
     Raises:
         TypeError: a class, or anything else that is not a linen module.
-        ValueError: a call with another argument whose default is True or False; fix the argument
-            in a module around this one.
+        ValueError: a call with another argument whose default is True or False; at the first use, a
+            module that its mode does not reach.
 
     Example:
         >>> import jax, jax.numpy as jnp, flax.linen as nn
-        >>> network = as_network(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)]))
-        >>> variables = network.init(jax.random.key(0), jnp.ones((1, 3)))
-        >>> network(variables, jnp.ones((4, 3)), None).shape
-        (4, 2)
+        >>> class Encoder(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, tokens, mask, eval_mode=True):
+        ...         x = nn.Dropout(0.1)(nn.Embed(9, 4)(tokens), deterministic=eval_mode)
+        ...         return {"logits": nn.Dense(2)((x * mask[..., None]).sum(1)), "features": x}
+        >>> network = as_network(
+        ...     Encoder(),
+        ...     call=lambda module, inputs, *, train, key: module(**inputs, eval_mode=not train),
+        ...     outputs="logits",
+        ... )
+        >>> inputs = {"tokens": jnp.ones((3, 5), int), "mask": jnp.ones((3, 5))}
+        >>> variables = network.init(jax.random.key(0), inputs)
+        >>> network(variables, inputs, None).shape
+        (3, 2)
     """
     if not isinstance(module, nn.Module):
         raise TypeError(
             f"module must be an instance of a linen module, got {module!r}; call its class first."
         )
-    return _network(module, replace=None, attention_dropout=True)
+    bound = bind_call(type(module)) if call is None else call
+    return _Adapter(module, bound, output_chooser(outputs), ModeCheck(bound, has_dropout)).network(
+        None, True
+    )
 
 
-def _network(
-    module: nn.Module, replace: ReplaceFn | None, attention_dropout: AttentionDropout
-) -> Network:
-    """The network of a module, with `replace` called in place of its dropout layers."""
-    mode = partial(mode_flags, type(module).__call__)
-    mode(training=False)  # Raises now, not at the first call.
+@dataclass(frozen=True, eq=False)
+class _Adapter:
+    """Makes networks of one module.
 
-    def rngs(key: Array) -> dict[str, Array]:
+    Attributes:
+        module: the module in no particular mode.
+        call: calls the module.
+        choose: chooses what predictions are made of.
+        check: looks whether the mode reaches the layers.
+    """
+
+    module: nn.Module
+    call: CallFn
+    choose: Callable[[Any], Any]
+    check: ModeCheck
+
+    @cached_property
+    def modules(self) -> dict[bool, nn.Module]:
+        """The module in prediction, False, and in training, True."""
+        taken = {p.name for p in call_parameters(type(self.module)) or ()}
+        attributes = {
+            field.name: getattr(self.module, field.name)
+            for field in dataclasses.fields(self.module)
+            if field.init and field.name not in ("parent", "name", *taken)
+        }
+        changed = {train: mode_attributes(attributes, train=train) for train in (False, True)}
+        return {
+            train: self.module.clone(**changes) if changes else self.module
+            for train, changes in changed.items()
+        }
+
+    def network(self, replace: ReplaceFn | None, attention_dropout: AttentionDropout) -> Network:
+        """The network, with `replace` called in place of its dropout layers."""
+
+        def method(
+            key: Array | None, *, train: bool, running_statistics: bool
+        ) -> Callable[[nn.Module, Any], Any]:
+            """What `module.apply` runs in place of the module's own call."""
+
+            def run(bound: nn.Module, inputs: Any) -> Any:
+                if replace is not None:
+                    assert bound.scope is not None
+                    # `nn.jit` caches by these flags; a fresh number keeps it from reusing a
+                    # program compiled for another replacement.
+                    bound.scope.flags = freeze({**bound.scope.flags, "pass": next(_passes)})
+                elif not running_statistics:
+                    return self.call(bound, inputs, train=train, key=key)
+                interceptor = _Interceptor(replace, attention_dropout, running_statistics)
+                with nn.intercept_methods(interceptor):
+                    return self.call(bound, inputs, train=train, key=key)
+
+            return run
+
+        deterministic = method(None, train=False, running_statistics=False)
+
+        def init(key: Array, inputs: Any) -> Variables:
+            rngs, _ = self._keys(key)
+            variables = dict(self.modules[False].init(rngs, inputs, method=deterministic))
+            self._check_training(variables, inputs, key)
+            return variables
+
+        def predict(variables: Variables, inputs: Any) -> Any:
+            try:
+                return self.modules[False].apply(variables, inputs, method=deterministic)
+            except (InvalidRngError, ModifyScopeVariableError) as error:
+                error.add_note(
+                    "The network has no key, so it must neither draw masks nor change batch "
+                    f"statistics. {self.check.explain(inputs)}"
+                )
+                raise
+
+        def apply(variables: Variables, inputs: Any, key: Array | None) -> Any:
+            if key is None:
+                return self.choose(predict(variables, inputs))
+            if replace is None:
+                self._check_training(variables, inputs, key)
+            rngs, call_key = self._keys(key)
+            sample = method(call_key, train=True, running_statistics=True)
+            return self.choose(
+                self.modules[True].apply(variables, inputs, rngs=rngs, method=sample)
+            )
+
+        def apply_train(variables: Variables, inputs: Any, key: Array) -> tuple[Any, Variables]:
+            if replace is None:
+                self._check_training(variables, inputs, key)
+            rngs, call_key = self._keys(key)
+            mutable = [name for name in variables if name != "params"]
+            train = method(call_key, train=True, running_statistics=False)
+            outputs, updates = self.modules[True].apply(
+                variables, inputs, rngs=rngs, mutable=mutable, method=train
+            )
+            return outputs, {**variables, **updates}
+
+        return Network(apply, init, apply_train, self.network)
+
+    def _keys(self, key: Array) -> tuple[dict[str, Array], Array | None]:
+        """The keys of the rng streams, and the key that the call gets."""
         params_key, dropout_key = jax.random.split(key)
-        return {"params": params_key, "dropout": dropout_key}
+        # Not a third child, so that masks do not depend on whether the call takes a key.
+        call_key = jax.random.fold_in(key, 2) if self.check.needs_key else None
+        return {"params": params_key, "dropout": dropout_key}, call_key
 
-    def call(bound: nn.Module, inputs: Any, *, running_statistics: bool, **flags: bool) -> Any:
-        if replace is not None:
-            assert bound.scope is not None
-            # `nn.jit` caches by these flags; a fresh number keeps it from reusing a program
-            # compiled for another replacement.
-            bound.scope.flags = freeze({**bound.scope.flags, "pass": next(_passes)})
-        elif not running_statistics:
-            return bound(inputs, **flags)
-        with nn.intercept_methods(_Interceptor(replace, attention_dropout, running_statistics)):
-            return bound(inputs, **flags)
+    def _check_training(self, variables: Variables, inputs: Any, key: Array) -> None:
+        if not self.check.is_done("training"):
+            network = self.network(None, True)
+            self.check.training(network, _batch_stats, variables, inputs, key)
 
-    call_as_it_is = partial(call, running_statistics=False)
 
-    def init(key: Array, inputs: Any) -> Variables:
-        return dict(module.init(rngs(key), inputs, **mode(training=False), method=call_as_it_is))
-
-    def apply(variables: Variables, inputs: Any, key: Array | None) -> Any:
-        if key is None:
-            return module.apply(variables, inputs, **mode(training=False), method=call_as_it_is)
-        sample = partial(call, running_statistics=True)
-        return module.apply(variables, inputs, **mode(training=True), rngs=rngs(key), method=sample)
-
-    def apply_train(variables: Variables, inputs: Any, key: Array) -> tuple[Any, Variables]:
-        mutable = [name for name in variables if name != "params"]
-        flags = mode(training=True)
-        outputs, updates = module.apply(
-            variables, inputs, **flags, rngs=rngs(key), mutable=mutable, method=call_as_it_is
-        )
-        return outputs, {**variables, **updates}
-
-    return Network(apply, init, apply_train, partial(_network, module))
+def _batch_stats(variables: Variables) -> Any:
+    return variables.get("batch_stats", {})
 
 
 _passes = itertools.count()

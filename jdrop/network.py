@@ -4,7 +4,6 @@
 replace these calls. The functions after them read networks: their sites, masks and predictions.
 """
 
-import inspect
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from jax.typing import ArrayLike
 
 from jdrop import functional, stochastic_depth
 from jdrop.annotations import Shape
+from jdrop.dependence import trace
 
 __all__ = [
     "ApplyFn",
@@ -27,6 +27,7 @@ __all__ = [
     "ReplaceFn",
     "StepRule",
     "Variables",
+    "consumed_keys",
     "dropout_sites",
     "predict",
     "record_masks",
@@ -247,22 +248,59 @@ def dropout_sites(network: Network, variables: Any, inputs: Any) -> tuple[Dropou
         [('layers_1', (1, 2), 0.5)]
     """
     sites: list[DropoutSite] = []
+    listing = network.replace_dropout(site_lister(sites), attention_dropout=True)
+    jax.eval_shape(listing.apply_train, variables, inputs, jax.random.key(0))
+    return tuple(sites)
+
+
+def site_lister(sites: list[DropoutSite]) -> ReplaceFn:
+    """A `ReplaceFn` that appends each site to the list, and leaves the layer as it is."""
 
     def list_site(site: DropoutSite, inputs: Array) -> None:
         rate = math.nan if isinstance(site.rate, jax.core.Tracer) else site.rate
         sites.append(replace(site, rate=rate, make_key=_no_key))
 
-    listing = network.replace_dropout(list_site, attention_dropout=True)
-    jax.eval_shape(listing.apply_train, variables, inputs, jax.random.key(0))
-    return tuple(sites)
+    return list_site
 
 
 def _no_key() -> Array:
     raise RuntimeError("make_key can be called only during the pass, in a `ReplaceFn`.")
 
 
+def consumed_keys(network: Network, variables: Any, inputs: Any) -> tuple[str, ...]:
+    """Lists where a training pass makes random numbers of its key, on which the pass depends.
+
+    If the list is empty, passes with different keys give equal outputs and equal variables. So it
+    tells whether a network whose dropout layers are replaced still draws masks of its own. The pass
+    is abstract: it computes nothing.
+
+    Args:
+        network: any network.
+        variables: of the network, or their shapes and dtypes.
+        inputs: arrays, or their shapes and dtypes.
+
+    Returns:
+        The place of each use: the path of the linen module, if there is one, and in brackets the
+        file and line of the program.
+
+    Example:
+        >>> import flax.linen as nn, jdrop.linen
+        >>> module = nn.Sequential([nn.Dense(2), nn.Dropout(0.5, deterministic=False)])
+        >>> network, x = jdrop.linen.as_network(module), jnp.ones((1, 3))
+        >>> variables = network.init(jax.random.key(0), x)
+        >>> len(consumed_keys(network, variables, x))
+        1
+        >>> consumed_keys(network.replace_dropout(lambda site, inputs: inputs), variables, x)
+        ()
+    """
+    traced = trace(network.apply_train, variables, inputs, jax.random.key(0))
+    if not traced.depends(outputs=[0, 1], arguments=[2]):
+        return ()
+    return traced.consumptions(outputs=[0, 1], argument=2) or ("the pass",)
+
+
 def record_masks(
-    key: Array, network: Network, variables: Variables, inputs: Array
+    key: Array, network: Network, variables: Variables, inputs: Any
 ) -> tuple[Array, dict[str, tuple[Array | None, ...]]]:
     """Runs a network and returns its outputs together with the masks that it drew.
 
@@ -376,12 +414,12 @@ def replay_masks(network: Network, masks: Mapping[str, Sequence[Array | None]]) 
                 f"{', '.join(sorted(visited)) or 'none'}."
             )
 
-    def apply_fn(variables: Variables, inputs: Array, key: Array | None) -> Array:
+    def apply_fn(variables: Variables, inputs: Any, key: Array | None) -> Any:
         outputs = replayed(variables, inputs, key)
         check_names()
         return outputs
 
-    def train_fn(variables: Variables, inputs: Array, key: Array) -> tuple[Array, Variables]:
+    def train_fn(variables: Variables, inputs: Any, key: Array) -> tuple[Any, Variables]:
         outputs, variables = replayed.apply_train(variables, inputs, key)
         check_names()
         return outputs, variables
@@ -402,8 +440,8 @@ def read_sites(
     f: Callable[[DropoutSite, Array], tuple[Array | None, Any]],
     network: Network,
     variables: Variables,
-    inputs: Array,
-) -> tuple[Array, dict[tuple[str, int], Any], list[str]]:
+    inputs: Any,
+) -> tuple[Any, dict[tuple[str, int], Any], list[str]]:
     """Runs a network and collects a value at each call of a dropout layer.
 
     Args:
@@ -498,27 +536,3 @@ def check_network(network: Any) -> None:
             f"network must be a function apply_fn(variables, inputs, key), got {network!r}; make "
             "one with `jdrop.linen.as_network` or `jdrop.nnx.as_network`."
         )
-
-
-MODE_FLAGS = {"deterministic": False, "train": True, "training": True, "is_training": True}
-"""Arguments of a module's call that set its mode, and their values in training."""
-
-
-def mode_flags(call: Callable[..., Any], *, training: bool) -> dict[str, Any]:
-    """Returns the mode flags among the arguments of a module's call, with their values.
-
-    Raises:
-        ValueError: an argument with a Boolean default that is no known flag. It may be a mode flag
-            of another name; with its default, the network would train without dropout.
-    """
-    flags = {}
-    for name, parameter in inspect.signature(call).parameters.items():
-        if name in MODE_FLAGS:
-            flags[name] = MODE_FLAGS[name] == training
-        elif isinstance(parameter.default, bool):
-            raise ValueError(
-                f"the module's call has an argument {name!r} that is {parameter.default} by "
-                f"default; as_network sets {', '.join(MODE_FLAGS)} and cannot tell what it means. "
-                "Rename it to one of these, or fix it in a module around yours."
-            )
-    return flags

@@ -16,13 +16,21 @@ from jax.typing import ArrayLike
 
 from jdrop import attention, functional, stochastic_depth
 from jdrop.attention_sites import with_site
+from jdrop.calls import (
+    MODE_FLAGS,
+    CallFn,
+    ModeCheck,
+    bind_call,
+    mode_attributes,
+    output_chooser,
+)
 from jdrop.network import (
     AttentionDropout,
     DropoutSite,
     Network,
     ReplaceFn,
     Variables,
-    mode_flags,
+    site_lister,
 )
 from jdrop.nnx_swap import swap_layers
 from jdrop.swapping import RateChoice, Swap
@@ -303,30 +311,53 @@ def swap(
     return model
 
 
-def as_network(make_module: Any) -> Network:
+def as_network(
+    make_module: Any,
+    call: CallFn | None = None,
+    *,
+    outputs: Callable[[Any], Any] | str | int | None = None,
+    has_dropout: bool = True,
+) -> Network:
     """Makes a `jdrop.network.Network` from an nnx module.
 
     The variables are `params` (the `nnx.Param`s of the module) and `state` (the rest except rngs,
     for instance batch statistics); each is nested dictionaries of arrays. Training updates `state`.
-    A pass that draws masks outside training uses the running averages of batch normalisation.
+    A pass that draws masks outside training uses the running averages of batch normalisation. The
+    names of the dropout sites are the paths of the layers, for instance "block/dropout".
 
-    The names of its dropout sites are the paths of the layers, for instance "block/dropout".
+    The module's call gets the mode, if it has one, by arguments named `deterministic`, `train`,
+    `training`, `is_training` or `enable_dropout`. So do attributes with these names, of all modules
+    inside and of a dataclass among their attributes. As in Flax, the attributes `deterministic` and
+    `use_running_average` set the modes of the layers. An argument `rngs`, `key` or `rng` of the
+    call gets the key. A dictionary whose keys are names of arguments gives inputs by name. A tuple
+    gives them by position, if the call takes several. Other inputs are the first argument.
+
+    Training is traced once, by `init` or at the first pass. If it draws no mask, or leaves all
+    batch statistics as they are, an error shows the `call` to write. So does a prediction that
+    draws masks, or uses the statistics of its batch.
 
     Args:
-        make_module: makes the module from an argument named `rngs`: its class, or a function. The
-            module's call takes the inputs and, if it has modes, a flag named `deterministic`,
-            `train`, `training` or `is_training`. Its output is one array. As in Flax, the
-            attributes `deterministic` and `use_running_average` set the modes of its layers.
+        make_module: makes the module from an argument named `rngs`: its class, or a function.
+        call: `call(module, inputs, *, train, key)` returns the outputs. In prediction `train` is
+            False and `key` None.
+        outputs: what predictions are made of, among the outputs of the call: a function of them, a
+            key or an index. By default all of them. A loss sees all of them.
+        has_dropout: whether training must draw masks.
 
     Raises:
         TypeError: a module in place of the function that makes it.
-        ValueError: a call with another argument whose default is True or False; fix the argument
-            in a module around this one.
+        ValueError: a call with another argument whose default is True or False; at the first use, a
+            module that its mode does not reach.
 
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from flax import nnx
-        >>> network = as_network(lambda rngs: nnx.Linear(3, 2, rngs=rngs))
+        >>> class Net(nnx.Module):
+        ...     def __init__(self, rngs):
+        ...         self.linear, self.dropout = nnx.Linear(3, 2, rngs=rngs), nnx.Dropout(0.5)
+        ...     def __call__(self, x, rngs=None):
+        ...         return self.linear(self.dropout(x, rngs=rngs))
+        >>> network = as_network(Net)
         >>> variables = network.init(jax.random.key(0), jnp.ones((1, 3)))
         >>> network(variables, jnp.ones((4, 3)), None).shape
         (4, 2)
@@ -337,51 +368,112 @@ def as_network(make_module: Any) -> Network:
             f"{type(make_module).__name__}; give the class, or `lambda rngs: MyModule(rngs=rngs)`."
         )
     abstract_model = nnx.eval_shape(lambda: make_module(rngs=nnx.Rngs(0)))
-    flags = partial(mode_flags, type(abstract_model).__call__)
-    flags(training=False)  # Raises now, not at the first call.
+    bound = bind_call(type(abstract_model), nnx.Rngs) if call is None else call
+    choose, check = output_chooser(outputs), ModeCheck(bound, has_dropout)
     graphdef, *states = nnx.split(abstract_model, nnx.Param, nnx.RngState, ...)
     abstract_params, abstract_rngs, abstract_state = states
 
-    def init(key: Array, inputs: Any) -> Variables:
-        model = make_module(rngs=nnx.Rngs(key))
-        params, _, state = nnx.state(model, nnx.Param, nnx.RngState, ...)
-        return {"params": nnx.to_pure_dict(params), "state": nnx.to_pure_dict(state)}
-
-    def merge(variables: Variables, key: Array | None, *, training: bool) -> nnx.Module:
+    def merge(variables: Variables, key: Array | None, *, train: bool, updating: bool) -> Any:
         model = nnx.merge(
             graphdef,
             _filled(abstract_params, variables["params"]),
             jax.tree.map(_unseeded, abstract_rngs),
             _filled(abstract_state, variables["state"]),
         )
-        model.set_attributes(
-            deterministic=key is None, use_running_average=not training, raise_if_not_found=False
-        )
+        _set_mode(model, train=train, updating=updating)
         if key is not None:
-            nodes = [node for _, node in nnx.iter_graph(model)]
-            tags = sorted({node.tag for node in nodes if isinstance(node, nnx.RngStream)})
+            tags = _stream_tags(model)
             keys = dict(zip(tags, jax.random.split(key, len(tags)), strict=True))
             nnx.reseed(model, policy="match_shape", **keys)
         return model
 
+    def run(model: nnx.Module, inputs: Any, key: Array | None) -> Any:
+        """The outputs of a pass; it draws masks if it has a key."""
+        if key is None:
+            return bound(model, inputs, train=False, key=None)
+        # Not a further child, so that masks do not depend on whether the call takes a key.
+        num_streams = len(_stream_tags(model))
+        call_key = jax.random.fold_in(key, num_streams) if check.needs_key else None
+        return bound(model, inputs, train=True, key=call_key)
+
+    def state_after(model: nnx.Module) -> dict[str, Any]:
+        return nnx.to_pure_dict(nnx.state(model, nnx.Param, nnx.RngState, ...)[-1])
+
+    def batch_stats(variables: Variables) -> list[Any]:
+        state = _filled(abstract_state, variables["state"])
+        return jax.tree.leaves(nnx.filter_state(state, nnx.BatchStat))
+
+    def check_training(variables: Variables, inputs: Any, key: Array) -> None:
+        if not check.is_done("training"):
+            check.training(network(None, True), batch_stats, variables, inputs, key)
+
+    def check_prediction(variables: Variables, inputs: Any) -> None:
+        def run_listing(variables: Variables, inputs: Any, key: Array, sites: Any) -> Any:
+            model = merge(variables, key, train=False, updating=False)
+            _intercept(model, site_lister(sites), True, running_averages=True)
+            return run(model, inputs, None), batch_stats({"state": state_after(model)})
+
+        if not check.is_done("prediction"):
+            check.prediction(run_listing, variables, inputs, jax.random.key(0))
+
     def network(replace: ReplaceFn | None, attention_dropout: AttentionDropout) -> Network:
         """The network with `replace` called in place of its dropout layers."""
 
+        def init(key: Array, inputs: Any) -> Variables:
+            model = make_module(rngs=nnx.Rngs(key))
+            params, _, state = nnx.state(model, nnx.Param, nnx.RngState, ...)
+            variables = {"params": nnx.to_pure_dict(params), "state": nnx.to_pure_dict(state)}
+            check_training(variables, inputs, key)
+            return variables
+
         def apply(variables: Variables, inputs: Any, key: Array | None) -> Any:
-            model = merge(variables, key, training=False)
+            if replace is None:
+                if key is None:
+                    check_prediction(variables, inputs)
+                else:
+                    check_training(variables, inputs, key)
+            model = merge(variables, key, train=key is not None, updating=False)
             _intercept(model, replace, attention_dropout, running_averages=True)
-            return model(inputs, **flags(training=key is not None))
+            return choose(run(model, inputs, key))
 
         def apply_train(variables: Variables, inputs: Any, key: Array) -> tuple[Any, Variables]:
-            model = merge(variables, key, training=True)
+            if replace is None:
+                check_training(variables, inputs, key)
+            model = merge(variables, key, train=True, updating=True)
             _intercept(model, replace, attention_dropout, running_averages=False)
-            outputs = model(inputs, **flags(training=True))
-            state = nnx.state(model, nnx.Param, nnx.RngState, ...)[-1]
-            return outputs, {**variables, "state": nnx.to_pure_dict(state)}
+            outputs = run(model, inputs, key)
+            return outputs, {**variables, "state": state_after(model)}
 
         return Network(apply, init, apply_train, network)
 
     return network(None, True)
+
+
+def _stream_tags(model: nnx.Module) -> list[str]:
+    """The names of the rng streams inside a model."""
+    nodes = [node for _, node in nnx.iter_graph(model)]
+    return sorted({node.tag for node in nodes if isinstance(node, nnx.RngStream)})
+
+
+def _set_mode(model: nnx.Module, *, train: bool, updating: bool) -> None:
+    """Sets the attributes, of a model and of all modules inside, that are modes.
+
+    Args:
+        model: changed in place.
+        train: whether masks are drawn.
+        updating: whether batch normalisation uses and updates the statistics of the batch.
+    """
+    set_by_flax = {"deterministic": not train, "use_running_average": not updating}
+    model.set_attributes(raise_if_not_found=False, **set_by_flax)
+    for _, module in list(nnx.iter_modules(model)):
+        # A method may have the name of a mode: `nnx.Module.train` has.
+        attributes = dict(vars(module))
+        for name in MODE_FLAGS:
+            if isinstance(member := getattr(type(module), name, None), property) and member.fset:
+                attributes[name] = None
+        others = {name: value for name, value in attributes.items() if name not in set_by_flax}
+        for name, value in mode_attributes(others, train=train).items():
+            setattr(module, name, value)
 
 
 def _filled(abstract: Any, values: dict[str, Any]) -> Any:

@@ -334,7 +334,7 @@ def test_layers_with_one_default_stream_draw_different_masks(getkey):
 
 
 def test_a_module_without_dropout(getkey):
-    network = as_network(lambda rngs: nnx.Linear(4, 2, rngs=rngs))
+    network = as_network(lambda rngs: nnx.Linear(4, 2, rngs=rngs), has_dropout=False)
     x = jax.random.normal(getkey(), (5, 4))
     variables = network.init(getkey(), x)
     assert jnp.array_equal(network(variables, x, None), network(variables, x, getkey()))

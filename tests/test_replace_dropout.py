@@ -476,13 +476,16 @@ class NnxLifted(nnx.Module):
         return self.call(self.step, x)
 
 
+# Their dropout layers are switched off, also in training.
+switched_off = partial(jdrop.linen.as_network, has_dropout=False)
+
 LIFTED = {
     # Made once: `nn.jit` keeps what it compiled with the class that it makes.
-    "nn.jit": partial(jdrop.linen.as_network, nn.jit(LinenStep)()),
-    "nn.jit of the call": partial(jdrop.linen.as_network, LinenDecorated()),
-    "nn.remat": partial(jdrop.linen.as_network, nn.remat(LinenStep)()),
-    "nn.vmap": partial(jdrop.linen.as_network, LinenMapped()),
-    "nn.scan": partial(jdrop.linen.as_network, LinenScanned()),
+    "nn.jit": partial(switched_off, nn.jit(LinenStep)()),
+    "nn.jit of the call": partial(switched_off, LinenDecorated()),
+    "nn.remat": partial(switched_off, nn.remat(LinenStep)()),
+    "nn.vmap": partial(switched_off, LinenMapped()),
+    "nn.scan": partial(switched_off, LinenScanned()),
     "nnx.jit": partial(jdrop.nnx.as_network, partial(NnxLifted, jitted_step)),
     "nnx.remat": partial(jdrop.nnx.as_network, partial(NnxLifted, checkpointed_step)),
     "nnx.scan": partial(jdrop.nnx.as_network, partial(NnxLifted, scanned_step)),

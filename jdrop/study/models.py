@@ -16,6 +16,7 @@ from jax import Array
 import jdrop
 import jdrop.linen
 import jdrop.nnx
+from jdrop.calls import ModeError
 from jdrop.network import DropoutSite, Network, Variables, dropout_sites
 from jdrop.study.data import Dataset
 from jdrop.study.errors import UserError
@@ -112,15 +113,18 @@ class Model:
             **changes: values of `rate` and `width_factor`; only those in `changeable`.
         """
         factory = partial(self._factory, **changes)
+        # At the rate 0 a model may leave its dropout layers out.
+        rate = changes.get(RATE)
+        has_dropout = not (isinstance(rate, int | float) and rate == 0)
         if self._is_nnx:
-            return jdrop.nnx.as_network(factory)
+            return jdrop.nnx.as_network(factory, has_dropout=has_dropout)
         module = factory()
         if not isinstance(module, nn.Module):
             raise ModelError(
                 "the model's factory must make a linen module, or an nnx module from an argument "
                 f"named rngs, got {type(module).__name__}."
             )
-        return jdrop.linen.as_network(module)
+        return jdrop.linen.as_network(module, has_dropout=has_dropout)
 
     def plain_network(self, **changes: Any) -> Network:
         """A network of this architecture without dropout; see `network`."""
@@ -310,6 +314,8 @@ def check_model(model: Model, data: Dataset) -> None:
         outputs, *masked_outputs = read(jax.random.key(0), inputs)
     except ModelError:
         raise
+    except ModeError as error:
+        raise ModelError(str(error)) from error
     except (Exception, SystemExit) as error:  # A user's model may raise anything.
         raise ModelError(
             f"the model cannot take inputs of shape {inputs.shape[1:]}: "
