@@ -132,7 +132,9 @@ def audit(network: Any, inputs: Any) -> Audit:
     """
     network = _as_network(network)
     key = jax.random.key(0)
-    variables = jax.eval_shape(network.init, key, inputs)
+    # A network with a replacement is not checked, so that the audit describes what is wrong.
+    unchecked = network.replace_dropout(lambda site, inputs: None, attention_dropout=True)
+    variables = jax.eval_shape(unchecked.init, key, inputs)
 
     training = _Pass(draws_masks=True)
     training.trace(training.tagged(network).apply_train, variables, inputs, key)

@@ -1,13 +1,12 @@
 """A network, as the rest of jdrop sees it: a function of variables, inputs and a key.
 
-`Network` comes first. `DropoutSite` describes a call of a dropout layer, for functions that see or
-replace these calls. The functions after them read networks: their sites, masks and predictions.
+`Network` comes first. The functions after it read networks: their sites, masks and predictions.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -17,8 +16,8 @@ from jax.extend.core import get_opaque_trace_state
 from jax.typing import ArrayLike
 
 from jdrop import functional, stochastic_depth
-from jdrop.annotations import Shape
 from jdrop.dependence import trace
+from jdrop.sites import AttentionDropout, DropoutSite, ReplaceFn
 
 __all__ = [
     "ApplyFn",
@@ -46,47 +45,6 @@ prediction must be one array.
 With a key the network draws masks; `key=None` is the deterministic network. The presence of the
 key is the mode, so no flag can contradict it.
 """
-
-
-@dataclass(frozen=True)
-class DropoutSite:
-    """One call of a dropout layer in a pass of a network.
-
-    Attributes:
-        name: the path of the layer, for instance "block/Dropout_0".
-        index: 0 for the layer's first call in the pass, 1 for its second, and so on.
-        shape: the shape of the layer's inputs.
-        rate: the probability to drop, from the constructor or from the call.
-        broadcast_dims: the axes along which elements share one decision.
-        deterministic: whether the layer is switched off in this pass.
-        make_key: returns the key from which the layer would draw its mask. Call it at most once,
-            and only during the pass.
-        fixed_count: whether the layer keeps a fixed number of samples, as `jdrop.drop_branch` does.
-            The layer's inputs are then the outputs of the branch.
-        layer_class: the class of the layer; None: unknown.
-    """
-
-    name: str
-    index: int
-    shape: Shape
-    rate: ArrayLike
-    broadcast_dims: tuple[int, ...]
-    deterministic: bool
-    make_key: Callable[[], Array] = field(repr=False, compare=False)
-    fixed_count: bool = False
-    layer_class: type | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def drops_units(self) -> bool:
-        """Whether the layer decides for each unit, the last axis, separately."""
-        return {-1, len(self.shape) - 1}.isdisjoint(self.broadcast_dims)
-
-
-ReplaceFn = Callable[[DropoutSite, Array], Array | None]
-"""`f(site, inputs)` -> the outputs of the layer; None: the layer does what it always does."""
-
-AttentionDropout = bool | Callable[[DropoutSite], Array | None]
-"""Whether attention layers drop weights; or `g(site)` -> the key to drop with; None: drop none."""
 
 
 @runtime_checkable
@@ -203,9 +161,10 @@ class Network:
                 outputs = f(site, inputs)
                 return g(site, inputs) if outputs is None else outputs
 
-            return self.replace_dropout(
-                f_then_g, attention_dropout=attention_dropout and attention_dropout_too
-            )
+            both = attention_dropout and attention_dropout_too
+            # A second `True` leaves the keys to the first choice.
+            both = attention_dropout if attention_dropout_too is True else both
+            return self.replace_dropout(f_then_g, attention_dropout=both)
 
         replaced = self.replace_fn(f, attention_dropout)
         return replace(replaced, replace_fn=replace_remaining, step_rule=None)

@@ -3,9 +3,8 @@
 Replace `flax.nnx.Dropout` by `jdrop.nnx.Dropout` and the rest of a project stays as it is.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,23 +14,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdrop import attention, functional, stochastic_depth
-from jdrop.attention_sites import with_site
-from jdrop.calls import (
-    MODE_FLAGS,
-    CallFn,
-    ModeCheck,
-    bind_call,
-    mode_attributes,
-    output_chooser,
-)
-from jdrop.network import (
-    AttentionDropout,
-    DropoutSite,
-    Network,
-    ReplaceFn,
-    Variables,
-    site_lister,
-)
+from jdrop.calls import CallFn, ModeCheck, bind_call, output_chooser
+from jdrop.network import AttentionDropout, Network, ReplaceFn, Variables, site_lister
+from jdrop.nnx_network import filled, intercept, make_key, set_mode, stream_tags, unseeded
 from jdrop.nnx_swap import swap_layers
 from jdrop.swapping import RateChoice, Swap
 
@@ -106,7 +91,7 @@ class Dropout(nnx.Dropout):
             return inputs
         if functional.is_number(rate, 1):
             return jnp.zeros_like(inputs)
-        key = _make_key(self, rngs)
+        key = make_key(self, rngs)
         return functional.dropout(key, inputs, rate, broadcast_dims=self.broadcast_dims)
 
     def _is_off(self, deterministic: bool | None) -> bool:
@@ -192,28 +177,10 @@ class DropPath(Dropout):
             return inputs if branch is None else branch(inputs)
         if functional.is_number(rate, 1):
             return jnp.zeros_like(inputs if branch is None else branch(inputs))
-        key = _make_key(self, rngs)
+        key = make_key(self, rngs)
         if branch is not None:
             return stochastic_depth.drop_branch(key, branch, inputs, rate)
         return stochastic_depth.drop_path(key, inputs, rate, per_sample=self.per_sample)
-
-
-def _make_key(layer: nnx.Dropout, rngs: nnx.Rngs | nnx.RngStream | Array | None) -> Array:
-    """The key for the layer's next mask, from `rngs` or else from the layer's own stream."""
-    if rngs is None:
-        rngs = layer.rngs
-    if rngs is None:
-        raise ValueError(
-            "rngs was given nowhere, and deterministic is False; pass it to the constructor, "
-            "`Dropout(..., rngs=nnx.Rngs(0))`, or to the call, `dropout(x, rngs=key)`."
-        )
-    if isinstance(rngs, nnx.Rngs):
-        return rngs[layer.rng_collection]()
-    if isinstance(rngs, nnx.RngStream):
-        return rngs()
-    if isinstance(rngs, jax.Array):
-        return rngs
-    raise TypeError(f"rngs must be a Rngs, a RngStream or a key, got {type(rngs).__name__}.")
 
 
 class MultiHeadAttention(nnx.MultiHeadAttention):
@@ -376,13 +343,13 @@ def as_network(
     def merge(variables: Variables, key: Array | None, *, train: bool, updating: bool) -> Any:
         model = nnx.merge(
             graphdef,
-            _filled(abstract_params, variables["params"]),
-            jax.tree.map(_unseeded, abstract_rngs),
-            _filled(abstract_state, variables["state"]),
+            filled(abstract_params, variables["params"]),
+            jax.tree.map(unseeded, abstract_rngs),
+            filled(abstract_state, variables["state"]),
         )
-        _set_mode(model, train=train, updating=updating)
+        set_mode(model, train=train, updating=updating)
         if key is not None:
-            tags = _stream_tags(model)
+            tags = stream_tags(model)
             keys = dict(zip(tags, jax.random.split(key, len(tags)), strict=True))
             nnx.reseed(model, policy="match_shape", **keys)
         return model
@@ -392,7 +359,7 @@ def as_network(
         if key is None:
             return bound(model, inputs, train=False, key=None)
         # Not a further child, so that masks do not depend on whether the call takes a key.
-        num_streams = len(_stream_tags(model))
+        num_streams = len(stream_tags(model))
         call_key = jax.random.fold_in(key, num_streams) if check.needs_key else None
         return bound(model, inputs, train=True, key=call_key)
 
@@ -400,7 +367,7 @@ def as_network(
         return nnx.to_pure_dict(nnx.state(model, nnx.Param, nnx.RngState, ...)[-1])
 
     def batch_stats(variables: Variables) -> list[Any]:
-        state = _filled(abstract_state, variables["state"])
+        state = filled(abstract_state, variables["state"])
         return jax.tree.leaves(nnx.filter_state(state, nnx.BatchStat))
 
     def check_training(variables: Variables, inputs: Any, key: Array) -> None:
@@ -410,7 +377,7 @@ def as_network(
     def check_prediction(variables: Variables, inputs: Any) -> None:
         def run_listing(variables: Variables, inputs: Any, key: Array, sites: Any) -> Any:
             model = merge(variables, key, train=False, updating=False)
-            _intercept(model, site_lister(sites), True, running_averages=True)
+            intercept(model, site_lister(sites), True, running_averages=True)
             return run(model, inputs, None), batch_stats({"state": state_after(model)})
 
         if not check.is_done("prediction"):
@@ -423,7 +390,8 @@ def as_network(
             model = make_module(rngs=nnx.Rngs(key))
             params, _, state = nnx.state(model, nnx.Param, nnx.RngState, ...)
             variables = {"params": nnx.to_pure_dict(params), "state": nnx.to_pure_dict(state)}
-            check_training(variables, inputs, key)
+            if replace is None:
+                check_training(variables, inputs, key)
             return variables
 
         def apply(variables: Variables, inputs: Any, key: Array | None) -> Any:
@@ -433,172 +401,17 @@ def as_network(
                 else:
                     check_training(variables, inputs, key)
             model = merge(variables, key, train=key is not None, updating=False)
-            _intercept(model, replace, attention_dropout, running_averages=True)
+            intercept(model, replace, attention_dropout, running_averages=True)
             return choose(run(model, inputs, key))
 
         def apply_train(variables: Variables, inputs: Any, key: Array) -> tuple[Any, Variables]:
             if replace is None:
                 check_training(variables, inputs, key)
             model = merge(variables, key, train=True, updating=True)
-            _intercept(model, replace, attention_dropout, running_averages=False)
+            intercept(model, replace, attention_dropout, running_averages=False)
             outputs = run(model, inputs, key)
             return outputs, {**variables, "state": state_after(model)}
 
         return Network(apply, init, apply_train, network)
 
     return network(None, True)
-
-
-def _stream_tags(model: nnx.Module) -> list[str]:
-    """The names of the rng streams inside a model."""
-    nodes = [node for _, node in nnx.iter_graph(model)]
-    return sorted({node.tag for node in nodes if isinstance(node, nnx.RngStream)})
-
-
-def _set_mode(model: nnx.Module, *, train: bool, updating: bool) -> None:
-    """Sets the attributes, of a model and of all modules inside, that are modes.
-
-    Args:
-        model: changed in place.
-        train: whether masks are drawn.
-        updating: whether batch normalisation uses and updates the statistics of the batch.
-    """
-    set_by_flax = {"deterministic": not train, "use_running_average": not updating}
-    model.set_attributes(raise_if_not_found=False, **set_by_flax)
-    for _, module in list(nnx.iter_modules(model)):
-        # A method may have the name of a mode: `nnx.Module.train` has.
-        attributes = dict(vars(module))
-        for name in MODE_FLAGS:
-            if isinstance(member := getattr(type(module), name, None), property) and member.fset:
-                attributes[name] = None
-        others = {name: value for name, value in attributes.items() if name not in set_by_flax}
-        for name, value in mode_attributes(others, train=train).items():
-            setattr(module, name, value)
-
-
-def _filled(abstract: Any, values: dict[str, Any]) -> Any:
-    state = jax.tree.map(lambda leaf: leaf, abstract)
-    nnx.replace_by_pure_dict(state, values)
-    return state
-
-
-def _unseeded(leaf: jax.ShapeDtypeStruct) -> Array:
-    """A value for rng state until the streams are reseeded."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jnp.broadcast_to(jax.random.key(0), leaf.shape)
-    return jnp.zeros(leaf.shape, leaf.dtype)
-
-
-def _intercept(
-    model: nnx.Module,
-    replace: ReplaceFn | None,
-    attention_dropout: AttentionDropout,
-    *,
-    running_averages: bool,
-) -> None:
-    """Changes what the layers of a model do when they are called, for ONE pass.
-
-    Args:
-        model: changed in place.
-        replace: called in place of dropout layers.
-        attention_dropout: whether attention layers drop weights, or what chooses their keys.
-        running_averages: whether batch normalisation uses its running averages, whatever its call
-            says.
-    """
-    num_calls: Counter[str] = Counter()
-    for path, layer in list(nnx.iter_modules(model)):
-        name = "/".join(map(str, path))
-        if isinstance(layer, nnx.Dropout) and replace is not None:
-            _set_call(layer, partial(_call_dropout, replace, name, num_calls))
-        elif isinstance(layer, nnx.MultiHeadAttention) and not attention_dropout:
-            object.__setattr__(layer, "dropout_rate", 0.0)
-        elif isinstance(layer, nnx.MultiHeadAttention) and callable(attention_dropout):
-            choose_key = partial(
-                _key_of_attention, attention_dropout, name, num_calls, layer_class=type(layer)
-            )
-            object.__setattr__(layer, "attention_fn", with_site(layer.attention_fn, choose_key))
-        elif type(layer) is nnx.BatchNorm and running_averages:
-            _set_call(layer, _call_with_running_averages)
-
-
-def _key_of_attention(
-    choose: Callable[[DropoutSite], Array | None],
-    name: str,
-    num_calls: Counter[str],
-    **properties: Any,
-) -> Array | None:
-    """The key that `choose` returns for a call of an attention layer."""
-    index = num_calls[name]
-    num_calls[name] += 1
-    return choose(DropoutSite(name=name, index=index, **properties))
-
-
-def _set_call(layer: nnx.Module, call: Callable[..., Any]) -> None:
-    """Makes a layer do `call(layer, its own call, *args, **kwargs)` when it is called."""
-    object.__setattr__(layer, "replaced_call", call)
-    object.__setattr__(layer, "__class__", _with_replaced_call(type(layer)))
-
-
-@cache
-def _with_replaced_call(layer_class: type) -> type:
-    """A subclass whose instances do their `replaced_call` when they are called.
-
-    Cached so that equal layers share one class; otherwise compiled functions would be retraced.
-    """
-
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        own_call = partial(layer_class.__call__, self)
-        return self.replaced_call(self, own_call, *args, **kwargs)
-
-    # The class stays recognisable: the name of its module says whose layer it is.
-    members = {"__call__": call, "__module__": layer_class.__module__}
-    return type(f"Replaced{layer_class.__name__}", (layer_class,), members)
-
-
-def _call_dropout(
-    replace: ReplaceFn,
-    name: str,
-    num_calls: Counter[str],
-    layer: Any,
-    own_call: Callable[..., Array],
-    inputs: Array,
-    **given: Any,
-) -> Array:
-    """Calls `replace` in place of a dropout layer, and the layer if `replace` returns None."""
-    index = num_calls[name]
-    num_calls[name] += 1
-    deterministic, rate = given.get("deterministic"), given.get("rate")
-    if given.get("branch") is not None:
-        inputs = given["branch"](inputs)
-        given["branch"] = stochastic_depth.return_computed
-    site = DropoutSite(
-        name=name,
-        index=index,
-        shape=inputs.shape,
-        rate=layer.rate if rate is None else rate,
-        broadcast_dims=_broadcast_dims(layer, inputs),
-        deterministic=layer.deterministic if deterministic is None else deterministic,
-        make_key=partial(_make_key, layer, given.get("rngs")),
-        fixed_count=given.get("branch") is not None,
-        layer_class=type(layer),
-    )
-    outputs = replace(site, inputs)
-    return own_call(inputs, **given) if outputs is None else outputs
-
-
-def _broadcast_dims(layer: nnx.Dropout, inputs: Array) -> tuple[int, ...]:
-    if isinstance(layer, DropPath):
-        return stochastic_depth.shared_dims(inputs.ndim, layer.per_sample)
-    return tuple(layer.broadcast_dims)
-
-
-def _call_with_running_averages(
-    layer: nnx.BatchNorm,
-    own_call: Callable[..., Array],
-    x: Array,
-    use_running_average: bool | None = None,
-    *,
-    mask: Array | None = None,
-) -> Array:
-    """Calls batch normalisation with its running averages, whatever the call says."""
-    return own_call(x, use_running_average=True, mask=mask)
