@@ -172,6 +172,8 @@ class Network:
 
 def _updated(before: Any, after: Any) -> Any:
     """The values of `after` in the structure of `before`; what has grown stays as it was."""
+    if before is after:
+        return before
     if isinstance(before, dict) and isinstance(after, dict):
         return {
             name: _updated(value, after[name]) if name in after else value

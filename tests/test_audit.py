@@ -117,7 +117,7 @@ class NeverOn(nn.Module):
     [
         (ForgotToPassItOn, "blocks/0/drop and blocks/1/drop"),
         # A rate of 0 is meant.
-        (NeverOn(), "Dropout_0 and MultiHeadDotProductAttention_0"),
+        (NeverOn(), "MultiHeadDotProductAttention_0 and Dropout_0"),
     ],
     ids=["mode not passed on", "switched off"],
 )
