@@ -191,7 +191,7 @@ class TrainState:
     Attributes:
         variables: collections of arrays; the optimizer updates `params`.
         opt_state: the optimizer's state.
-        step: the count of steps so far.
+        step: the count of steps so far, an integer.
         network: the network in training.
         optimizer: any optax optimizer.
         loss_fn: one loss for each example, from outputs and labels; see `LossFn`.
@@ -199,7 +199,7 @@ class TrainState:
 
     variables: Variables
     opt_state: Any
-    step: Shaped[Any, "..."]
+    step: Any
     network: Network = field(metadata={"static": True})
     optimizer: optax.GradientTransformation = field(metadata={"static": True})
     loss_fn: LossFn = field(metadata={"static": True})

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from exactness import (
     MLP,
@@ -20,6 +21,7 @@ import jdrop.linen
 import jdrop.nnx
 from jdrop.network import Network
 from jdrop.thinned import ThinningError, thin
+from jdrop.train import TrainState, fit
 
 INPUTS = drawn_inputs(8, 4)
 
@@ -255,3 +257,43 @@ def test_an_error_names_the_layers_that_can_be_thinned():
     assert [units.name for units in thin(network, INPUTS, {"hidden": 0.5}).step_rule.units] == [
         "hidden"
     ]
+
+
+def test_boxed_parameters_are_thinned_as_those_without_a_box(getkey):
+    """As `nn.with_logical_partitioning` makes them, to say along which axes to shard."""
+
+    class Hidden(nn.Module):
+        boxed: bool
+
+        @nn.compact
+        def __call__(self, x, train):
+            init = nn.initializers.lecun_normal()
+            boxed = nn.with_logical_partitioning(init, ("inputs", "hidden"))
+            x = nn.Dense(8, kernel_init=boxed if self.boxed else init, name="hidden")(x)
+            x = nn.Dropout(0.5, deterministic=not train)(nn.relu(x))
+            return nn.Dense(3, name="out")(x)
+
+    init_key, fit_key, results = getkey(), getkey(), []
+    for boxed in (False, True):
+        network = thin(jdrop.linen.as_network(Hidden(boxed)), INPUTS, block_size=2)
+        variables = network.init(jax.random.clone(init_key), INPUTS)
+        is_boxed = isinstance(variables["params"]["hidden"]["kernel"], nn.LogicallyPartitioned)
+        assert is_boxed == boxed
+        state = TrainState.create(network, variables, optax.adam(0.1))
+        state, _ = fit(
+            jax.random.clone(fit_key), state, INPUTS, jnp.arange(8) % 3, num_epochs=2, batch_size=4
+        )
+        results.append((network.step_rule.units, nn.meta.unbox(state.variables)))
+    assert results[0][0] == results[1][0]
+    jax.tree.map(np.testing.assert_array_equal, results[0][1], results[1][1])
+
+
+def test_a_boxed_weight_has_the_name_of_its_layer():
+    class Hidden(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "hidden"))
+            return nn.Dense(3)(nn.Dense(8, kernel_init=init, name="hidden")(x))
+
+    network = thin(jdrop.linen.as_network(Hidden()), INPUTS, {"hidden": 0.5}, block_size=2)
+    assert [units.size for units in network.step_rule.units] == [8]

@@ -1,5 +1,7 @@
 """Validation and early stopping: each member keeps the weights of its own best epoch."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,12 +21,8 @@ class MLP(nn.Module):
 
 
 def choose(is_new, new, old):
-    """The new arrays of the members for which `is_new` is True, the old arrays of the others."""
-
-    def choose_array(new, old):
-        return jnp.where(jnp.expand_dims(is_new, range(1, new.ndim)), new, old)
-
-    return jax.tree.map(choose_array, new, old)
+    """The new array for the members for which `is_new` is True, the old one for the others."""
+    return jnp.where(jnp.expand_dims(is_new, range(1, new.ndim)), new, old)
 
 
 images, labels = load_digits(return_X_y=True)
@@ -54,7 +52,7 @@ for epoch in range(1, 101):
     improves = waits & (loss < best_loss)
     best_loss = jnp.where(improves, loss, best_loss)
     best_epoch = jnp.where(improves, epoch, best_epoch)
-    best = choose(improves, state.variables, best)
+    best = jax.tree.map(partial(choose, improves), state.variables, best)
 
 print("best epoch of each member:", best_epoch, "validation loss:", best_loss.round(3))
 members = ensemble.predict(None, network, best, test_x)
