@@ -224,6 +224,7 @@ def comparison(task="classification"):
             "ood_name": None,
             "group_name": None,
             "num_groups": None,
+            "groups_in_training": False,
         },
         versions={"jdrop": "0.2.0"},
         seconds={"training": 12.0},
