@@ -74,6 +74,25 @@ def test_each_figure_has_a_title_and_a_caption(comparison):
     assert {*FIGURES} == {*TITLES} == {*captions(comparison)}
 
 
+def test_the_caption_of_all_masks_says_which_nll_is_lower(comparison):
+    exact = dataclasses.replace(
+        comparison.exact,
+        nonlinearity_gap={"nll": Interval(0.0022, -0.0047, 0.0065, 5)},
+        pool_gap={"nll": Interval(-0.0919, -0.1326, -0.021, 5)},
+        weight_scaling={"error": Interval(0.573, 0.413, 0.672, 5)},
+    )
+    text = captions(dataclasses.replace(comparison, exact=exact))["exact"]
+    assert "its test error is 57.3 [41.3, 67.2] %" in text
+    assert "Weight scaling has an NLL higher by 0.0022 [−0.0047, 0.0065] nats than the geo" in text
+    assert "mean has an NLL lower by 0.0919 [0.0210, 0.1326] nats than the arithmetic mean" in text
+
+
+def test_the_gap_between_two_errors_is_in_points(comparison):
+    text = captions(comparison)["overfitting"]
+    gap = comparison.overfitting[-1].gap["error"]
+    assert f"test error minus the training error is {difference_text('error', gap)} points" in text
+
+
 def test_figures_without_results_are_not_drawn(without_costs):
     drawn = {name for name, draw in FIGURES.items() if draw(without_costs) is not None}
     assert drawn == {

@@ -384,9 +384,9 @@ def test_the_influence_says_how_few_examples_carry_the_difference(comparison):
     assert (
         f"on {100 * found.share_better:.0f} % of the test examples, and the average of 10" in text
     )
-    assert f"{signed_text('nll', found.difference)}, comes from {found.half} examples." in text
+    assert f"{signed_text('nll', found.difference)} nats, comes from {found.half} examples." in text
     assert text.endswith(
-        "Without the 5 examples that contribute most to the difference it is "
+        "Without the 5 examples that contribute most to the difference, it is "
         f"{signed_text('nll', found.without['5'])} nats."
     )
 
@@ -428,7 +428,7 @@ def test_groups_are_named_or_examples_are_said_to_be_independent(comparison):
     (text,) = cautions_on(grouped, "independent")
     assert "13 groups by writer" in text
     assert "known groups" not in text
-    assert cautions_on(grouped, "; without writer 7 it is −0.0012 nats.")
+    assert cautions_on(grouped, "; without writer 7, it is −0.0012 nats.")
 
 
 def test_groups_with_training_examples_are_known(comparison):

@@ -1,7 +1,13 @@
 """The titles and captions of the figures, with their main numbers."""
 
+from jdrop.statistics import Interval
 from jdrop.study.analyses import CoAdaptation, Exact, Overfitting
-from jdrop.study.report.numbers import difference_text, interval_text, score_text
+from jdrop.study.report.numbers import (
+    MAX_NATS_DECIMALS,
+    difference_text,
+    interval_text,
+    score_text,
+)
 from jdrop.study.report.sentence import negated, subject
 from jdrop.study.results import Comparison
 from jdrop.study.scores import SCORES
@@ -115,17 +121,19 @@ def captions(comparison: Comparison) -> dict[str, str]:
 
 def _exact_caption(exact: Exact) -> str:
     error = score_text("error", exact.weight_scaling["error"], unit=True)
-    non_linearity, pool = (
-        difference_text("nll", negated(gaps["nll"]), unit=True)
-        for gaps in (exact.nonlinearity_gap, exact.pool_gap)
-    )
     return (
         f"A network of {exact.num_units} hidden units, averaged over all {exact.num_masks:,} "
-        f"masks. By weight scaling its test error is {error}. The NLL of the geometric mean minus "
-        f"that of weight scaling is {non_linearity}: weight scaling approximates a non-linear "
-        "network. The NLL of the arithmetic mean minus that of the geometric mean is "
-        f"{pool}: the two pools differ."
+        f"masks. By weight scaling its test error is {error}. Weight scaling has an NLL "
+        f"{_higher_or_lower(exact.nonlinearity_gap['nll'])} than the geometric mean, since the "
+        "network is not linear. The geometric mean has an NLL "
+        f"{_higher_or_lower(exact.pool_gap['nll'])} than the arithmetic mean."
     )
+
+
+def _higher_or_lower(difference: Interval) -> str:
+    """Writes a difference of two NLLs as "lower by" or "higher by" a positive number."""
+    word, shown = ("lower", negated(difference)) if difference.mean < 0 else ("higher", difference)
+    return f"{word} by {interval_text(shown, max_decimals=MAX_NATS_DECIMALS)} nats"
 
 
 def _overfitting_caption(results: list[Overfitting]) -> str:

@@ -208,17 +208,18 @@ def _influence(comparison: Comparison) -> list[str]:
             f"{signed_text(score, gains, unit=True)}, the others to {signed_text(score, losses)}."
         )
     if found.half is not None:
+        difference = signed_text(score, found.difference, unit=True)
         text += (
-            f" Half of the mean difference, {signed_text(score, found.difference)}, comes from "
+            f" Half of the mean difference, {difference}, comes from "
             f"{_counted(found.half, 'example')}."
         )
     if found.difference != 0 and "5" in found.without:
         rest = signed_text(score, found.without["5"], unit=True)
-        text += f" Without the 5 examples that contribute most to the difference it is {rest}"
+        text += f" Without the 5 examples that contribute most to the difference, it is {rest}"
         if found.without_largest_group is not None:
             rest = signed_text(score, found.without_largest_group, unit=True)
             group = f"{comparison.data['group_name']} {found.largest_group}"
-            text += f"; without {group} it is {rest}"
+            text += f"; without {group}, it is {rest}"
         text += "."
     return [text]
 
