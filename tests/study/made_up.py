@@ -324,6 +324,27 @@ def with_point(full, name, **changes):
     return dataclasses.replace(full, methods=methods)
 
 
+def with_refusal(comparison, name, reason):
+    """A method whose verdicts and worths are refused."""
+    point = comparison.method(name).points[0]
+    tests = {
+        score: dataclasses.replace(test, refusal=reason, p_value=None)
+        for score, test in point.against_ensemble.items()
+    }
+    worth = {s: dataclasses.replace(w, refusal=reason) for s, w in point.worth.items()}
+    return with_point(comparison, name, against_ensemble=tests, worth=worth)
+
+
+def with_verdict(comparison, name, low, high):
+    """A method whose 90 % interval against all plain networks is changed."""
+    point = comparison.method(name).points[0]
+    test = point.against_ensemble["nll"]
+    difference = Interval((low + high) / 2, low, high, 5)
+    changed = dataclasses.replace(test, difference=difference, p_value=0.01)
+    tests = {**point.against_ensemble, "nll": changed}
+    return with_point(comparison, name, against_ensemble=tests)
+
+
 def without_costs(full):
     """The same as an evaluation of given predictions returns it: no costs, epochs or theory."""
     methods = [
