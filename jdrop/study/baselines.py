@@ -98,6 +98,8 @@ def _linear_model(data: Dataset, seed: int, progress: Progress) -> BaselineOutpu
     for fold in range(num_fits - 1):
         train = chosen & (fold_of_example != fold)
         held_out = chosen & (fold_of_example == fold)
+        if not (train.any() and held_out.any()):  # Of whole groups, none may be among the chosen.
+            continue
         for index, penalty in enumerate(PENALTIES):
             predict, _ = fit(inputs[train], labels[train], data.num_classes, penalty)
             losses[index] += _sum_of_losses(predict(inputs[held_out]), labels[held_out])

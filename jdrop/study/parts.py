@@ -56,6 +56,7 @@ class DataPart:
         train_labels: `[train_size]`.
         group_name: what one group of examples is; None where they are taken as independent.
         test_groups: int32 `[test_size]`, from 0; None without groups.
+        group_labels: the groups by their number; None without groups.
         groups_in_training: whether a group of test examples has training examples too.
     """
 
@@ -72,14 +73,15 @@ class DataPart:
     train_labels: Labels
     group_name: str | None = None
     test_groups: Labels | None = None
+    group_labels: list[str] | None = None
     groups_in_training: bool = False
 
     @property
     def metadata(self) -> dict[str, Any]:
         """All fields but the arrays, and the number of groups."""
-        arrays = ("_labels", "_groups")
+        hidden = ("_labels", "_groups")
         fields = (field.name for field in dataclasses.fields(self))
-        values = {name: getattr(self, name) for name in fields if not name.endswith(arrays)}
+        values = {name: getattr(self, name) for name in fields if not name.endswith(hidden)}
         groups = self.test_groups
         return {**values, "num_groups": None if groups is None else len(np.unique(groups))}
 

@@ -214,6 +214,7 @@ class _Work:
             train_labels=data.train_labels,
             group_name=data.group_name,
             test_groups=data.test_groups,
+            group_labels=None if data.group_labels is None else list(data.group_labels),
             groups_in_training=_are_in_training(data),
         )
 

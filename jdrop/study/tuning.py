@@ -27,7 +27,7 @@ from jdrop.study.predictor import Predictor
 from jdrop.study.settings import Settings
 from jdrop.study.training import NetworkSpec, Trainer, Validation
 
-EPOCH_FACTORS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0)
+EPOCH_FACTORS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0)
 """Candidates for the epochs of a method, as multiples of the epochs of the settings."""
 
 MIN_FOLDS = 5
@@ -158,7 +158,7 @@ def _is_enough(
         return False
     for name in scored[0]:
         curves = np.array([candidate[name] for candidate in scored])  # [candidate, setting, size]
-        if (curves.argmin(0) == len(scored) - 1).any():
+        if (curves.min(1).argmin(0) == len(scored) - 1).any():
             return False
     return True
 
@@ -249,20 +249,43 @@ def _choice(method: Method, setting: int, epochs: int) -> Choice:
     return Choice(epochs, method.weight_decays[setting] if method.weight_decays else None)
 
 
-def search_flops(method: Method, part: TuningPart) -> float:
-    """Floating-point operations of the cross-validation of one network, over all weight decays."""
-    return max(1, len(method.weight_decays)) * part.epochs[-1] * part.epoch_flops
+def search_flops(method: Method, size: int, settings: Settings, part: TuningPart) -> float:
+    """Floating-point operations of the cross-validation of one network, over all weight decays.
+
+    The group's search may go on for the sake of another method or size; that is not counted. Nor
+    are the predictions of left-out examples.
+    """
+    best = _curves(method, part)[:, :, size - 1].min(0)  # [candidate]
+    for scored, epochs in enumerate(part.epochs, 1):
+        if epochs >= settings.epochs and best[:scored].argmin() < scored - 1:
+            break
+    return max(1, len(method.weight_decays)) * epochs * part.epoch_flops
+
+
+def searches(
+    method: Method, sizes: Sequence[int], settings: Settings, part: TuningPart
+) -> dict[int, float]:
+    """By size, `search_flops`; an average of masks is of one network, tuned at its largest size."""
+    if METHODS[method.tuned_as or method.name].unit == "masks":
+        largest = _curves(method, part).shape[2]
+        return dict.fromkeys(sizes, search_flops(method, largest, settings, part))
+    return {size: search_flops(method, size, settings, part) for size in sizes}
 
 
 def same_epochs_choice(method: Method, settings: Settings, part: TuningPart | None) -> Choice:
     """How a method trains where all have the epochs of the settings."""
+    if part is None or not method.weight_decays:
+        return Choice(method.epochs(settings))
     if method.stops_early:
-        assert part is not None
-        return own_choice(method, 1, part)
-    if method.weight_decays:
-        assert part is not None
-        return choice_at(method, settings.epochs, part)
-    return Choice(method.epochs(settings))
+        return own_choice(method, 1, _until(settings.epochs, part))
+    return choice_at(method, settings.epochs, part)
+
+
+def _until(epochs: int, part: TuningPart) -> TuningPart:
+    """The cross-validation as if it had ended after so many epochs."""
+    count = sum(candidate <= epochs for candidate in part.epochs)
+    losses = {name: [curve[:count] for curve in curves] for name, curves in part.losses.items()}
+    return TuningPart(part.epochs[:count], losses, part.epoch_flops)
 
 
 def own_choices(

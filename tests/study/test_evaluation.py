@@ -19,6 +19,7 @@ from jdrop.study.evaluation import bootstrap, of_predictions
 from jdrop.study.evaluation.losses import losses_by_size, losses_of_readings
 from jdrop.study.evaluation.margins import regression_margins
 from jdrop.study.evaluation.points import regression_profile
+from jdrop.study.evaluation.ranges import possible
 from jdrop.study.evaluation.readings import Reading, State
 
 N, C = 150, 3
@@ -186,6 +187,14 @@ def test_intervals_of_proportions_stay_within_them(labels):
         for point in method.points:
             for score, largest in (("error", 1), ("brier", 2), ("nll", math.inf)):
                 assert 0 <= point.scores[score].low <= point.scores[score].high <= largest
+
+
+def test_the_calibrated_score_of_targets_may_be_negative():
+    interval = Interval(-3.2, -3.4, -3.0, 5)
+    assert possible("calibrated_nll", interval) == interval
+    assert possible("mse", Interval(0.1, -0.2, 0.4, 5)).low == 0
+    assert possible("auroc_entropy", Interval(0.99, 0.97, 1.02, 5)).high == 1
+    assert possible("error", Interval(0.1, None, None, 1)).low is None
 
 
 def test_examples_of_a_group_count_once(predictions, labels):

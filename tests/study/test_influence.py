@@ -8,11 +8,11 @@ from jdrop.study.evaluation.influence import influence
 NAMES = {"method": "dropout", "size": 1, "against": 10, "score": "nll"}
 
 
-def carried_by(differences, groups=None):
+def carried_by(differences, groups=None, labels=None):
     reference = np.zeros((2, len(differences)))
     # The two replicates differ, and their mean is what counts.
     losses = np.stack([np.array(differences) + 1, np.array(differences) - 1.0])
-    return influence(losses, reference, groups, **NAMES)
+    return influence(losses, reference, groups, labels, **NAMES)
 
 
 def test_a_few_examples_carry_half_of_the_difference():
@@ -44,8 +44,8 @@ def test_without_a_difference_no_example_carries_it():
 
 
 def test_the_group_with_the_largest_share_is_named():
-    result = carried_by([-6.0, 1.0, -3.0, 0.0], np.array([4, 4, 7, 7]))
-    assert result.largest_group == "4"
+    result = carried_by([-6.0, 1.0, -3.0, 0.0], np.array([1, 1, 0, 0]), ["eve", "ann"])
+    assert result.largest_group == "ann"
     assert result.largest_group_share == 5 / 8
     assert result.without_largest_group == -3 / 2
 

@@ -111,14 +111,26 @@ def test_the_weight_decay_and_the_epochs_are_chosen_together():
 
 
 def test_the_search_trains_a_network_with_each_weight_decay():
-    assert tuning.search_flops(METHODS["plain"], PART) == 40.0
-    assert tuning.search_flops(METHODS["weight-decay"], PART) == 160.0
-    assert tuning.search_flops(METHODS["early-stopping"], PART) == 40.0
+    def flops(name):
+        return tuning.search_flops(METHODS[name], 1, SETTINGS, PART)
+
+    assert flops("plain") == 40.0
+    assert flops("weight-decay") == 160.0
+    assert flops("early-stopping") == 40.0
+
+
+def test_the_search_of_a_size_ends_when_that_size_is_past_its_best():
+    losses = [[[0.3, 0.5], [0.4, 0.4], [0.5, 0.3], [0.6, 0.2]]]
+    part = TuningPart([1, 2, 4, 8], {"plain": losses}, 10.0)
+    settings = dataclasses.replace(SETTINGS, epochs=2)
+    assert tuning.searches(METHODS["plain"], (1, 2), settings, part) == {1: 20.0, 2: 80.0}
 
 
 def test_early_stopping_has_its_own_epochs_among_methods_of_the_same_epochs():
     method = METHODS["early-stopping"]
     assert tuning.same_epochs_choice(method, SETTINGS, PART) == Choice(2, 0.0)
+    shorter = dataclasses.replace(SETTINGS, epochs=1)
+    assert tuning.same_epochs_choice(method, shorter, PART) == Choice(1, 0.0)
     assert tuning.same_epochs_choice(METHODS["plain"], SETTINGS, PART) == Choice(4)
     assert tuning.same_epochs_choice(METHODS["long"], SETTINGS, None) == Choice(8)
 
@@ -135,8 +147,8 @@ def test_all_choices_hold_the_two_views_and_nothing_else():
 @pytest.mark.parametrize(
     ("epochs", "tune", "expected"),
     [
-        (50, True, (10, 20, 30, 40, 50, 75, 100)),
-        (50, False, (10, 20, 30, 40, 50)),
+        (50, True, (2, 5, 10, 20, 30, 40, 50, 75, 100)),
+        (50, False, (2, 5, 10, 20, 30, 40, 50)),
         (1, True, (1, 2)),
     ],
 )
@@ -146,12 +158,12 @@ def test_candidates_lie_around_the_epochs_of_the_settings(epochs, tune, expected
 
 @pytest.mark.parametrize(
     ("last_is_best", "num_scored", "expected"),
-    [(True, 5, False), (False, 5, True), (False, 4, False)],
+    [(True, 7, False), (False, 7, True), (False, 6, False)],
 )
 def test_the_search_goes_on_only_while_the_last_candidate_is_best(
     last_is_best, num_scored, expected
 ):
-    losses = [0.5, 0.4, 0.3, 0.35, 0.2 if last_is_best else 0.36][:num_scored]
+    losses = [0.9, 0.7, 0.5, 0.4, 0.3, 0.35, 0.2 if last_is_best else 0.36][:num_scored]
     scored = [{"plain": [[loss]]} for loss in losses]
     settings = Settings(epochs=50)
     assert (

@@ -58,10 +58,16 @@ def from_arrays(
     train_groups = None
     if groups is not None:
         train_groups = _one_for_each("groups", groups, len(data.train_labels))
-    train_groups, test_groups = number_groups(
+    train_groups, test_groups, group_labels = number_groups(
         train_groups, _one_for_each("test_groups", test_groups, len(data.test_labels))
     )
-    return replace(data, group_name="group", train_groups=train_groups, test_groups=test_groups)
+    return replace(
+        data,
+        group_name="group",
+        train_groups=train_groups,
+        test_groups=test_groups,
+        group_labels=group_labels,
+    )
 
 
 def _one_for_each(name: str, groups: Any, num_examples: int) -> np.ndarray:

@@ -48,6 +48,7 @@ class Dataset:
             taken as independent.
         train_groups: int32 [example], from 0; None where the groups are not known.
         test_groups: as `train_groups`; equal numbers are the same group. None without `group_name`.
+        group_labels: the groups by their number; None without `group_name`.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Dataset:
     group_name: str | None = None
     train_groups: np.ndarray | None = None
     test_groups: np.ndarray | None = None
+    group_labels: tuple[str, ...] | None = None
 
     @property
     def is_regression(self) -> bool:

@@ -18,10 +18,11 @@ def folds(
 
     The folds imitate the split into training and test examples:
 
-    - Without groups, or where a test group has training examples too, every example is drawn by
-      itself. The sizes of two folds differ by at most 1, and so do their counts of a class.
-    - Where no test group has training examples, whole groups are drawn. The largest group goes
-      first, each to the fold where it makes the classes most even.
+    - Without groups, or where at least half of the test examples are in groups that have training
+      examples too, every example is drawn by itself. The sizes of two folds differ by at most 1,
+      and so do their counts of a class.
+    - Otherwise whole groups are drawn. The largest group goes first, each to the fold where it
+      makes the classes most even.
 
     Args:
         labels: `[example]`: integers are classes; floats are targets, which are not balanced.
@@ -58,7 +59,10 @@ def folds(
     if labels.dtype.kind != "f":
         classes = np.unique(labels, return_inverse=True)[1]
     order = rng.permutation(len(labels))
-    if groups is not None and (test_groups is None or not np.isin(groups, test_groups).any()):
+    share_known = 0.0
+    if groups is not None and test_groups is not None:
+        share_known = float(np.isin(test_groups, groups).mean())
+    if groups is not None and share_known < 0.5:
         group_of = np.unique(groups, return_inverse=True)[1]
         if group_of.max() > 0:
             return _folds_of_groups(rng, classes, group_of, num_folds)

@@ -95,7 +95,7 @@ def split_groups(
 
 def number_groups(
     groups: np.ndarray | None, test_groups: np.ndarray
-) -> tuple[np.ndarray | None, np.ndarray]:
+) -> tuple[np.ndarray | None, np.ndarray, tuple[str, ...]]:
     """Numbers groups from 0, in order; equal groups of training and test get equal numbers.
 
     Args:
@@ -103,15 +103,15 @@ def number_groups(
         test_groups: of the test examples.
 
     Returns:
-        Both as int32 `[example]`.
+        Both as int32 `[example]`, and the groups by their number.
 
     Raises:
         DataError: all test examples are of one group, or one part holds text and the other numbers.
 
     Example:
-        >>> train, test = number_groups(np.array(["ann", "eve"]), np.array(["bob", "eve"]))
-        >>> train.tolist(), test.tolist()
-        ([0, 2], [1, 2])
+        >>> train, test, labels = number_groups(np.array(["ann", "eve"]), np.array(["bob", "eve"]))
+        >>> train.tolist(), test.tolist(), labels
+        ([0, 2], [1, 2], ('ann', 'bob', 'eve'))
     """
     names = np.unique(test_groups)
     if len(names) < 2:
@@ -126,6 +126,7 @@ def number_groups(
             f"groups and test_groups must both be integers or both text, got "
             f"{parts[0].dtype} and {parts[1].dtype}."
         )
-    numbers = np.unique(np.concatenate(parts), return_inverse=True)[1].astype(np.int32)
-    test_numbers = numbers[-len(test_groups) :]
-    return None if groups is None else numbers[: len(groups)], test_numbers
+    labels, numbers = np.unique(np.concatenate(parts), return_inverse=True)
+    numbers = numbers.astype(np.int32)
+    train_numbers = None if groups is None else numbers[: len(groups)]
+    return train_numbers, numbers[-len(test_groups) :], tuple(map(str, labels))

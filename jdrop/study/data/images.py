@@ -143,7 +143,7 @@ def load(
 
     chosen = stratified(np.random.default_rng(subset_seed), labels, train_size)
     test_images, test_labels = test or (images[~chosen], labels[~chosen])
-    group_name, train_groups, test_groups = _groups(
+    group_name, train_groups, test_groups, group_labels = _groups(
         name, groups, chosen, len(test_labels) if test else 0
     )
     noise_rng = np.random.default_rng(noise_seed)
@@ -165,6 +165,7 @@ def load(
         group_name=group_name,
         train_groups=train_groups,
         test_groups=test_groups,
+        group_labels=group_labels,
     )
 
 
@@ -204,17 +205,17 @@ def _embedded_digits() -> tuple[np.ndarray, ...]:
 
 def _groups(
     name: str, path: Path | None, chosen: np.ndarray, num_given_test: int
-) -> tuple[str | None, np.ndarray | None, np.ndarray | None]:
-    """What a group is, and the groups of the training and the test examples."""
+) -> tuple[str | None, np.ndarray | None, np.ndarray | None, tuple[str, ...] | None]:
+    """What a group is, the groups of the training and the test examples, and their labels."""
     if path is not None:
         group_name, groups = "group", read_groups(path)
     elif name == "digits":
         group_name = "writer's form"
         groups = np.searchsorted(FORM_STARTS, np.arange(len(chosen)), side="right")
         if len(np.unique(groups[~chosen])) < 2:
-            return None, None, None
+            return None, None, None, None
     else:
-        return None, None, None
+        return None, None, None, None
     parts = split_groups(f"groups (--groups) of {name}", groups, chosen, num_given_test)
     return group_name, *number_groups(*parts)
 

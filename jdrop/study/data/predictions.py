@@ -20,11 +20,13 @@ class Predictions:
         labels: int32 `[example]`.
         groups: int32 `[example]`, equal for examples that belong together; None where they are
             taken as independent.
+        group_labels: the groups by their number; None without groups.
     """
 
     log_probs: dict[str, np.ndarray]
     labels: np.ndarray
     groups: np.ndarray | None = None
+    group_labels: tuple[str, ...] | None = None
 
 
 def load_predictions(path: Path, groups_path: Path | None = None) -> Predictions:
@@ -62,7 +64,7 @@ def load_predictions(path: Path, groups_path: Path | None = None) -> Predictions
             f"labels of {path} must be integers [example], got {labels.dtype} of shape "
             f"{labels.shape}."
         )
-    groups = _groups(path, arrays.pop("groups", None), groups_path, len(labels))
+    groups, group_labels = _groups(path, arrays.pop("groups", None), groups_path, len(labels))
     log_probs = {}
     shape = arrays["plain"].shape[-1:]
     if shape == (1,):
@@ -106,24 +108,24 @@ def load_predictions(path: Path, groups_path: Path | None = None) -> Predictions
                 f"times, first in {network} of the networks at example {example}, and its NLL is "
                 "infinite; take log_softmax of the logits in floats that can hold it."
             )
-    return Predictions(log_probs, labels.astype(np.int32), groups)
+    return Predictions(log_probs, labels.astype(np.int32), groups, group_labels)
 
 
 def _groups(
     path: Path, groups: np.ndarray | None, groups_path: Path | None, num_examples: int
-) -> np.ndarray | None:
+) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
     name = f"groups of {path}"
     if groups_path is not None:
         name, groups = str(groups_path), read_groups(groups_path)
     if groups is None:
-        return None
+        return None, None
     groups = checked_groups(name, groups)
     if len(groups) != num_examples:
         raise DataError(
             f"{name} must hold one group for each of the {num_examples} examples, got "
             f"{len(groups)}."
         )
-    return number_groups(None, groups)[1]
+    return number_groups(None, groups)[1:]
 
 
 def _log_probs(name: str, array: np.ndarray) -> np.ndarray:

@@ -142,9 +142,13 @@ def load_table(
         parts_of_groups = split_groups(
             f"groups (--groups) of {path}", group_of_example, chosen, num_given_test
         )
-        train_groups, test_groups = number_groups(*parts_of_groups)
+        train_groups, test_groups, group_labels = number_groups(*parts_of_groups)
         data = replace(
-            data, group_name=group_name, train_groups=train_groups, test_groups=test_groups
+            data,
+            group_name=group_name,
+            train_groups=train_groups,
+            test_groups=test_groups,
+            group_labels=group_labels,
         )
     return with_label_noise(data, label_noise, seed)
 

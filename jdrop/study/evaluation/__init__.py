@@ -95,7 +95,7 @@ def evaluate(run: RunFolder, margins: Mapping[str, float] | None = None) -> Comp
         methods=methods,
         same_epochs=same_epochs,
         tuning=load_tuning(run, settings, data),
-        influence=_influences(readings, losses, data.task, groups),
+        influence=_influences(readings, losses, data.task, groups, data.group_labels),
         diversity=diversity_of_methods(readings, labels),
         mask_curve=mask_curve(readings, losses, labels, groups),
         exact=score_enumerated(run.load("exact", ExactPart), labels, groups),
@@ -118,6 +118,7 @@ def _influences(
     losses: Mapping[str, Mapping[str, np.ndarray]],
     task: str,
     groups: np.ndarray | None,
+    group_labels: Sequence[str] | None,
 ) -> list[Influence]:
     """Which examples carry the differences of `Comparison.headline` to the plain networks."""
     method, score = headline_of(readings), CURVE_SCORES[task][0]
@@ -131,6 +132,7 @@ def _influences(
             losses[method.name][score][:, method.sizes.index(size)],
             plain[:, against - 1],
             groups,
+            group_labels,
             method=method.name,
             size=size,
             against=against,
@@ -200,7 +202,7 @@ def of_predictions(
         methods=methods,
         same_epochs=None,
         tuning=[],
-        influence=_influences(readings, losses, "classification", groups),
+        influence=_influences(readings, losses, "classification", groups, predictions.group_labels),
         diversity=diversity_of_methods(readings, labels),
         mask_curve=curve,
         exact=None,

@@ -1,5 +1,7 @@
 """Which test examples carry a difference between two methods."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from jdrop.study.analyses import Influence
@@ -15,6 +17,7 @@ def influence(
     losses: np.ndarray,
     reference: np.ndarray,
     groups: np.ndarray | None,
+    group_labels: Sequence[str] | None,
     *,
     method: str,
     size: int,
@@ -26,7 +29,8 @@ def influence(
     Args:
         losses: of the method, `[replicate, example]`.
         reference: of the averages of plain networks, `[replicate, example]`.
-        groups: `[example]`; None without groups.
+        groups: `[example]`, numbers from 0; None without groups.
+        group_labels: the groups by their number; None without groups.
         method: name of the method.
         size: of its average.
         against: how many plain networks are averaged.
@@ -46,12 +50,11 @@ def influence(
         if count < num_examples
     }
     largest_group = largest_group_share = without_largest_group = None
-    if groups is not None and mean != 0:
-        names, index = np.unique(groups, return_inverse=True)
-        sums = np.bincount(index, weights=differences) / (mean * num_examples)
-        largest_group = str(names[sums.argmax()])
+    if groups is not None and group_labels is not None and mean != 0:
+        sums = np.bincount(groups, weights=differences) / (mean * num_examples)
+        largest_group = group_labels[int(sums.argmax())]
         largest_group_share = float(sums.max())
-        without_largest_group = float(differences[index != sums.argmax()].mean())
+        without_largest_group = float(differences[groups != sums.argmax()].mean())
     ordered = np.sort(differences)
     num_places = min(num_examples, MAX_DIFFERENCES)
     places = np.linspace(0, num_examples - 1, num_places).round().astype(int)

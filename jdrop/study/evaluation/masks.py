@@ -10,6 +10,7 @@ from jdrop import metrics
 from jdrop.statistics import EnsembleCurve, Interval, crossed_interval
 from jdrop.study.analyses import Exact, MaskCurve
 from jdrop.study.evaluation.losses import losses_by_size
+from jdrop.study.evaluation.ranges import possible
 from jdrop.study.evaluation.readings import Reading, in_groups, is_regression, reading_of
 from jdrop.study.parts import ExactPart
 from jdrop.study.scores import CURVE_SCORES
@@ -90,7 +91,7 @@ def score_enumerated(
     scores = ("nll", "brier", "error")
 
     def intervals(name: str) -> dict[str, Interval]:
-        return {score: crossed_interval(losses[name][score]) for score in scores}
+        return {score: possible(score, crossed_interval(losses[name][score])) for score in scores}
 
     def gap_intervals(name: str, subtracted: str) -> dict[str, Interval]:
         return {

@@ -1,12 +1,13 @@
 """The gap between test and training scores."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from jdrop.statistics import mean_interval
+from jdrop.statistics import Interval, mean_interval
 from jdrop.study.analyses import Overfitting
 from jdrop.study.evaluation.losses import mean_losses
+from jdrop.study.evaluation.ranges import possible
 from jdrop.study.parts import SubsetPredictions
 
 
@@ -19,6 +20,12 @@ def score_overfitting(
         subsets: predictions of single networks, for each method and training size.
         labels: of the test examples.
     """
+
+    def intervals(scores: Mapping[str, np.ndarray]) -> dict[str, Interval]:
+        return {
+            score: possible(score, mean_interval(list(values))) for score, values in scores.items()
+        }
+
     results = []
     for subset in subsets:
         train = mean_losses(subset.train_outputs, subset.train_labels)
@@ -27,8 +34,8 @@ def score_overfitting(
             Overfitting(
                 networks=subset.method,
                 train_size=len(subset.train_labels),
-                train={score: mean_interval(list(train[score])) for score in train},
-                test={score: mean_interval(list(test[score])) for score in train},
+                train=intervals(train),
+                test=intervals(test),
                 gap={score: mean_interval(list(test[score] - train[score])) for score in train},
             )
         )

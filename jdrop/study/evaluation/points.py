@@ -20,6 +20,7 @@ from jdrop.statistics import (
 )
 from jdrop.study.evaluation import bootstrap
 from jdrop.study.evaluation.losses import NUM_SPLITS
+from jdrop.study.evaluation.ranges import possible
 from jdrop.study.evaluation.readings import Reading, in_groups, is_regression
 from jdrop.study.methods import METHODS
 from jdrop.study.results import Cost, MethodResult, Point, Reliability, RiskCoverage
@@ -33,9 +34,6 @@ NUM_RISKS = 101
 
 LARGEST_HARM = 0.01
 """Nats by which calibration may raise the NLL; beyond, the calibrated NLL is unreliable."""
-
-LARGEST_SCORES = {"brier": 2.0, "error": 1.0, "coverage": 1.0}
-"""The largest values of scores that have one; no score is below 0."""
 
 Losses = Mapping[str, np.ndarray]
 """By score, `[replicate, size, example]`, or `[replicate, example]` of one size."""
@@ -124,10 +122,9 @@ class Scorer:
             weight_decay=state.weight_decay,
             cost=_cost_of_size(reading, size),
             scores={
-                score: _possible(score, crossed_interval(values))
-                for score, values in losses.items()
+                score: possible(score, crossed_interval(values)) for score, values in losses.items()
             },
-            over_seeds={score: _possible(score, values) for score, values in over_seeds.items()},
+            over_seeds={score: possible(score, values) for score, values in over_seeds.items()},
             minus_single=minus["single"],
             minus_ensemble=minus["ensemble"],
             minus_headline=minus["headline"],
@@ -185,7 +182,10 @@ class Scorer:
         )
         return replace(
             point,
-            scores={**point.scores, **intervals},
+            scores={
+                **point.scores,
+                **{score: possible(score, interval) for score, interval in intervals.items()},
+            },
             unreliable=["calibrated_nll"] if at_a_bound else [],
             reliability=reliability,
             risk_coverage=RiskCoverage(((shown + 1) / len(risk)).tolist(), risk[shown].tolist()),
@@ -202,14 +202,6 @@ def headline_of(readings: Sequence[Reading]) -> Reading:
 def _at(losses: Losses, index: int) -> dict[str, np.ndarray]:
     """The losses `[replicate, example]` of one size."""
     return {score: values[:, index] for score, values in losses.items()}
-
-
-def _possible(score: str, interval: Interval) -> Interval:
-    """The interval without values that the score cannot have."""
-    if interval.low is None or interval.high is None:
-        return interval
-    largest = LARGEST_SCORES.get(score, math.inf)
-    return replace(interval, low=max(interval.low, 0.0), high=min(interval.high, largest))
 
 
 def _with_marks(results: list[MethodResult]) -> list[MethodResult]:
@@ -251,7 +243,7 @@ def _cost_of_size(reading: Reading, size: int) -> Cost | None:
     num_networks = 1 if reading.unit == "masks" else size
     return Cost(
         train_flops=num_networks * cost.train_flops,
-        search_flops=num_networks * reading.search_flops,
+        search_flops=num_networks * reading.search_flops.get(size, 0.0),
         train_seconds=num_networks * cost.train_seconds,
         predict_flops=size * cost.predict_flops,
         predict_seconds=size * cost.predict_seconds,
@@ -277,7 +269,7 @@ def regression_profile(
         [_covered_share(jnp.asarray(means), jnp.asarray(targets)) for means in members]
     )
     coverage = crossed_interval(in_groups(covered.astype(np.float64), groups))
-    return {"rmse": rmse, "coverage": _possible("coverage", coverage)}
+    return {"rmse": rmse, "coverage": possible("coverage", coverage)}
 
 
 @jax.jit

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from jdrop.study.tuning import (
     own_choice,
     own_choices,
     same_epochs_choice,
-    search_flops,
+    searches,
 )
 
 MASK_SIZES = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
@@ -65,8 +65,8 @@ class Reading:
         states: by how many members are averaged, rising: what these members predict.
         unit: what a member is, "networks" or "masks".
         table: the sizes that tables show.
-        search_flops: floating-point operations of the cross-validation of one network; 0 if nothing
-            was chosen.
+        search_flops: by size, floating-point operations of the cross-validation of one network;
+            empty if nothing was chosen.
         retrained: whether each replicate has networks of its own, see `MethodResult.retrained`.
         label: for tables, if the method is not in `METHODS`.
         explanation: what the method is, if it is not in `METHODS`.
@@ -77,7 +77,7 @@ class Reading:
     states: Mapping[int, State]
     unit: str = "networks"
     table: tuple[int, ...] = ()
-    search_flops: float = 0.0
+    search_flops: Mapping[int, float] = field(default_factory=dict)
     retrained: bool = True
     label: str = ""
     explanation: str = ""
@@ -167,20 +167,18 @@ def load_readings(
         sizes = all_sizes(num_members, method.unit)
         table = tuple(sorted({*method.table_sizes(num_members, settings.budget)}))
         same_state = states[same_epochs_choice(method, settings, tuning)]
-        searched = 0.0 if tuning is None else search_flops(method, tuning)
+        searched = {}
+        if tuning is not None and method.weight_decays:
+            flops = max(1, len(method.weight_decays)) * settings.epochs * tuning.epoch_flops
+            searched = dict.fromkeys(sizes, flops)
         same.append(
-            Reading(
-                method.name,
-                dict.fromkeys(sizes, same_state),
-                method.unit,
-                table,
-                searched if method.weight_decays else 0.0,
-            )
+            Reading(method.name, dict.fromkeys(sizes, same_state), method.unit, table, searched)
         )
         if settings.tune and not method.only_same_epochs:
             choices = own_choices(method, sizes, settings, tuning)
             own_states = {size: states[choice] for size, choice in choices.items()}
-            own.append(Reading(method.name, own_states, method.unit, table, searched))
+            own_searches = {} if tuning is None else searches(method, sizes, settings, tuning)
+            own.append(Reading(method.name, own_states, method.unit, table, own_searches))
     return same, own if settings.tune else None
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from jdrop.statistics import EnsembleCurve, crossed_interval
 from jdrop.study.analyses import Cell
 from jdrop.study.evaluation.losses import losses_by_size
+from jdrop.study.evaluation.ranges import possible
 from jdrop.study.evaluation.readings import in_groups, reading_of
 from jdrop.study.parts import SweepCell
 
@@ -33,7 +34,10 @@ def score_sweep(
             Cell(
                 at=cell.values,
                 scores={
-                    networks: {score: crossed_interval(values) for score, values in scores.items()}
+                    networks: {
+                        score: possible(score, crossed_interval(values))
+                        for score, values in scores.items()
+                    }
                     for networks, scores in losses.items()
                 },
                 worth={
