@@ -282,6 +282,12 @@ SHIFTS = {
 }
 
 
+SHIFTS_OF_ARRAYS = {
+    **{0.1: -0.003, 0.2: -0.052, 0.3: -0.001, 0.4: -0.041, 0.5: 0},
+    **{0.6: 0.047, 0.7: -0.041, 0.8: 0.047, 0.9: -0.046},
+}
+
+
 @pytest.mark.parametrize(("rate", "percent"), SHIFTS.items())
 def test_other_libraries_shift_the_mean_of_bfloat16_inputs(rate, percent, getkey):
     """By up to 0.27 %: they round 1 - rate to bfloat16 before the division."""
@@ -293,6 +299,9 @@ def test_other_libraries_shift_the_mean_of_bfloat16_inputs(rate, percent, getkey
     q = round((1 - rate) * 2**16) / 2**16
     for ours in (jdrop.dropout, fixed_linen, fixed_nnx):
         assert abs(percent_too_large(ours, getkey(), rate, q)) < 0.006
+    # An array is divided by `q` itself, so that ties all round to the same side.
+    of_array = percent_too_large(jdrop.dropout, getkey(), jnp.float32(rate), q)
+    assert of_array == pytest.approx(SHIFTS_OF_ARRAYS[rate], abs=6e-4)
 
 
 def stacked_residuals(dropout: Dropout) -> list[Any]:

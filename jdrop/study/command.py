@@ -213,9 +213,9 @@ def show(comparison: Comparison, folder: Path, console: Console) -> None:
     except OSError as error:
         failure = error
     console.print(report.terminal(comparison))
-    console.print(report.sentence(comparison), highlight=False, markup=False)
-    for caution in report.cautions(comparison):
-        console.print(f"- {caution}", highlight=False, markup=False)
+    first, *others = report.answer(comparison)
+    for text in (first, *(f"- {item}" for item in (*others, *report.cautions(comparison)))):
+        console.print(text, highlight=False, markup=False)
     if failure is not None:
         raise click.ClickException(
             f"{folder} could not be written whole: {failure.strerror}. The table above is complete."

@@ -57,7 +57,7 @@ class Settings:
     num_samples: int = _setting(50, "Masks of Monte-Carlo dropout.", minimum=2)
     epochs: int = _setting(
         50,
-        "Passes over the training examples; tuned methods have between a fifth and twice as many.",
+        "Passes over the training examples; tuned methods have between a tenth and twice as many.",
         minimum=1,
     )
     batch_size: int = _setting(50, "Examples in a training step.", minimum=1)

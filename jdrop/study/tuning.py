@@ -27,7 +27,7 @@ from jdrop.study.predictor import Predictor
 from jdrop.study.settings import Settings
 from jdrop.study.training import NetworkSpec, Trainer, Validation
 
-EPOCH_FACTORS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0)
+EPOCH_FACTORS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0)
 """Candidates for the epochs of a method, as multiples of the epochs of the settings."""
 
 MIN_FOLDS = 5

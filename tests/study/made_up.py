@@ -224,6 +224,7 @@ def comparison(task="classification"):
             "ood_name": None,
             "group_name": None,
             "num_groups": None,
+            "groups_in_training": False,
         },
         versions={"jdrop": "0.2.0"},
         seconds={"training": 12.0},
@@ -321,6 +322,27 @@ def with_point(full, name, **changes):
     changed = dataclasses.replace(method, points=[first, *method.points[1:]])
     methods = [changed if other.name == name else other for other in full.methods]
     return dataclasses.replace(full, methods=methods)
+
+
+def with_refusal(comparison, name, reason):
+    """A method whose verdicts and worths are refused."""
+    point = comparison.method(name).points[0]
+    tests = {
+        score: dataclasses.replace(test, refusal=reason, p_value=None)
+        for score, test in point.against_ensemble.items()
+    }
+    worth = {s: dataclasses.replace(w, refusal=reason) for s, w in point.worth.items()}
+    return with_point(comparison, name, against_ensemble=tests, worth=worth)
+
+
+def with_verdict(comparison, name, low, high):
+    """A method whose 90 % interval against all plain networks is changed."""
+    point = comparison.method(name).points[0]
+    test = point.against_ensemble["nll"]
+    difference = Interval((low + high) / 2, low, high, 5)
+    changed = dataclasses.replace(test, difference=difference, p_value=0.01)
+    tests = {**point.against_ensemble, "nll": changed}
+    return with_point(comparison, name, against_ensemble=tests)
 
 
 def without_costs(full):

@@ -223,7 +223,7 @@ def test_evaluating_again_changes_nothing(finished, comparison):
     # However wide the margin is, 2 replicates do not carry the claim.
     point = margins.method("dropout").point(1)
     assert point.against_ensemble["nll"].verdict == "refused"
-    assert "There are 2 replicates: a claim needs at least 3" in report.sentence(margins)
+    assert "There are 2 replicates: a claim needs at least 3" in " ".join(report.answer(margins))
 
 
 class Net(nn.Module):

@@ -62,8 +62,10 @@ def test_given_networks_are_dealt_out_and_compared(predictions):
     assert point.against_ensemble["nll"].verdict == "better"
     assert comparison.method("all").retrained
     assert not comparison.has_costs
-    assert "cost" not in report.sentence(comparison)
-    assert "On made up, dropout, 6 masks differs from one plain" in report.sentence(comparison)
+    assert "cost" not in " ".join(report.answer(comparison))
+    assert "On made up, dropout, 6 masks differs from one plain" in " ".join(
+        report.answer(comparison)
+    )
 
 
 def test_the_intervals_of_a_single_given_network_hold_for_it_alone(predictions):
@@ -74,7 +76,7 @@ def test_the_intervals_of_a_single_given_network_hold_for_it_alone(predictions):
     assert "monte_carlo is one network: its intervals hold for this" in " ".join(
         comparison.left_out
     )
-    assert "for this one network, not for training it anew" in report.sentence(comparison)
+    assert "for this one network, not for training it anew" in " ".join(report.answer(comparison))
     assert not masks.retrained
     assert masks.points[-1].over_seeds["nll"].low is None
     spread = {result.method: result.disagreement.low for result in comparison.diversity}

@@ -20,7 +20,7 @@ from jdrop.study.methods import METHODS
 from jdrop.study.report import csv_files, page, tables
 from jdrop.study.report.captions import TITLES, captions
 from jdrop.study.report.figures import FIGURES
-from jdrop.study.report.numbers import difference_text
+from jdrop.study.report.numbers import difference_text, ends_text, signed_text
 from jdrop.study.results import Comparison
 from jdrop.study.scores import COSTS, SCORES
 
@@ -58,14 +58,39 @@ def test_every_file_is_complete_and_needs_no_other(folder, comparison):
     assert all(len(label) > 60 for label in labels)
     identifiers = re.findall(r'\bid="([^"]+)"', html)
     assert len(identifiers) == len({*identifiers})
-    assert report.sentence(comparison)[:40] in html
+    first, *others = report.answer(comparison)
+    assert f"<p>{first}</p>" in html
+    markdown = (folder / "report.md").read_text()
+    assert f"**{first}**" in markdown
+    for item in (*others, *report.cautions(comparison)):
+        assert f"<li>{item}</li>" in html
+        assert f"\n- {item}\n" in markdown
     for name in drawn:
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
-        assert f"({name})" in (folder / "report.md").read_text()
+        assert f"({name})" in markdown
 
 
 def test_each_figure_has_a_title_and_a_caption(comparison):
     assert {*FIGURES} == {*TITLES} == {*captions(comparison)}
+
+
+def test_the_caption_of_all_masks_says_which_nll_is_lower(comparison):
+    exact = dataclasses.replace(
+        comparison.exact,
+        nonlinearity_gap={"nll": Interval(0.0022, -0.0047, 0.0065, 5)},
+        pool_gap={"nll": Interval(-0.0919, -0.1326, -0.021, 5)},
+        weight_scaling={"error": Interval(0.573, 0.413, 0.672, 5)},
+    )
+    text = captions(dataclasses.replace(comparison, exact=exact))["exact"]
+    assert "its test error is 57.3 [41.3, 67.2] %" in text
+    assert "Weight scaling has an NLL higher by 0.0022 [−0.0047, 0.0065] nats than the geo" in text
+    assert "mean has an NLL lower by 0.0919 [0.0210, 0.1326] nats than the arithmetic mean" in text
+
+
+def test_the_gap_between_two_errors_is_in_points(comparison):
+    text = captions(comparison)["overfitting"]
+    gap = comparison.overfitting[-1].gap["error"]
+    assert f"test error minus the training error is {difference_text('error', gap)} points" in text
 
 
 def test_figures_without_results_are_not_drawn(without_costs):
@@ -144,7 +169,7 @@ def test_unknown_costs_are_left_out(without_costs):
         text = page.render(template, without_costs, [])
         assert "FLOPs" not in text
         assert "Each interval stands alone" in text
-    assert "training FLOPs" not in tables.score_table(without_costs)[0]
+    assert tables.cost_table(without_costs) == ([], [])
     assert report.terminal(without_costs).columns[-1].header.strip() == "enough?"
 
 
@@ -276,17 +301,55 @@ def test_a_simple_model_far_from_all_networks_does_not_squeeze_them(comparison):
     ).replace("worse →", "")
 
 
-def test_the_difference_table_has_both_references_and_the_p_value_of_the_verdict(comparison):
-    row = cells(tables.difference_table(comparison), "one dropout")
+def test_the_difference_table_has_both_references_and_the_interval_of_the_verdict(comparison):
+    table = tables.difference_table(comparison, "nll")
+    row = cells(table, "one dropout")
     point = comparison.method("dropout").point(1)
-    single = point.minus_single["nll"]
-    expected = f"{single.mean:+.4f} [{single.low:+.4f}, {single.high:+.4f}]"
-    assert row["NLL minus one, nats"] == expected
-    assert row["error minus all 10, points"].startswith("-0.35 [")
-    assert row["enough in NLL?"] == point.against_ensemble["nll"].verdict == "not worse"
-    assert row["p"] == f"{point.against_ensemble['nll'].p_value:.2g}"
-    reference = cells(tables.difference_table(comparison), "10 plain")
-    assert reference["NLL minus all 10, nats"] == ""
+    single, test = point.minus_single["nll"], point.against_ensemble["nll"]
+    expected = f"{single.mean:+.4f} [{single.low:+.4f}, {single.high:+.4f}]".replace("-", "−")
+    assert row["NLL − one plain, nats"] == expected
+    decides = f"[{test.difference.low:+.4f}, {test.difference.high:+.4f}]".replace("-", "−")
+    assert row["its 90 % interval"] == decides
+    assert row["enough?"] == test.verdict == "not worse"
+    assert row["p"] == f"{test.p_value:.2g}"
+    errors = tables.difference_table(comparison, "error")
+    assert cells(errors, "one dropout")["error − average of 10, points"].startswith("−0.35 [")
+
+
+def test_plain_networks_have_verdicts_but_for_the_average_of_all(comparison):
+    table = tables.difference_table(comparison, "nll")
+    assert cells(table, "one plain")["enough?"] == "worse"
+    reference = cells(table, "10 plain")
+    assert [*reference.values()][2:] == ["", "", "", ""]
+    texts = [text.get_text() for text in FIGURES["difference"](comparison).axes[0].texts]
+    assert texts.count("worse") == sum(
+        point.against_ensemble["nll"].verdict == "worse" for _, point in comparison.table
+    )
+
+
+def test_the_first_figure_draws_the_interval_of_the_verdict_thick(comparison):
+    lines = FIGURES["difference"](comparison).axes[0].lines
+    point = comparison.method("dropout").point(1)
+    test, minus = point.against_ensemble["nll"], point.minus_ensemble["nll"]
+    widths = {
+        tuple(line.get_xdata()): line.get_linewidth()
+        for line in lines
+        if len(line.get_xdata()) == 2
+    }
+    thick, thin = (widths[each.low, each.high] for each in (test.difference, minus))
+    assert thick > 3 * thin
+
+
+def test_the_costs_of_the_answer_can_be_computed_from_the_table(comparison):
+    table = tables.cost_table(comparison)
+    plain, dropout = (
+        {name: float(cell.replace(",", "")) for name, cell in list(cells(table, row).items())[1:]}
+        for row in ("one plain", "one dropout")
+    )
+    for row in (plain, dropout):
+        assert row["training"] + row["search"] == pytest.approx(row["training with search"])
+    ratio = dropout["training with search"] / plain["training with search"]
+    assert f"costs {ratio:.1f}x that of one plain network, also" in report.answer(comparison)[-1]
 
 
 def test_unreliable_scores_are_marked_and_have_no_worth(comparison):
@@ -302,11 +365,19 @@ def test_unreliable_scores_are_marked_and_have_no_worth(comparison):
 def test_own_epochs_stand_beside_the_same_epochs(comparison, without_costs):
     row = cells(tables.epochs_table(comparison), "one dropout")
     assert row["own: epochs"] == "75"
-    assert (
-        row["own: enough?"] == comparison.method("dropout").point(1).against_ensemble["nll"].verdict
-    )
+    point = comparison.method("dropout").point(1)
+    assert row["own: enough?"] == point.against_ensemble["nll"].verdict
     assert {"50 epochs: NLL, nats", "50 epochs: worth", "50 epochs: enough?"} <= {*row}
     assert tables.epochs_table(without_costs) == ([], [])
+
+
+def test_methods_with_the_same_epochs_only_have_half_a_row(comparison):
+    methods = [method for method in comparison.methods if method.name != "early-stopping"]
+    row = cells(
+        tables.epochs_table(dataclasses.replace(comparison, methods=methods)), "early stopping"
+    )
+    assert {cell for name, cell in row.items() if name.startswith("own: ")} == {""}
+    assert "" not in {cell for name, cell in row.items() if name.startswith("50 epochs: ")}
 
 
 def test_the_sweep_is_a_table(folder, comparison):
@@ -320,29 +391,33 @@ def test_the_sweep_is_a_table(folder, comparison):
 
 def test_the_influence_table_counts_examples(comparison):
     found = comparison.influence[1]
-    row = cells(tables.influence_table(comparison), "NLL: one dropout minus 10 plain")
+    row = cells(tables.influence_table(comparison), "NLL: one dropout − 10 plain")
     assert row["half comes from"] == f"{found.half} examples"
     assert row["better on"] == f"{100 * found.share_better:.0f} %"
-    assert float(row["without the best 5"]) == pytest.approx(found.without["5"], abs=6e-5)
-    assert "largest writer" not in row
+    assert row["without the top 5"] == signed_text("nll", found.without["5"])
+    assert row["gains"] == signed_text("nll", min(found.cumulative))
+    assert "without one writer" not in row
 
 
-def test_the_influence_table_names_the_largest_group(comparison):
+def test_the_influence_table_leaves_out_the_largest_group(comparison):
     influence = [
-        dataclasses.replace(found, largest_group="7", largest_group_share=0.741)
+        dataclasses.replace(found, largest_group="7", without_largest_group=-0.0012)
         for found in comparison.influence
     ]
     data = {**comparison.data, "group_name": "writer", "num_groups": 13}
     grouped = dataclasses.replace(comparison, influence=influence, data=data)
-    row = cells(tables.influence_table(grouped), "NLL: one dropout minus 10 plain")
-    assert (row["largest writer"], row["its share"]) == ("7", "74 %")
+    row = cells(tables.influence_table(grouped), "NLL: one dropout − 10 plain")
+    assert row["without one writer"] == "7: −0.0012"
 
 
 def test_values_show_under_the_pointer(folder, comparison):
     html = (folder / "report.html").read_text()
     titles = re.findall(r"<g><title>([^<]*)</title>", html)
-    difference = difference_text("nll", comparison.method("dropout").point(1).minus_ensemble["nll"])
-    assert f"one dropout minus 10 plain: {difference} nats; not worse" in titles
+    point = comparison.method("dropout").point(1)
+    difference = difference_text("nll", point.minus_ensemble["nll"], unit=True)
+    decides = ends_text("nll", point.against_ensemble["nll"].difference)
+    hover = f"one dropout minus 10 plain: {difference}; 90 % interval {decides}; not worse"
+    assert hover in titles
     assert any("$x$ a{b} [red]c|d, one" in title for title in titles)
     assert "hover:" not in html
 

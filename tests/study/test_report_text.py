@@ -1,4 +1,4 @@
-"""What the report says in words: the sentence, the cautions, and the table in the terminal."""
+"""What the report says in words: its numbers, the answer, and the table in the terminal."""
 
 import dataclasses
 import io
@@ -10,7 +10,6 @@ from rich.console import Console
 
 from jdrop.statistics import EnsembleEquivalent, Interval
 from jdrop.study import report
-from jdrop.study.analyses import LearningCurve
 from jdrop.study.report.numbers import (
     clipped,
     difference_text,
@@ -37,6 +36,11 @@ def regression():
     return made_up.comparison("regression")
 
 
+def words(comparison):
+    """The answer as one text."""
+    return " ".join(report.answer(comparison))
+
+
 def test_numbers_have_three_significant_digits():
     texts = {
         0.12314: "0.123",
@@ -44,7 +48,7 @@ def test_numbers_have_three_significant_digits():
         12.345: "12.3",
         4852.967: "4850",
         0.00721: "0.00721",
-        -0.0138: "-0.0138",
+        -0.0138: "−0.0138",
         0.0: "0",
         3e-12: "3.00e-12",
         math.nan: "n/a",
@@ -72,61 +76,69 @@ def test_a_half_width_shows_at_least_one_digit():
 
 
 def test_a_rounded_zero_has_no_sign():
-    assert difference_text("nll", Interval(-0.00001, -0.5, 0.5, 5)) == "0.000 [-0.500, +0.500]"
+    assert difference_text("nll", Interval(-0.00001, -0.5, 0.5, 5)) == "0.000 [−0.500, +0.500]"
     assert signed_text("nll", -1e-9) == "0.0000"
 
 
 def test_differences_of_percentages_are_in_points():
     interval = Interval(0.00154, -0.0051, 0.0081, 5)
-    assert difference_text("error", interval, unit=True) == "+0.15 [-0.51, +0.81] points"
+    assert difference_text("error", interval, unit=True) == "+0.15 [−0.51, +0.81] points"
     assert margin_text("error", 0.005) == "0.5 points"
     assert margin_text("mse", 61.23) == "61.2"
 
 
-def test_the_sentence_leads_with_the_differences(comparison):
+def test_the_answer_leads_with_the_differences(comparison):
     point = comparison.method("dropout").point(1)
-    words = report.sentence(comparison)
     single, ensemble = point.minus_single, point.minus_ensemble
-    first, second, third, *_ = words.split(". ")
+    first, verdict, *others = report.answer(comparison)
     assert first == (
         "On made up with 500 training examples, one dropout network (weight scaling) differs from "
         f"one plain network by {difference_text('nll', single['nll'], unit=True)} in NLL and "
-        f"{difference_text('error', single['error'], unit=True)} in error"
+        f"{difference_text('error', single['error'], unit=True)} in error. From the average of all "
+        f"10 it differs by {difference_text('nll', ensemble['nll'])} nats in NLL and "
+        f"{difference_text('error', ensemble['error'])} points in error (95 % intervals; less is "
+        "better)."
     )
-    assert second == (
-        f"From the average of all 10 it differs by {difference_text('nll', ensemble['nll'])} nats "
-        f"in NLL and {difference_text('error', ensemble['error'])} points in error (95 % "
-        "intervals; less is better)"
-    )
-    assert third.startswith("It is enough: in NLL it is not worse than the average by as much as")
+    assert verdict.startswith("In NLL it is enough within a margin of 0.01 nats: it is not worse")
+    assert verdict.endswith("In error the verdict is: not worse.")
+    assert [text.split(" ")[0] for text in others] == ["One", "Each", "The"]
     assert (
         "the epochs that cross-validation chose: 75 for one dropout network, 20 for one plain "
-        "network and 20 for the average." in words
+        "network and 20 for the average." in others[1]
     )
-    assert "In error the verdict is: not worse." in words
-    assert "calibrated" not in words
+    assert "calibrated" not in words(comparison)
 
 
-def test_the_sentence_of_a_regression_speaks_of_the_mse(regression):
-    words = report.sentence(regression)
-    assert "nats in calibrated NLL and" in words
-    assert "in MSE" in words
-    assert "error" not in words
+def test_the_answer_of_a_regression_speaks_of_the_mse(regression):
+    assert "nats in calibrated NLL and" in words(regression)
+    assert "in MSE" in words(regression)
+    assert "error" not in words(regression)
 
 
 def test_an_unreliable_score_is_not_in_the_sentence(regression):
     changed = made_up.with_point(regression, "dropout", unreliable=["mse"])
-    assert "MSE" not in report.sentence(changed)
+    assert "MSE" not in words(changed)
 
 
 def test_costs_include_the_search(comparison):
     cost = comparison.method("dropout").point(1).cost
     plain = comparison.single.cost
     ratio = (cost.train_flops + cost.search_flops) / (plain.train_flops + plain.search_flops)
-    assert f"Its training costs {ratio:.1f}x that of one plain network" in report.sentence(
-        comparison
+    assert words(comparison).endswith(
+        f"The training of one dropout network, with the search, costs {ratio:.1f}x that of one "
+        "plain network, also with its search. A prediction costs 1.0x."
     )
-    assert "cost" not in report.sentence(made_up.without_costs(comparison))
+    assert "cost" not in words(made_up.without_costs(comparison))
+
+
+def test_costs_without_a_search_do_not_speak_of_one(comparison):
+    unsearched = comparison
+    for name in ("plain", "dropout"):
+        cost = dataclasses.replace(comparison.method(name).points[0].cost, search_flops=0.0)
+        unsearched = made_up.with_point(unsearched, name, cost=cost)
+    assert "The training of one dropout network costs 3.8x that of one plain network. A" in words(
+        unsearched
+    )
 
 
 @pytest.mark.parametrize(
@@ -160,7 +172,8 @@ def test_costs_include_the_search(comparison):
             INF,
             INF,
             INF,
-            "One dropout network is worth more than 10 plain networks: its NLL is lower than",
+            "One dropout network is worth more than 10 plain networks: its NLL is significantly "
+            "lower than that of the average of all 10 (5 %).",
         ),
         (
             1.0,
@@ -179,33 +192,15 @@ def test_a_worth_is_said_only_as_far_as_it_is_resolved(comparison, value, low, h
     assert expected in worth_sentence(comparison, comparison.method("dropout"), changed)
 
 
-def with_refusal(comparison, name, reason):
-    point = comparison.method(name).points[0]
-    tests = {
-        score: dataclasses.replace(test, refusal=reason, p_value=None)
-        for score, test in point.against_ensemble.items()
-    }
-    worth = {s: dataclasses.replace(w, refusal=reason) for s, w in point.worth.items()}
-    return made_up.with_point(comparison, name, against_ensemble=tests, worth=worth)
-
-
 def test_a_refusal_is_said_once(comparison):
     reason = "There are 2 replicates: a claim needs at least 3."
     refused = comparison
     for name in ("dropout", "weight-decay", "wide"):
-        refused = with_refusal(refused, name, reason)
-    everything = " ".join([report.sentence(refused), *report.cautions(refused)])
+        refused = made_up.with_refusal(refused, name, reason)
+    everything = " ".join([*report.answer(refused), *report.cautions(refused)])
     assert everything.count(reason) == 1
-    assert f"Whether it is enough cannot be said. {reason}" in everything
+    assert f"Whether it is enough in NLL cannot be said. {reason}" in everything
     assert "How many plain networks one dropout network is worth is not resolved." in everything
-
-
-def test_refusals_of_other_rows_are_one_caution(comparison):
-    reason = "A few test examples carry the difference."
-    refused = with_refusal(with_refusal(comparison, "wide", reason), "weight-decay", reason)
-    (caution,) = (text for text in report.cautions(refused) if reason in text)
-    assert "weight decay and one wide plain are refused" in caution
-    assert reason not in report.sentence(refused)
 
 
 def test_verdicts_are_put_into_words(comparison):
@@ -219,13 +214,20 @@ def test_verdicts_are_put_into_words(comparison):
         return verdict_sentence(comparison, dataclasses.replace(point, against_ensemble=tests))
 
     better = sentence_for(-1.1, -1.0, -0.9, 1e-9)
-    assert "It is enough: in NLL it is better than the average by more than 0.01 nats" in better
-    assert "(p < 0.001)" in better
-    assert "(p = 0.04)" in sentence_for(0.02, 0.03, 0.04, 0.04)
-    assert "not enough" in sentence_for(0.02, 0.03, 0.04, 0.04)
+    assert better == (
+        "In NLL it is enough, with a margin of 0.01 nats: it is better than the average by more "
+        "than the margin (90 % interval [−1.10, −0.90], p < 0.001)."
+    )
+    worse = sentence_for(0.02, 0.03, 0.04, 0.04)
+    assert "In NLL it is not enough, with a margin of 0.01 nats: it is worse than" in worse
+    assert worse.endswith("(90 % interval [+0.0200, +0.0400], p = 0.04).")
+    equivalent = sentence_for(-0.002, 0.001, 0.004, 0.01)
+    assert (
+        "enough within a margin of 0.01 nats: it is equivalent to the average (90 %" in equivalent
+    )
     undecided = sentence_for(-1.0, 0.0, 1.0, None)
-    assert "undecided" in undecided
-    assert "(p" not in undecided
+    assert "enough in NLL is undecided, with a margin of 0.01 nats" in undecided
+    assert undecided.endswith("(90 % interval [−1.00, +1.00]).")
 
 
 def test_only_a_verdict_that_says_something_has_a_p_value(comparison):
@@ -234,148 +236,35 @@ def test_only_a_verdict_that_says_something_has_a_p_value(comparison):
     assert p_value_text(dataclasses.replace(test, p_value=0.0312)) == "0.031"
 
 
-def with_verdict(comparison, name, low, high):
-    """A method whose 90 % interval against all plain networks is changed."""
-    point = comparison.method(name).points[0]
-    test = point.against_ensemble["nll"]
-    difference = Interval((low + high) / 2, low, high, 5)
-    changed = dataclasses.replace(test, difference=difference, p_value=0.01)
-    tests = {**point.against_ensemble, "nll": changed}
-    return made_up.with_point(comparison, name, against_ensemble=tests)
-
-
-def test_the_sentence_names_a_control_that_does_as_well(comparison):
-    assert "weight decay" not in report.sentence(comparison)
+def test_the_answer_names_a_control_that_does_as_well(comparison):
+    assert "weight decay" not in words(comparison)
     control = comparison.method("weight-decay").points[0]
     minus = control.minus_headline["nll"]
     negated = Interval(-minus.mean, -minus.high, -minus.low, 5)
-    as_good = with_verdict(comparison, "weight-decay", -0.02, 0.005)
+    as_good = made_up.with_verdict(comparison, "weight-decay", -0.02, 0.005)
+    # Its search tries several weight decays.
+    cost = dataclasses.replace(control.cost, search_flops=4 * control.cost.search_flops)
+    as_good = made_up.with_point(as_good, "weight-decay", cost=cost)
+    plain = comparison.single.cost
+    ratio = (cost.train_flops + cost.search_flops) / (plain.train_flops + plain.search_flops)
     assert (
-        "So is one network with weight decay (0.203 nats in NLL; dropout minus it "
-        f"{difference_text('nll', negated, unit=True)})." in report.sentence(as_good)
+        "One network with weight decay is enough too: its NLL is 0.203 nats, and dropout minus it "
+        f"is {difference_text('nll', negated, unit=True)}. Its training, with the search, costs "
+        f"{ratio:.1f}x that of one plain network." in words(as_good)
     )
 
 
 def test_a_control_that_costs_several_networks_is_not_named(comparison):
-    wide = with_verdict(comparison, "wide", -0.02, 0.005)
-    assert "wide" not in report.sentence(wide)
+    wide = made_up.with_verdict(comparison, "wide", -0.02, 0.005)
+    assert "wide" not in words(wide)
 
 
 def test_a_control_without_the_verdict_is_named_only_if_it_is_better(comparison):
-    worse = with_verdict(comparison, "dropout", 0.02, 0.03)
-    assert "weight decay" not in report.sentence(worse)
+    worse = made_up.with_verdict(comparison, "dropout", 0.02, 0.03)
+    assert "weight decay" not in words(worse)
     minus = {"nll": Interval(-0.02, -0.03, -0.01, 5)}
     better = made_up.with_point(worse, "weight-decay", minus_headline=minus)
-    assert "One network with weight decay (0.203 nats in NLL; dropout minus it" in report.sentence(
-        better
-    )
-    assert "does better." in report.sentence(better)
-
-
-def cautions_on(compared, words):
-    return [text for text in report.cautions(compared) if words in text]
-
-
-def test_a_simple_model_that_beats_networks_leads_the_cautions(regression):
-    baseline = regression.method("logistic-regression").points[0]
-    better = Interval(-1200.0, -1400.0, -1000.0, 5)
-    scores = {**baseline.scores, "mse": Interval(900.0, 800.0, 1000.0, 5)}
-    changed = made_up.with_point(
-        regression,
-        "logistic-regression",
-        scores=scores,
-        minus_single={"mse": better},
-        minus_ensemble={"mse": Interval(-100.0, -300.0, 100.0, 5)},
-        minus_headline={"mse": Interval(20.0, -100.0, 140.0, 5)},
-    )
-    first = report.cautions(changed)[0]
-    single = significant(regression.single.scores["mse"].mean)
-    ensemble = significant(regression.ensemble.scores["mse"].mean)
-    assert first.startswith(
-        f"Logistic regression has a lower MSE, 900, than one plain network ({single}) and the "
-        f"average of 10 ({ensemble}; not significant). Networks that a simple model beats"
-    )
-
-
-def test_a_simple_model_that_beats_no_network_is_not_mentioned(comparison):
-    assert not cautions_on(comparison, "simple model")
-
-
-def test_trainings_of_a_wrong_length_are_one_caution(comparison):
-    (text,) = cautions_on(comparison, "cross-validation")
-    assert "50 epochs of the settings are past the best of one plain (20) and 10 plain (30)" in text
-    assert "At 100 epochs, the most that were tried" in text
-    assert "of one dropout was still falling" in text
-
-
-def test_a_long_list_of_methods_is_shortened(comparison):
-    template = comparison.tuning[0]
-    names = ("plain", "dropout", "monte-carlo", "weight-decay", "early-stopping", "wide")
-    tuning = [
-        dataclasses.replace(template, method=name, size=comparison.method(name).table[0])
-        for name in names
-    ]
-    (text,) = cautions_on(dataclasses.replace(comparison, tuning=tuning), "cross-validation")
-    assert "one plain (20); one dropout (20); dropout, 50 masks (20) and 3 others." in text
-
-
-def test_without_tuning_the_learning_curves_tell_the_wrong_length(comparison):
-    epochs = list(range(1, 41))
-
-    def curve(losses):
-        return LearningCurve(epochs, {"nll": losses}, {"nll": losses})
-
-    curves = {
-        "plain": curve([1.0 + 0.01 * abs(epoch - 20) for epoch in epochs]),
-        "dropout": curve([2.0 - 0.02 * epoch for epoch in epochs]),
-    }
-    untuned = dataclasses.replace(comparison, tuning=[], same_epochs=None, learning_curves=curves)
-    (text,) = cautions_on(untuned, "40 epochs")
-    assert "By their test loss, plain networks (20) were past their best at 40 epochs." in text
-    assert "dropout networks were still improving." in text
-    flat = dict.fromkeys(("plain", "dropout"), curve([1.0] * 40))
-    steady = dataclasses.replace(untuned, learning_curves=flat)
-    assert not cautions_on(steady, "40 epochs")
-
-
-def test_another_verdict_at_the_same_epochs_is_said(comparison):
-    assert not cautions_on(comparison, "With the same 50 epochs")
-    same = dataclasses.replace(comparison, methods=comparison.same_epochs)
-    same = with_verdict(same, "dropout", 0.02, 0.03).methods
-    (text,) = cautions_on(dataclasses.replace(comparison, same_epochs=same), "With the same 50")
-    assert "the verdict is another one: worse" in text
-
-
-def test_two_verdicts_that_say_nothing_are_not_different(comparison):
-    same = dataclasses.replace(comparison, methods=comparison.same_epochs)
-    same = with_verdict(same, "dropout", -0.5, 0.5).methods
-    refused = with_refusal(comparison, "dropout", "There are 2 replicates.")
-    refused = dataclasses.replace(refused, same_epochs=same)
-    assert not cautions_on(refused, "With the same 50")
-
-
-def test_the_influence_says_how_few_examples_carry_the_difference(comparison):
-    found = comparison.influence[1]
-    (text,) = cautions_on(comparison, "Half of their mean difference")
-    assert (
-        f"on {100 * found.share_better:.0f} % of the test examples, and the average of 10" in text
-    )
-    assert f"comes from {found.half} examples; without the 5 examples that favour" in text
-    assert f"{found.without['5']:+.4f} nats" in text
-
-
-def test_groups_are_named_or_examples_are_said_to_be_independent(comparison):
-    (text,) = cautions_on(comparison, "independent")
-    assert "take the test examples as independent" in text
-    influence = [
-        dataclasses.replace(found, largest_group="7", largest_group_share=0.74)
-        for found in comparison.influence
-    ]
-    data = {**comparison.data, "group_name": "writer", "num_groups": 13}
-    grouped = dataclasses.replace(comparison, data=data, influence=influence)
-    (text,) = cautions_on(grouped, "independent")
-    assert "13 groups by writer" in text
-    assert cautions_on(grouped, "The writer 7 alone carries 74 % of the difference.")
+    assert "One network with weight decay does better: its NLL is 0.203 nats" in words(better)
 
 
 def printed(compared, width=80):
@@ -400,8 +289,8 @@ def test_the_terminal_table_has_differences_before_the_worth(comparison):
     (row,) = (line for line in printed(comparison) if line.startswith("one dropout"))
     assert row.split() == [
         *("one", "dropout", "7.25", "0.197"),
-        f"{point.minus_single['nll'].mean:+.3f}",
-        f"{point.minus_ensemble['nll'].mean:+.3f}",
+        f"{point.minus_single['nll'].mean:+.3f}".replace("-", "−"),
+        f"{point.minus_ensemble['nll'].mean:+.3f}".replace("-", "−"),
         *str(point.worth["nll"]).split(),
         *("not", "worse", "3.8", "1.0"),
     ]

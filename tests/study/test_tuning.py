@@ -147,8 +147,8 @@ def test_all_choices_hold_the_two_views_and_nothing_else():
 @pytest.mark.parametrize(
     ("epochs", "tune", "expected"),
     [
-        (50, True, (2, 5, 10, 20, 30, 40, 50, 75, 100)),
-        (50, False, (2, 5, 10, 20, 30, 40, 50)),
+        (50, True, (5, 10, 20, 30, 40, 50, 75, 100)),
+        (50, False, (5, 10, 20, 30, 40, 50)),
         (1, True, (1, 2)),
     ],
 )
@@ -158,12 +158,12 @@ def test_candidates_lie_around_the_epochs_of_the_settings(epochs, tune, expected
 
 @pytest.mark.parametrize(
     ("last_is_best", "num_scored", "expected"),
-    [(True, 7, False), (False, 7, True), (False, 6, False)],
+    [(True, 6, False), (False, 6, True), (False, 5, False)],
 )
 def test_the_search_goes_on_only_while_the_last_candidate_is_best(
     last_is_best, num_scored, expected
 ):
-    losses = [0.9, 0.7, 0.5, 0.4, 0.3, 0.35, 0.2 if last_is_best else 0.36][:num_scored]
+    losses = [0.7, 0.5, 0.4, 0.3, 0.35, 0.2 if last_is_best else 0.36][:num_scored]
     scored = [{"plain": [[loss]]} for loss in losses]
     settings = Settings(epochs=50)
     assert (

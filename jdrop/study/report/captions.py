@@ -1,8 +1,14 @@
 """The titles and captions of the figures, with their main numbers."""
 
+from jdrop.statistics import Interval
 from jdrop.study.analyses import CoAdaptation, Exact, Overfitting
-from jdrop.study.report.numbers import interval_text, score_text
-from jdrop.study.report.sentence import subject
+from jdrop.study.report.numbers import (
+    MAX_NATS_DECIMALS,
+    difference_text,
+    interval_text,
+    score_text,
+)
+from jdrop.study.report.sentence import negated, subject
 from jdrop.study.results import Comparison
 from jdrop.study.scores import SCORES
 
@@ -36,9 +42,9 @@ def captions(comparison: Comparison) -> dict[str, str]:
     texts = {
         "difference": (
             f"The {title} of each method minus that of the average of all {ensemble.size} plain "
-            "networks, with 95 % intervals for new trainings and new test examples. In the grey "
-            "zone the difference is within the margin. A method whose interval lies left of the "
-            "zone's right edge is not worse. On the right stands the verdict, by the 90 % interval."
+            "networks, for new trainings and new test examples. Thick: 90 % interval, which "
+            "decides the verdict. Thin: 95 % interval. In the grey zone the difference is within "
+            "the margin. Not worse: the thick bar ends left of the grey zone's right edge."
         ),
         "example_differences": (
             "Left: each test example's loss minus its loss by plain networks, mean over "
@@ -56,8 +62,10 @@ def captions(comparison: Comparison) -> dict[str, str]:
             f"{score_text(score, point.over_seeds[score], unit=True)}. The average of "
             f"{ensemble.size} plain networks has "
             f"{score_text(score, ensemble.over_seeds[score], unit=True)}. Lower is better, "
-            "further left is cheaper. A point below the blue curve beats an ensemble of the same "
-            "cost. Bands and bars are 95 % intervals for new trainings on these test examples."
+            "further left is cheaper. A point below the blue curve has a lower mean loss on these "
+            "test examples than an ensemble of the same cost. Bands and bars are 95 % intervals "
+            "for new trainings. They leave out the chance of the test examples, so use the first "
+            "figure to compare methods."
         ),
         "score_against_size": (
             "The blue curve meets a method's line at the method's worth: the count of averaged "
@@ -112,26 +120,33 @@ def captions(comparison: Comparison) -> dict[str, str]:
 
 
 def _exact_caption(exact: Exact) -> str:
-    nonlinearity_gap = interval_text(exact.nonlinearity_gap["nll"])
-    pool_gap = interval_text(exact.pool_gap["nll"])
+    error = score_text("error", exact.weight_scaling["error"], unit=True)
     return (
         f"A network of {exact.num_units} hidden units, averaged over all {exact.num_masks:,} "
-        "masks. The NLL of weight scaling minus that of the geometric mean is "
-        f"{nonlinearity_gap} nats, the cost of the non-linearity. The NLL of the geometric mean "
-        f"minus that of the arithmetic mean is {pool_gap} nats, the cost of the pool."
+        f"masks. By weight scaling its test error is {error}. Weight scaling has an NLL "
+        f"{_higher_or_lower(exact.nonlinearity_gap['nll'])} than the geometric mean, since the "
+        "network is not linear. The geometric mean has an NLL "
+        f"{_higher_or_lower(exact.pool_gap['nll'])} than the arithmetic mean."
     )
+
+
+def _higher_or_lower(difference: Interval) -> str:
+    """Writes a difference of two NLLs as "lower by" or "higher by" a positive number."""
+    word, shown = ("lower", negated(difference)) if difference.mean < 0 else ("higher", difference)
+    return f"{word} by {interval_text(shown, max_decimals=MAX_NATS_DECIMALS)} nats"
 
 
 def _overfitting_caption(results: list[Overfitting]) -> str:
     score = "error" if "error" in results[0].gap else "mse"
-    largest_last = sorted(results, key=lambda result: result.train_size)
+    by_size = sorted(results, key=lambda result: result.train_size)
+    # The gap of two percentages is in points; of each method the largest size is the last.
     gaps = {
-        result.networks: score_text(score, result.gap[score], unit=True) for result in largest_last
+        result.networks: difference_text(score, result.gap[score], unit=True) for result in by_size
     }
     return (
         "One network trained on fewer examples for as many steps. With all training examples the "
-        f"gap between test and training {SCORES[score].title} is {gaps['plain']} without dropout "
-        f"and {gaps['dropout']} with dropout."
+        f"test {SCORES[score].title} minus the training {SCORES[score].title} is {gaps['plain']} "
+        f"without dropout and {gaps['dropout']} with dropout."
     )
 
 

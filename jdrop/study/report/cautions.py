@@ -4,16 +4,24 @@ from collections.abc import Sequence
 
 from jdrop.study.report.numbers import (
     difference_text,
+    margin_text,
     mean_text,
     share_text,
     signed_text,
 )
 from jdrop.study.report.sentence import second_score, subject
+from jdrop.study.report.tables import gains_and_losses
 from jdrop.study.results import Comparison
 from jdrop.study.scores import SCORES
 
 STILL_FALLING = 0.01
 """The share by which a loss must fall over the last tenth of a training to be called falling."""
+
+LARGE_MARGIN = 0.8
+"""A margin is large from this multiple of what averaging all plain networks gains."""
+
+NEARLY = 2 / 3
+"""Gains and losses nearly cancel if the smaller is at least this share of the larger."""
 
 MAX_NAMES = 4
 """Names in a list of methods; the plain and the dropout networks are the first."""
@@ -23,6 +31,7 @@ def cautions(comparison: Comparison) -> list[str]:
     """Returns the cautions, the gravest first. Only the main score is judged."""
     return [
         *_refusals(comparison),
+        *_margin(comparison),
         *_simple_models(comparison),
         *_training_length(comparison),
         *_same_epochs(comparison),
@@ -51,6 +60,25 @@ def _refusals(comparison: Comparison) -> list[str]:
     return [
         f"Verdict and worth of {_shortened(titles)} are refused where the data are too few. "
         f"{next(iter(refused))}"
+    ]
+
+
+def _margin(comparison: Comparison) -> list[str]:
+    """Says if the margin is about as large as what the largest ensemble gains."""
+    if comparison.headline is None:
+        return []
+    method, point = comparison.headline
+    score = comparison.curve_scores[0]
+    margin, gain = comparison.margins[score], comparison.single.minus_ensemble[score].mean
+    # A verdict of "better" claims a difference that is larger than the margin.
+    if margin < LARGE_MARGIN * gain or point.against_ensemble[score].verdict == "better":
+        return []
+    size = "about as large as" if margin * LARGE_MARGIN <= gain else "larger than"
+    gained = signed_text(score, gain, unit=True).removeprefix("+")
+    return [
+        f"The margin, {margin_text(score, margin)}, is {size} what averaging "
+        f"{comparison.ensemble.size} plain networks gains ({gained}). Within this margin, "
+        f"“enough” does not show that {subject(method, point)} beats one plain network."
     ]
 
 
@@ -91,31 +119,9 @@ def _simple_models(comparison: Comparison) -> list[str]:
 
 def _training_length(comparison: Comparison) -> list[str]:
     """Says which methods were trained past their best epoch, and which were still improving."""
+    if comparison.same_epochs is not None:
+        return _choices(comparison)
     past, improving = [], []
-    if comparison.tuning:
-        epochs = comparison.settings["epochs"]
-        last = max(curve.epochs[-1] for curve in comparison.tuning)
-        for curve in comparison.tuning:
-            method = comparison.method(curve.method)
-            if curve.chosen is None or curve.size not in (method.table[0], method.table[-1]):
-                continue
-            title = method.title(curve.size)
-            if curve.chosen < epochs:
-                past.append(f"{title} ({curve.chosen})")
-            if curve.chosen == curve.epochs[-1]:
-                improving.append(title)
-        texts = []
-        if past:
-            texts.append(
-                f"By cross-validation the {epochs} epochs of the settings are past the best of "
-                f"{_shortened(past)}."
-            )
-        if improving:
-            texts.append(
-                f"At {last} epochs, the most that were tried, the left-out loss of "
-                f"{_shortened(improving)} was still falling."
-            )
-        return [" ".join(texts)] if texts else []
     for networks, curves in comparison.learning_curves.items():
         losses = next(iter(curves.test.values()))
         best = curves.epochs[losses.index(min(losses))]
@@ -131,6 +137,31 @@ def _training_length(comparison: Comparison) -> list[str]:
         texts.append(f"By their test loss, {_listed(past)} were past their best at {last} epochs.")
     if improving:
         texts.append(f"At {last} epochs, {_listed(improving)} were still improving.")
+    return [" ".join(texts)] if texts else []
+
+
+def _choices(comparison: Comparison) -> list[str]:
+    """Says whose chosen epochs are fewer than those of the settings, and whose are the most."""
+    epochs = comparison.settings["epochs"]
+    past, last = [], []
+    for curve in comparison.tuning:
+        method = comparison.method(curve.method)
+        if curve.chosen is None or curve.size not in (method.table[0], method.table[-1]):
+            continue
+        title = method.title(curve.size)
+        if curve.chosen < epochs:
+            past.append(f"{title} ({curve.chosen})")
+        elif curve.chosen == curve.epochs[-1]:
+            last.append(title)
+    texts = []
+    if past:
+        texts.append(f"With the same {epochs} epochs, {_shortened(past)} would be past their best.")
+    if last:
+        most = max(curve.epochs[-1] for curve in comparison.tuning)
+        texts.append(
+            f"The choice of {_shortened(last)} is the last candidate, {most} epochs: more may be "
+            "better."
+        )
     return [" ".join(texts)] if texts else []
 
 
@@ -159,39 +190,53 @@ def _influence(comparison: Comparison) -> list[str]:
     if not comparison.influence:
         return []
     found = comparison.influence[-1]
-    who = f"the average of {found.against}" if found.against > 1 else "one plain network"
+    score = found.score
+    other = f"the average of {found.against}" if found.against > 1 else "one plain network"
     method = comparison.method(found.method)
-    subject_text = subject(method, method.point(found.size))
+    name = subject(method, method.point(found.size))
     text = (
-        f"{subject_text[0].upper()}{subject_text[1:]} has the lower {SCORES[found.score].title} "
-        f"on {share_text(found.share_better)} of the test examples, and {who} on "
+        f"{name[0].upper()}{name[1:]} has the lower {SCORES[score].title} on "
+        f"{share_text(found.share_better)} of the test examples, and {other} on "
         f"{share_text(found.share_worse)}."
     )
+    gains, losses = gains_and_losses(found)
+    if gains < 0 < losses:
+        cancel = min(-gains, losses) >= NEARLY * max(-gains, losses)
+        these = f"{'the' if cancel else 'The'} examples that favour {name} add up to"
+        text += (
+            f" {'Gains and losses nearly cancel: ' if cancel else ''}{these} "
+            f"{signed_text(score, gains, unit=True)}, the others to {signed_text(score, losses)}."
+        )
     if found.half is not None:
-        difference = signed_text(found.score, found.difference)
+        difference = signed_text(score, found.difference, unit=True)
         text += (
-            f" Half of their mean difference, {difference}, comes from "
-            f"{_counted(found.half, 'example')}"
+            f" Half of the mean difference, {difference}, comes from "
+            f"{_counted(found.half, 'example')}."
         )
-        if found.difference < 0 and "5" in found.without:
-            rest = signed_text(found.score, found.without["5"], unit=True)
-            text += f"; without the 5 examples that favour {subject_text} most it is {rest}"
+    if found.difference != 0 and "5" in found.without:
+        rest = signed_text(score, found.without["5"], unit=True)
+        text += f" Without the 5 examples that contribute most to the difference, it is {rest}"
+        if found.without_largest_group is not None:
+            rest = signed_text(score, found.without_largest_group, unit=True)
+            group = f"{comparison.data['group_name']} {found.largest_group}"
+            text += f"; without {group}, it is {rest}"
         text += "."
-    if found.largest_group is not None and found.largest_group_share is not None:
-        text += (
-            f" The {comparison.data['group_name']} {found.largest_group} alone carries "
-            f"{share_text(found.largest_group_share)} of the difference."
-        )
     return [text]
 
 
 def _independence(comparison: Comparison) -> list[str]:
     data = comparison.data
     if data.get("group_name"):
-        return [
+        text = (
             f"The test examples lie in {data['num_groups']} groups by {data['group_name']}. "
             "Intervals and tests take the groups as independent, not the examples."
-        ]
+        )
+        if data.get("groups_in_training"):
+            text += (
+                " The groups have training examples too, so the results are for known groups, not "
+                "for new ones."
+            )
+        return [text]
     return [
         "Intervals and tests take the test examples as independent. If several come from one "
         "source, such as a writer or a patient, the intervals are too narrow without groups."

@@ -17,7 +17,8 @@ def scores_csv(comparison: Comparison) -> str:
     """Returns a CSV with a line for each score of each method at each size.
 
     A tuned comparison has all lines twice, by the column `view`: first at each method's own epochs.
-    The p-value is that of what the verdict says.
+    The p-value is the one-sided p-value of the hypothesis that the verdict rejects, and for
+    "equivalent" the larger of two.
     """
     header = ["view", "method", "size", "unit", "epochs", "weight_decay"]
     header += ["score", *_ends("mean", ""), "unreliable"]

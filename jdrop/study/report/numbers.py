@@ -20,6 +20,9 @@ SKEWED = 0.1
 MARK = "†"
 """Stands behind an unreliable score."""
 
+MINUS = "−"
+"""The minus sign, as wide as a plus sign."""
+
 
 def significant(value: float, max_decimals: int | None = None) -> str:
     """Writes a number with three significant digits.
@@ -113,9 +116,9 @@ def difference_text(score: str, interval: Interval, *, unit: bool = False) -> st
 
     Example:
         >>> difference_text("nll", Interval(-0.01381, -0.02752, -0.00021, 5), unit=True)
-        '-0.0138 [-0.0275, -0.0002] nats'
+        '−0.0138 [−0.0275, −0.0002] nats'
         >>> difference_text("error", Interval(-0.002, -0.005, 0.001, 5), unit=True)
-        '-0.20 [-0.50, +0.10] points'
+        '−0.20 [−0.50, +0.10] points'
     """
     shown_as = SCORES[score]
     text = signed_interval_text(interval, shown_as.scale, _max_difference_decimals(score))
@@ -127,12 +130,23 @@ def signed_text(score: str, value: float, *, unit: bool = False) -> str:
 
     Example:
         >>> signed_text("nll", -0.0008, unit=True)
-        '-0.0008 nats'
+        '−0.0008 nats'
     """
     shown_as = SCORES[score]
     shown = value * shown_as.scale
     text = _write(shown, _decimals(shown, _max_difference_decimals(score)), sign="+")
     return f"{text} {shown_as.difference_unit}".rstrip() if unit else text
+
+
+def ends_text(score: str, interval: Interval) -> str:
+    """Writes both ends of the interval of a difference, without the mean; empty without ends.
+
+    Example:
+        >>> ends_text("nll", Interval(-0.01381, -0.02752, -0.00021, 5))
+        '[−0.0275, −0.0002]'
+    """
+    _, bracket, ends = difference_text(score, interval).partition(" [")
+    return f"[{ends}" if bracket else ""
 
 
 def _max_difference_decimals(score: str) -> int | None:
@@ -209,12 +223,13 @@ def _decimals(value: float, max_decimals: int | None) -> int:
 
 
 def _write(value: float, decimals: int, sign: str = "") -> str:
-    """Writes a number; a rounded zero has no sign."""
+    """Writes a number with a true minus sign; a rounded zero has no sign."""
     if not math.isfinite(value):
         return "n/a" if math.isnan(value) else f"{value}"
     if decimals > DIGITS + 4:
-        return f"{value:{sign}.{DIGITS - 1}e}"
-    rounded = round(value, decimals) + 0.0
-    if rounded == 0:
-        sign = ""
-    return f"{abs(rounded) if rounded == 0 else rounded:{sign}.{max(decimals, 0)}f}"
+        text = f"{value:{sign}.{DIGITS - 1}e}"
+    else:
+        rounded = round(value, decimals) + 0.0
+        sign = "" if rounded == 0 else sign
+        text = f"{abs(rounded) if rounded == 0 else rounded:{sign}.{max(decimals, 0)}f}"
+    return MINUS + text[1:] if text.startswith("-") else text

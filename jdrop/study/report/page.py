@@ -12,8 +12,9 @@ from jdrop.study.report.csv_files import scores_csv, sweep_csv
 from jdrop.study.report.figures import FIGURES
 from jdrop.study.report.figures.svg import inline_svg
 from jdrop.study.report.numbers import margin_text
-from jdrop.study.report.sentence import sentence
+from jdrop.study.report.sentence import answer, second_score
 from jdrop.study.report.tables import (
+    cost_table,
     difference_table,
     diversity_table,
     epochs_table,
@@ -76,6 +77,24 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
     return written
 
 
+def _difference_note(comparison: Comparison, score: str) -> str:
+    margin = margin_text(score, comparison.margins[score])
+    text = f"Margin: {margin}."
+    if score != comparison.curve_scores[0]:
+        return f"{text} Intervals, verdicts and p-values are as above."
+    return (
+        "In brackets behind a difference: its 95 % interval for new trainings and new test "
+        "examples; less is better. The verdict asks whether a method is as good as the average of "
+        f"all {comparison.ensemble.size} plain networks within the margin. The 90 % interval "
+        "decides it. Equivalent: it lies within the margin on both sides. Better or worse: it lies "
+        "wholly beyond the margin. Not worse: its upper end lies within the margin, its lower end "
+        "beyond it. Undecided: none of these. Refused: too few replicates, examples or groups, or "
+        "so few of them carry the difference that its interval cannot be trusted. p: the one-sided "
+        "p-value of the hypothesis that the verdict rejects (for “equivalent”, the larger of two). "
+        f"{text}"
+    )
+
+
 def title(comparison: Comparison) -> str:
     """Returns the name and the sizes of the data set."""
     data = comparison.data
@@ -95,28 +114,21 @@ def render(template: str, comparison: Comparison, images: list[dict[str, str]]) 
         keep_trailing_newline=True,
     )
     shown = {score for _, point in comparison.table for score in point.scores}
+    scores = (comparison.curve_scores[0], second_score(comparison))
+    differences = {score: f"Differences in {SCORES[score].title}" for score in scores}
     tables = {
-        "Differences to plain networks": difference_table(comparison),
+        **{name: difference_table(comparison, score) for score, name in differences.items()},
         "Scores": score_table(comparison),
         "Worth in plain networks": worth_table(comparison),
         "Own epochs and the same epochs": epochs_table(comparison),
+        "Cost": cost_table(comparison),
         "Which examples carry the difference": influence_table(comparison),
         "Sweep": sweep_table(comparison),
         "Calibration, selective prediction, detection": profile_table(comparison),
         "Diversity": diversity_table(comparison),
     }
-    margins = [
-        f"{SCORES[score].title} {margin_text(score, margin)}"
-        for score, margin in comparison.margins.items()
-    ]
     notes = {
-        "Differences to plain networks": "In brackets: 95 % intervals for new trainings and new "
-        "test examples; less is better. The verdict asks whether a method is as good as the "
-        f"average of all {comparison.ensemble.size} plain networks within the margin, by the 90 % "
-        "interval of the difference. Equivalent: within the margin on both sides. Better or worse: "
-        "wholly beyond the margin. Not worse: only the upper end is below the margin. Undecided: "
-        "none of these. Refused: too few data. p is the p-value of what the verdict says. Margins: "
-        f"{', '.join(margins)}.",
+        **{name: _difference_note(comparison, score) for score, name in differences.items()},
         "Scores": f"{score_note(comparison)} Lower scores are better. Averages are arithmetic "
         "means of probabilities.",
         "Worth in plain networks": "How many plain networks must be averaged to score as well, "
@@ -124,16 +136,22 @@ def render(template: str, comparison: Comparison, images: list[dict[str, str]]) 
         "holds every count, or the data are too few.",
         "Own epochs and the same epochs": "Left: each method is trained for the epochs, and with "
         "the weight decay, that cross-validation on the training examples chose for it. Right: all "
-        "methods are trained equally long.",
-        "Which examples carry the difference": "Losses are means over replicates. “Without the "
-        "best 5”: the difference without the five examples that favour the method most.",
+        "methods are trained equally long, except those that have no cells on the left.",
+        "Cost": "FLOPs as multiples of the training, or the prediction, of one plain network. "
+        "Search: the cross-validation that chose epochs and weight decay. The ratio of training "
+        "costs in the answer is that of two rows of “training with search”.",
+        "Which examples carry the difference": "Losses are means over replicates. Gains: the "
+        "differences of the examples that favour the method, added up over the number of all "
+        "examples; losses: those of the others. “Half comes from”: the fewest examples that carry "
+        "half of the difference. “Without the top 5”: the mean difference of the other examples "
+        "if the five that contribute most to the difference are left out.",
         "Sweep": "Each combination trains networks of its own, so its numbers differ by chance "
         "from those of the other tables. ±: half the 95 % interval for new trainings and new test "
         "examples.",
     }
     return environment.from_string(text).render(
         title=title(comparison),
-        sentence=sentence(comparison),
+        answer=answer(comparison),
         cautions=cautions(comparison),
         comparison=comparison,
         tables={name: table for name, table in tables.items() if len(table[0]) > 1},

@@ -1,15 +1,16 @@
-"""The answer in a few sentences."""
+"""The answer in a few short paragraphs."""
 
 import math
 
 from jdrop.statistics import EnsembleEquivalent, Interval
 from jdrop.study.report.numbers import (
     difference_text,
+    ends_text,
     margin_text,
     mean_text,
     p_value_text,
 )
-from jdrop.study.results import Comparison, MethodResult, Point
+from jdrop.study.results import Comparison, Cost, MethodResult, Point
 from jdrop.study.scores import SCORES
 
 VERDICTS = ("refused", "undecided", "worse", "not worse", "equivalent", "better")
@@ -17,23 +18,26 @@ ENOUGH = ("not worse", "equivalent", "better")
 """The verdicts of a method that is as good as the average of all plain networks, or better."""
 
 
-def sentence(comparison: Comparison) -> str:
-    """Says how one dropout network differs from plain ones, and how many of them it is worth."""
+def answer(comparison: Comparison) -> list[str]:
+    """Returns the answer as short paragraphs.
+
+    The first says how one dropout network differs from plain ones. The others hold the verdict,
+    the controls that do as well, the worth in plain networks, the epochs and the cost.
+    """
     if comparison.headline is None:
-        return "Only plain networks were compared."
+        return ["Only plain networks were compared."]
     method, point = comparison.headline
-    parts = [
+    paragraphs = [
         _differences(comparison, method, point),
-        verdict_sentence(comparison, point),
-        _controls(comparison, point),
-        _second_verdict(comparison, point),
+        f"{verdict_sentence(comparison, point)} {_second_verdict(comparison, point)}".strip(),
+        *_controls(comparison, point),
         worth_sentence(comparison, method, point),
         _epochs(comparison, method, point),
-        _costs(comparison, point),
+        _costs(comparison, method, point),
     ]
     if not method.retrained:
-        parts.append("The intervals are for this one network, not for training it anew.")
-    return " ".join(part for part in parts if part)
+        paragraphs.append("The intervals are for this one network, not for training it anew.")
+    return [paragraph for paragraph in paragraphs if paragraph]
 
 
 def subject(method: MethodResult, point: Point) -> str:
@@ -86,23 +90,25 @@ def verdict_sentence(comparison: Comparison, point: Point) -> str:
     """Says whether a point is as good as the largest ensemble, by the test of equivalence."""
     main_score = comparison.curve_scores[0]
     test = point.against_ensemble[main_score]
-    margin = margin_text(main_score, test.margin)
     title = SCORES[main_score].title
-    p_value = p_value_text(test)
-    shown_p = f" (p {p_value})" if p_value.startswith("<") else f" (p = {p_value})"
-    return {
-        "equivalent": f"It is enough: in {title} it is equivalent to the average within "
-        f"{margin}{shown_p}.",
-        "better": f"It is enough: in {title} it is better than the average by more than "
-        f"{margin}{shown_p}.",
-        "not worse": f"It is enough: in {title} it is not worse than the average by as much as "
-        f"{margin}{shown_p}.",
-        "worse": f"It is not enough: in {title} it is worse than the average by more than "
-        f"{margin}{shown_p}.",
-        "undecided": f"Whether it is enough is undecided: in {title} it may be worse than the "
-        f"average by more than {margin}, or not.",
-        "refused": f"Whether it is enough cannot be said. {test.refusal}",
+    if test.verdict == "refused":
+        return f"Whether it is enough in {title} cannot be said. {test.refusal}"
+    margin = f"a margin of {margin_text(main_score, test.margin)}"
+    found = f"90 % interval {ends_text(main_score, test.difference)}"
+    if p_value := p_value_text(test):
+        found += f", p {p_value}" if p_value.startswith("<") else f", p = {p_value}"
+    text = {
+        "equivalent": f"In {title} it is enough within {margin}: it is equivalent to the average",
+        "better": f"In {title} it is enough, with {margin}: it is better than the average by more "
+        "than the margin",
+        "not worse": f"In {title} it is enough within {margin}: it is not worse than the average "
+        "by as much as the margin",
+        "worse": f"In {title} it is not enough, with {margin}: it is worse than the average by "
+        "more than the margin",
+        "undecided": f"Whether it is enough in {title} is undecided, with {margin}: it may be "
+        "worse than the average by more than the margin, or not",
     }[test.verdict]
+    return f"{text} ({found})."
 
 
 def _second_verdict(comparison: Comparison, point: Point) -> str:
@@ -129,8 +135,8 @@ def worth_sentence(comparison: Comparison, method: MethodResult, point: Point) -
         return f"{text}: the 95 % interval reaches from one network to more than {largest}."
     if worth.low == math.inf:
         return (
-            f"{is_worth} more than {largest} plain networks: its {SCORES[score].title} is lower "
-            f"than that of all {largest}, significantly at 5 %."
+            f"{is_worth} more than {largest} plain networks: its {SCORES[score].title} is "
+            f"significantly lower than that of the average of all {largest} (5 %)."
         )
     if worth.value == math.inf:
         return (
@@ -152,10 +158,11 @@ def interval_of(worth: EnsembleEquivalent) -> str:
     return str(worth).split(" ", 1)[1]
 
 
-def _controls(comparison: Comparison, point: Point) -> str:
-    """Names the controls that do as well at the cost of one network."""
+def _controls(comparison: Comparison, point: Point) -> list[str]:
+    """Names the controls that do as well at the cost of one network, and what they cost."""
     score = comparison.curve_scores[0]
-    verdict = point.against_ensemble[score].verdict
+    title = SCORES[score].title
+    is_enough = point.against_ensemble[score].verdict in ENOUGH
     texts = []
     for method in comparison.methods:
         control = method.points[0]
@@ -164,17 +171,22 @@ def _controls(comparison: Comparison, point: Point) -> str:
         if not _does_as_well(control, point, score):
             continue
         difference = difference_text(score, negated(control.minus_headline[score]), unit=True)
-        number = mean_text(score, control.scores[score], unit=True)
-        texts.append(
-            f"one network with {method.title(1)} ({number} in {SCORES[score].title}; dropout minus "
-            f"it {difference})"
+        text = (
+            f"One network with {method.title(1)} {'is enough too' if is_enough else 'does better'}"
+            f": its {title} is {mean_text(score, control.scores[score], unit=True)}, and dropout "
+            f"minus it is {difference}."
         )
-    if not texts:
-        return ""
-    named = " and ".join(texts)
-    if verdict in ENOUGH:
-        return f"So {'are' if len(texts) > 1 else 'is'} {named}."
-    return f"{named[0].upper()}{named[1:]} {'do' if len(texts) > 1 else 'does'} better."
+        if control.cost is not None and comparison.single.cost is not None:
+            text += (
+                f" Its training{_with_search(control.cost)} costs "
+                f"{train_ratio(control, comparison):.1f}x that of one plain network."
+            )
+        texts.append(text)
+    return texts
+
+
+def _with_search(cost: Cost) -> str:
+    return ", with the search," if cost.search_flops > 0 else ""
 
 
 def _costs_one_network(comparison: Comparison, method: MethodResult, headline: Point) -> bool:
@@ -218,15 +230,15 @@ def _epochs(comparison: Comparison, method: MethodResult, point: Point) -> str:
     )
 
 
-def _costs(comparison: Comparison, point: Point) -> str:
+def _costs(comparison: Comparison, method: MethodResult, point: Point) -> str:
     cost, plain_cost = point.cost, comparison.single.cost
     if cost is None or plain_cost is None:
         return ""
-    training = train_ratio(point, comparison)
-    inference = cost.predict_flops / plain_cost.predict_flops
+    own_search = ", also with its search" if plain_cost.search_flops > 0 else ""
     return (
-        f"Its training costs {training:.1f}x that of one plain network, and a prediction "
-        f"{inference:.1f}x."
+        f"The training of {subject(method, point)}{_with_search(cost)} costs "
+        f"{train_ratio(point, comparison):.1f}x that of one plain network{own_search}. A "
+        f"prediction costs {cost.predict_flops / plain_cost.predict_flops:.1f}x."
     )
 
 

@@ -1,9 +1,11 @@
 """The tables of the page."""
 
 from jdrop.statistics import Interval
+from jdrop.study.analyses import Influence
 from jdrop.study.report.numbers import (
     MARK,
     difference_text,
+    ends_text,
     interval_text,
     mean_text,
     p_value_text,
@@ -34,16 +36,13 @@ Rows = list[list[str]]
 
 
 def score_table(comparison: Comparison) -> tuple[list[str], Rows]:
-    """Returns header and rows: the scores, the epochs and the cost of each point of the table."""
+    """Returns header and rows: the scores, the epochs and the weight decay of each method."""
     scores = comparison.curve_scores
     points = [point for _, point in comparison.table]
     has_epochs = any(point.epochs is not None for point in points)
     has_decay = any(point.weight_decay is not None for point in points)
     header = ["method", *(SCORES[score].title_with_unit for score in scores)]
     header += ["epochs"] * has_epochs + ["weight decay"] * has_decay
-    if comparison.has_costs:
-        header += ["training FLOPs", "search FLOPs", "prediction FLOPs"]
-        header += ["parameters", "training seconds"]
     rows = []
     for method, point in comparison.table:
         row = [method.title(point.size)]
@@ -52,27 +51,31 @@ def score_table(comparison: Comparison) -> tuple[list[str], Rows]:
         ]
         row += ["" if point.epochs is None else f"{point.epochs}"] * has_epochs
         row += ["" if point.weight_decay is None else f"{point.weight_decay:g}"] * has_decay
-        row += _cost_cells(point, comparison)
         rows.append(row)
     return header, rows
 
 
-def _cost_cells(point: Point, comparison: Comparison) -> list[str]:
-    if not comparison.has_costs:
-        return []
-    cost, plain_cost = point.cost, comparison.single.cost
-    if cost is None or plain_cost is None:
-        return [""] * 5
-    ratios = (
-        cost.train_flops / plain_cost.train_flops,
-        cost.search_flops / plain_cost.train_flops,
-        cost.predict_flops / plain_cost.predict_flops,
-    )
-    texts = [
-        "0" if ratio == 0 else f"{ratio:.0f}" if ratio >= 9.95 else f"{ratio:.1f}"
-        for ratio in ratios
-    ]
-    return [*texts, f"{cost.parameters:,}", significant(cost.train_seconds, max_decimals=2)]
+def cost_table(comparison: Comparison) -> tuple[list[str], Rows]:
+    """Returns header and rows: what training and a prediction cost; empty where it is unknown."""
+    plain_cost = comparison.single.cost
+    if not comparison.has_costs or plain_cost is None:
+        return [], []
+    header = ["method", "training", "search", "training with search", "prediction"]
+    header += ["parameters", "training seconds"]
+    rows = []
+    for method, point in comparison.table:
+        if (cost := point.cost) is None:
+            continue
+        ratios = (
+            cost.train_flops / plain_cost.train_flops,
+            cost.search_flops / plain_cost.train_flops,
+            (cost.train_flops + cost.search_flops) / plain_cost.train_flops,
+            cost.predict_flops / plain_cost.predict_flops,
+        )
+        row = [method.title(point.size), *(f"{ratio:.2f}" for ratio in ratios)]
+        row += [f"{cost.parameters:,}", significant(cost.train_seconds, max_decimals=2)]
+        rows.append(row)
+    return header, rows
 
 
 def _marked(score: str, point: Point, text: str) -> str:
@@ -121,41 +124,33 @@ def score_note(comparison: Comparison) -> str:
             "temperature on half of the test examples. It fails where every prediction of a half "
             "is right, and where the halves are small."
         )
-    if comparison.has_costs:
-        sentences.append(
-            "FLOPs are multiples of one plain network's. Search: the cross-validation that chose "
-            "epochs and weight decay."
-        )
     return " ".join(sentences)
 
 
-def difference_table(comparison: Comparison) -> tuple[list[str], Rows]:
-    """Returns header and rows: the differences to one plain network and to all, and the verdict."""
-    main_score, second = comparison.curve_scores[0], second_score(comparison)
-    largest = comparison.ensemble.size
-    header = ["method"]
-    for score in (main_score, second):
-        shown_as = SCORES[score]
-        unit = f", {shown_as.difference_unit}" if shown_as.difference_unit else ""
-        header += [
-            f"{shown_as.title} minus one{unit}",
-            f"{shown_as.title} minus all {largest}{unit}",
-            f"enough in {shown_as.title}?",
-        ]
-        header += ["p"] if score == main_score else []
+def difference_table(comparison: Comparison, score: str) -> tuple[list[str], Rows]:
+    """Returns header and rows: the differences in a score to plain networks, and the verdicts."""
+    shown_as = SCORES[score]
+    unit = f", {shown_as.difference_unit}" if shown_as.difference_unit else ""
+    header = [
+        "method",
+        f"{shown_as.title} − one plain{unit}",
+        f"{shown_as.title} − average of {comparison.ensemble.size}{unit}",
+        "its 90 % interval",
+        "enough?",
+        "p",
+    ]
     rows = []
     for method, point in comparison.table:
-        row = [method.title(point.size)]
-        for score in (main_score, second):
-            test = point.against_ensemble[score]
-            is_plain = method.name == "plain"
-            row += [
-                _difference(point, comparison.single, score, point.minus_single[score]),
-                _difference(point, comparison.ensemble, score, point.minus_ensemble[score]),
-                "" if is_plain else test.verdict,
-            ]
-            if score == main_score:
-                row.append("" if is_plain else p_value_text(test))
+        test = point.against_ensemble[score]
+        row = [
+            method.title(point.size),
+            _difference(point, comparison.single, score, point.minus_single[score]),
+            _difference(point, comparison.ensemble, score, point.minus_ensemble[score]),
+        ]
+        is_reference = point is comparison.ensemble
+        row += ["" if is_reference else ends_text(score, test.difference)]
+        row += ["" if is_reference else test.verdict]
+        row += ["" if is_reference else p_value_text(test)]
         rows.append(row)
     return header, rows
 
@@ -186,42 +181,39 @@ def epochs_table(comparison: Comparison) -> tuple[list[str], Rows]:
         return [], []
     score = comparison.curve_scores[0]
     shown_as = SCORES[score]
-    largest = comparison.ensemble.size
-    same = {method.name: method for method in comparison.same_epochs}
+    own = {method.name: method for method in comparison.methods}
     same_for_all = comparison.settings["epochs"]
-    columns = ("epochs", shown_as.title_with_unit, f"minus all {largest}", "worth", "enough?")
-    header = ["method", *(f"own: {column}" for column in columns)]
-    header += [f"{same_for_all} epochs: {column}" for column in columns[1:]]
+    columns = (f"vs average of {comparison.ensemble.size}", "worth", "enough?")
+    header = ["method", *(f"own: {column}" for column in ("epochs", *columns))]
+    same_columns = (shown_as.title_with_unit, *columns)
+    header += [f"{same_for_all} epochs: {column}" for column in same_columns]
     rows = []
-    for method, point in comparison.table:
-        if (
-            method.is_baseline
-            or method.name not in same
-            or point.size not in same[method.name].table
-        ):
+    for method in comparison.same_epochs:
+        if method.is_baseline:
             continue
-        other = same[method.name].point(point.size)
-        epochs = "" if point.epochs is None else f"{point.epochs}"
-        rows.append(
-            [
-                method.title(point.size),
-                epochs,
-                *_view_cells(method, point, comparison.ensemble.size, score),
-                *_view_cells(method, other, comparison.ensemble.size, score),
-            ]
-        )
+        for size in method.table:
+            row = [method.title(size)]
+            if method.name in own:
+                point = own[method.name].point(size)
+                row.append("" if point.epochs is None else f"{point.epochs}")
+                row += _view_cells(method, point, comparison.ensemble.size, score)
+            else:
+                row += [""] * 4
+            point = method.point(size)
+            row.append(mean_text(score, point.scores[score]))
+            row += _view_cells(method, point, comparison.ensemble.size, score)
+            rows.append(row)
     return header, rows
 
 
 def _view_cells(method: MethodResult, point: Point, largest: int, score: str) -> list[str]:
-    is_reference = method.name == "plain" and point.size == largest
-    cells = [
-        mean_text(score, point.scores[score]),
+    is_plain = method.name == "plain"
+    is_reference = is_plain and point.size == largest
+    return [
         "" if is_reference else difference_text(score, point.minus_ensemble[score]),
+        "" if is_plain else str(point.worth[score]),
+        "" if is_reference else point.against_ensemble[score].verdict,
     ]
-    if method.name == "plain":
-        return [*cells, "", ""]
-    return [*cells, str(point.worth[score]), point.against_ensemble[score].verdict]
 
 
 def sweep_table(comparison: Comparison) -> tuple[list[str], Rows]:
@@ -255,26 +247,36 @@ def influence_table(comparison: Comparison) -> tuple[list[str], Rows]:
     found = comparison.influence
     if not found:
         return [], []
-    counts = [count for count in found[0].without if count != "0"]
-    has_groups = found[0].largest_group is not None
-    header = ["difference", "all examples", "better on", "worse on", "half comes from"]
-    header += [f"without the best {count if count != '1' else 'example'}" for count in counts]
-    header += [f"largest {comparison.data['group_name']}", "its share"] if has_groups else []
+    header = ["difference", "all examples", "better on", "worse on", "gains", "losses"]
+    header += ["half comes from"]
+    header += [f"without the top {count}" for count in found[0].without]
+    has_groups = any(result.largest_group is not None for result in found)
+    header += [f"without one {comparison.data['group_name']}"] if has_groups else []
     rows = []
     for result in found:
         method = comparison.method(result.method).title(result.size)
         against = comparison.method("plain").title(result.against)
         score, half = result.score, result.half
-        row = [f"{SCORES[score].title}: {method} minus {against}"]
+        gains, losses = gains_and_losses(result)
+        row = [f"{SCORES[score].title}: {method} − {against}"]
         row += [signed_text(score, result.difference)]
         row += [share_text(result.share_better), share_text(result.share_worse)]
+        row += [signed_text(score, gains), signed_text(score, losses)]
         row.append("" if half is None else f"{half:,} example{'' if half == 1 else 's'}")
-        row += [signed_text(score, result.without[count]) for count in counts]
+        row += [signed_text(score, without) for without in result.without.values()]
         if has_groups:
-            share = result.largest_group_share
-            row += [str(result.largest_group), "" if share is None else share_text(share)]
+            rest = result.without_largest_group
+            text = "" if rest is None else f"{result.largest_group}: {signed_text(score, rest)}"
+            row.append(text)
         rows.append(row)
     return header, rows
+
+
+def gains_and_losses(result: Influence) -> tuple[float, float]:
+    """The sums of the negative and of the positive differences, over the number of examples."""
+    # The running sum of the sorted differences falls while they are negative, then rises.
+    gains = min(0.0, min(result.cumulative))
+    return gains, result.difference - gains
 
 
 def profile_table(comparison: Comparison) -> tuple[list[str], Rows]:
@@ -308,7 +310,7 @@ def diversity_table(comparison: Comparison) -> tuple[list[str], Rows]:
     ]
     measures = [measure for measure in measures if getattr(results[0], measure[0]) is not None]
     header = ["members", *(title for _, title, _, _ in measures)]
-    header += [f"{name}: members - diversity = pool" for name in ambiguities]
+    header += [f"{name}: members − diversity = pool" for name in ambiguities]
     rows = []
     for result in results:
         row = [comparison.method(result.method).title(str(result.size))]
@@ -320,7 +322,7 @@ def diversity_table(comparison: Comparison) -> tuple[list[str], Rows]:
             terms = result.ambiguity[name]
             # One count of decimals, so that the sum is seen to be right.
             row.append(
-                f"{terms.members.mean:.4f} - {terms.diversity.mean:.4f} = {terms.pool.mean:.4f}"
+                f"{terms.members.mean:.4f} − {terms.diversity.mean:.4f} = {terms.pool.mean:.4f}"
             )
         rows.append(row)
     return header, rows

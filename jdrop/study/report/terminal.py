@@ -4,7 +4,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from jdrop.study.report.numbers import MARK, mean_text
+from jdrop.study.report.numbers import MARK, MINUS, margin_text, mean_text
 from jdrop.study.report.sentence import second_score, train_ratio
 from jdrop.study.results import Comparison, MethodResult, Point
 from jdrop.study.scores import SCORES
@@ -33,8 +33,8 @@ def terminal(comparison: Comparison) -> Table:
     headers = {"error": "error\n%", "nll": "\nNLL", "calibrated_nll": "calib.\nNLL", "mse": "\nMSE"}
     for score in shown_scores:
         table.add_column(headers[score], justify="right", no_wrap=True)
-    table.add_column("minus\none", justify="right", no_wrap=True)
-    table.add_column(f"minus\n{largest}", justify="right", no_wrap=True)
+    table.add_column("vs\none", justify="right", no_wrap=True)
+    table.add_column(f"vs\n{largest}", justify="right", no_wrap=True)
     table.add_column("\nworth", justify="right", no_wrap=True)
     table.add_column("\nenough?", no_wrap=True)
     if comparison.has_costs:
@@ -51,13 +51,15 @@ def terminal(comparison: Comparison) -> Table:
 
 
 def _note(comparison: Comparison, score: str) -> str:
-    unit = SCORES[comparison.curve_scores[0]].unit
+    main_score = comparison.curve_scores[0]
+    unit = SCORES[main_score].unit
     largest = comparison.ensemble.size
     text = (
-        f"minus: difference in {score} to one plain network, and to the average of {largest}, "
-        f"in {unit}; the report has the intervals. worth: how many plain networks must be averaged "
-        f"to score as well in {score}, with its 95 % interval; ≤1: one does, >: all are too few. "
-        f"enough?: as good as all {largest} within the margin?"
+        f"vs one, vs {largest}: {score} minus that of one plain network, and of the average of "
+        f"{largest}, in {unit}; the report has the intervals. worth: how many plain networks must "
+        f"be averaged to score as well in {score}, with its 95 % interval; ≤1: one does, >: all "
+        f"are too few. enough?: as good as the average of all {largest} within the margin of "
+        f"{margin_text(main_score, comparison.margins[main_score])}?"
     )
     if any(method.name == "weight-scaling" for method in comparison.methods):
         text += " same, no masks: the networks of the row above, by weight scaling."
@@ -70,28 +72,23 @@ def _score(score: str, point: Point) -> str:
 
 
 def _against_plain(method: MethodResult, point: Point, score: str) -> list[str]:
-    """The differences to plain networks, the worth and the verdict; empty where they are 0."""
-    if method.name == "plain":
-        is_single = point is method.points[0]
-        is_largest = point is method.points[-1]
-        return [
-            "" if is_single else _signed(point.minus_single[score].mean),
-            "" if is_largest else _signed(point.minus_ensemble[score].mean),
-            "",
-            "",
-        ]
+    """The differences to plain networks, the worth and the verdict; empty where they are known."""
+    is_plain = method.name == "plain"
+    is_single = is_plain and point is method.points[0]
+    is_largest = is_plain and point is method.points[-1]
+    worth = "n/a" if score in point.unreliable else str(point.worth[score])
     return [
-        _signed(point.minus_single[score].mean),
-        _signed(point.minus_ensemble[score].mean),
-        "n/a" if score in point.unreliable else str(point.worth[score]),
-        point.against_ensemble[score].verdict,
+        "" if is_single else _signed(point.minus_single[score].mean),
+        "" if is_largest else _signed(point.minus_ensemble[score].mean),
+        "" if is_plain else worth,
+        "" if is_largest else point.against_ensemble[score].verdict,
     ]
 
 
 def _signed(nats: float) -> str:
     """A difference in nats; all have as many decimals, since the terminal has no room for more."""
     text = f"{nats:+.3f}"
-    return "0.000" if float(text) == 0 else text
+    return "0.000" if float(text) == 0 else text.replace("-", MINUS)
 
 
 def cost_ratios(point: Point, comparison: Comparison) -> list[str]:

@@ -45,6 +45,6 @@ for score in ("nll", "error"):
 
 # "2.1 [1.4, 3.0]": as good as the average of 2.1 plain networks, 95 % interval 1.4 to 3.0.
 # "≤1": one plain network does as well. ">4": the average of all four is not as good.
-# "[≤1, >4]": these settings cannot tell; repeat and train more, or test on more examples.
+# "not resolved": these settings cannot tell; repeat and train more, or test on more examples.
 test = one_network.against_ensemble["nll"]
 print(f"against the average of all four, margin {test.margin} nats: {test.verdict}")

@@ -17,7 +17,12 @@ from jdrop.study.report.figures.style import (
     style_of,
 )
 from jdrop.study.report.figures.svg import add_hover_points
-from jdrop.study.report.numbers import difference_text, signed_text, significant
+from jdrop.study.report.numbers import (
+    difference_text,
+    ends_text,
+    signed_text,
+    significant,
+)
 from jdrop.study.results import Comparison, Point
 from jdrop.study.scores import SCORES
 
@@ -26,7 +31,10 @@ MAX_REACH = 5
 
 
 def difference(comparison: Comparison) -> Figure | None:
-    """Each method's difference to the average of all plain networks, in the main score."""
+    """Each method's difference to the average of all plain networks, in the main score.
+
+    The thick bar is the 90 % interval, which decides the verdict; the thin one has 95 %.
+    """
     rows = [
         (method, point)
         for method, point in comparison.table
@@ -44,8 +52,13 @@ def difference(comparison: Comparison) -> Figure | None:
     for row, (method, point) in enumerate(rows):
         color, marker = style_of(method.name)
         is_headline = comparison.headline is not None and point is comparison.headline[1]
-        width = 3.5 if is_headline else 2
-        axes.plot([lows[row], highs[row]], [row] * 2, color=color, lw=width, solid_capstyle="butt")
+        decides = point.against_ensemble[score].difference
+        _, low, high = interval_arrays([decides], shown_as.scale)
+        for ends, width in (
+            ((lows[row], highs[row]), 1),
+            ((low[0], high[0]), 5 if is_headline else 3.5),
+        ):
+            axes.plot(ends, [row] * 2, color=color, lw=width, solid_capstyle="butt")
         axes.plot([means[row]], [row], color=color, marker=marker, ms=10 if is_headline else 7)
     networks = [not method.is_baseline for method, _ in rows]
     near = np.abs(means) <= MAX_REACH * np.abs(means[networks]).max(initial=0)
@@ -64,7 +77,7 @@ def difference(comparison: Comparison) -> Figure | None:
     )
     unit = f" ({shown_as.difference_unit})" if shown_as.difference_unit else ""
     axes.set_xlabel(
-        f"{shown_as.title} minus that of {comparison.ensemble.size} plain networks{unit}"
+        f"{shown_as.title} − average of {comparison.ensemble.size} plain networks{unit}"
     )
     for text, side in (("← better  ", "right"), ("  worse →", "left")):
         axes.text(
@@ -109,13 +122,12 @@ def _label_rows(axes: Axes, comparison: Comparison, rows: list, score: str) -> N
     axes.set_yticks(range(len(rows)), [literal(method.title(point.size)) for method, point in rows])
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    for row, (method, point) in enumerate(rows):
+    for row, (_, point) in enumerate(rows):
         label = axes.get_yticklabels()[row]
         if comparison.headline is not None and point is comparison.headline[1]:
             label.set_fontweight("bold")
-        verdict = "" if method.name == "plain" else point.against_ensemble[score].verdict
         axes.annotate(
-            verdict,
+            point.against_ensemble[score].verdict,
             (1.02, row),
             xycoords=("axes fraction", "data"),
             va="center",
@@ -126,8 +138,12 @@ def _label_rows(axes: Axes, comparison: Comparison, rows: list, score: str) -> N
 
 def _hover_text(comparison: Comparison, title: str, point: Point, score: str) -> str:
     text = difference_text(score, point.minus_ensemble[score], unit=True)
-    verdict = point.against_ensemble[score].verdict
-    return f"{title} minus {comparison.ensemble.size} plain: {text}; {verdict}"
+    test = point.against_ensemble[score]
+    decides = ends_text(score, test.difference)
+    return (
+        f"{title} minus {comparison.ensemble.size} plain: {text}; 90 % interval {decides}; "
+        f"{test.verdict}"
+    )
 
 
 def example_differences(comparison: Comparison) -> Figure | None:
