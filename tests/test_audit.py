@@ -306,3 +306,42 @@ def test_what_is_no_model_is_refused():
         jdrop.audit(3, INPUTS)
     with pytest.raises(TypeError, match="call its class first"):
         jdrop.audit(LinenBlock, INPUTS)
+
+
+class LinenBranches(nn.Module):
+    """Stochastic depth, with statistics of a batch that no pass updates."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        linear = nn.Dense(4)
+        x += jdrop.linen.DropPath(0.25, deterministic=not train)(x, branch=lambda x: linear(x))
+        x += jdrop.linen.DropPath(0.5, per_sample=False, deterministic=not train)(x)
+        return nn.BatchNorm(use_running_average=True)(x)
+
+
+class NnxBranches(nnx.Module):
+    def __init__(self, rngs):
+        self.DropPath_0 = jdrop.nnx.DropPath(0.25, rngs=rngs)
+        self.DropPath_1 = jdrop.nnx.DropPath(0.5, per_sample=False, rngs=rngs)
+        self.linear = nnx.Linear(4, 4, rngs=rngs)
+
+    def __call__(self, x):
+        x += self.DropPath_0(x, branch=self.linear)
+        return x + self.DropPath_1(x)
+
+
+@pytest.mark.parametrize("model", [LinenBranches(), NnxBranches], ids=["linen", "nnx"])
+def test_dropped_branches_are_places_whose_axes_are_those_of_a_sample_or_of_the_batch(model):
+    found = jdrop.audit(model, INPUTS)
+    assert names(found) == ["DropPath_0", "DropPath_1"]
+    assert [site.rate for site in found.sites] == [0.25, 0.5]
+    assert [site.broadcast_dims for site in found.sites] == [(1, 2), (0, 1, 2)]
+    assert all(site.kind == "jdrop" and site.on_in_training for site in found.sites)
+    assert found.faults == ()
+
+
+def test_a_model_that_as_network_refuses_is_audited():
+    inputs = jnp.ones(INPUTS.shape)
+    with pytest.raises(ValueError, match="the batch statistics of the network stay as they are"):
+        jdrop.linen.as_network(LinenBranches()).init(jax.random.key(0), inputs)
+    assert len(jdrop.audit(LinenBranches(), inputs).sites) == 2
