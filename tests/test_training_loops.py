@@ -182,7 +182,7 @@ def test_convolutions_of_members_in_turn_are_not_grouped(getkey):
             return nn.Dense(3)(x.mean((1, 2)))
 
     inputs, labels = jnp.ones((2, 4, 4, 1)), jnp.zeros(2, int)
-    network = jdrop.linen.as_network(CNN())
+    network = jdrop.linen.as_network(CNN(), has_dropout=False)
     state = ensemble.init_ensemble(getkey(), network, OPTIMIZER, inputs, ensemble_size=2)
 
     def program(batching):

@@ -295,5 +295,6 @@ def test_a_boxed_weight_has_the_name_of_its_layer():
             init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "hidden"))
             return nn.Dense(3)(nn.Dense(8, kernel_init=init, name="hidden")(x))
 
-    network = thin(jdrop.linen.as_network(Hidden()), INPUTS, {"hidden": 0.5}, block_size=2)
+    network = jdrop.linen.as_network(Hidden(), has_dropout=False)
+    network = thin(network, INPUTS, {"hidden": 0.5}, block_size=2)
     assert [units.size for units in network.step_rule.units] == [8]
