@@ -43,7 +43,8 @@ def first_layer_tiles(network: Network, variables: Variables, inputs: Array) -> 
 
     Example:
         >>> import flax.linen as nn, jax.numpy as jnp, jdrop.linen
-        >>> network, inputs = jdrop.linen.as_network(nn.Conv(5, (3, 3))), jnp.ones((1, 8, 8, 2))
+        >>> network = jdrop.linen.as_network(nn.Conv(5, (3, 3)), has_dropout=False)
+        >>> inputs = jnp.ones((1, 8, 8, 2))
         >>> variables = network.init(jax.random.key(0), inputs)
         >>> first_layer_tiles(network, variables, inputs).shape
         (10, 9)

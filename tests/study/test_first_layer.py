@@ -102,7 +102,8 @@ def test_an_mlp_shows_the_weights_into_its_units():
 )
 def test_standardised_pixels_are_still_pixels(prepare):
     module = Standardised(prepare, nn.Dense(4))
-    tiles, params = tiles_and_params(jdrop.linen.as_network(module), FLAT)
+    network = jdrop.linen.as_network(module, has_dropout=False)
+    tiles, params = tiles_and_params(network, FLAT)
     np.testing.assert_array_equal(tiles, np.asarray(params["layer"]["kernel"]).T)
 
 
@@ -110,7 +111,8 @@ def test_standardised_pixels_are_still_pixels(prepare):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_layer_that_sums_over_rows_columns_and_channels_is_one_of_units(inputs, dtype):
     module = Standardised(as_images, nn.DenseGeneral(4, axis=(1, 2, 3), dtype=dtype))
-    tiles, params = tiles_and_params(jdrop.linen.as_network(module), inputs)
+    network = jdrop.linen.as_network(module, has_dropout=False)
+    tiles, params = tiles_and_params(network, inputs)
     np.testing.assert_array_equal(tiles, np.asarray(params["layer"]["kernel"]).reshape(64, 4).T)
 
 
@@ -140,5 +142,6 @@ NOT_SHOWN = {
 @pytest.mark.parametrize("case", NOT_SHOWN)
 def test_weights_that_are_no_images_are_not_shown(case):
     module, inputs = NOT_SHOWN[case]
-    tiles, _ = tiles_and_params(jdrop.linen.as_network(module), inputs)
+    network = jdrop.linen.as_network(module, has_dropout=False)
+    tiles, _ = tiles_and_params(network, inputs)
     assert tiles is None

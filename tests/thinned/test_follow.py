@@ -24,11 +24,12 @@ ROWS, IMAGES, TOKENS = drawn_inputs(6, 5), drawn_inputs(2, 6, 6, 3), drawn_input
 
 
 def linen(module, **kwargs):
-    return jdrop.linen.as_network(module(**kwargs))
+    return jdrop.linen.as_network(module(**kwargs), has_dropout=kwargs.get("drops", True))
 
 
 def nnx_of(module, **kwargs):
-    return jdrop.nnx.as_network(partial(module, **kwargs))
+    has_dropout = kwargs.get("drops", True)
+    return jdrop.nnx.as_network(partial(module, **kwargs), has_dropout=has_dropout)
 
 
 # Whole networks.
@@ -265,7 +266,11 @@ class Of(nn.Module):
 
 
 def of(body):
-    return jdrop.linen.as_network(Of(body))
+    # With a call of its own, since some bodies freeze their batch statistics.
+    def call(module, inputs, *, train, key):
+        return module(inputs, train)
+
+    return jdrop.linen.as_network(Of(body), call=call)
 
 
 def attention(x):
