@@ -63,10 +63,7 @@ class LinenAdapter:
 
             def run(bound: nn.Module, inputs: Any) -> Any:
                 if replace is not None:
-                    assert bound.scope is not None
-                    # `nn.jit` caches by these flags; a fresh number keeps it from reusing a
-                    # program compiled for another replacement.
-                    bound.scope.flags = freeze({**bound.scope.flags, "pass": next(_passes)})
+                    bound = _bound_with_fresh_flag(bound)
                 elif not running_statistics:
                     return self.call(bound, inputs, train=train, key=key)
                 interceptor = _Interceptor(replace, attention_dropout, running_statistics)
@@ -136,6 +133,18 @@ def _batch_stats(variables: Variables) -> Any:
 
 
 _passes = itertools.count()
+
+
+def _bound_with_fresh_flag(bound: nn.Module) -> nn.Module:
+    """Binds a module again, with a flag that no pass before has had.
+
+    `nn.jit` caches by the flags of a scope, so it reuses no program that was compiled for another
+    replacement. Modules among the attributes got their scopes when the module was bound.
+    """
+    assert bound.scope is not None
+    scope = bound.scope.rewound()
+    scope.flags = freeze({**scope.flags, "pass": next(_passes)})
+    return bound.clone(parent=scope, _deep_clone=True)
 
 
 @dataclass(frozen=True)

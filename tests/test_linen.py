@@ -413,3 +413,26 @@ def test_a_collection_named_masks_is_state_like_any_other(getkey):
     outputs, updated = network.apply_train(variables, x, getkey())
     assert updated["masks"]["calls"] == 1
     assert (outputs == 0).any()
+
+
+class JittedPart(nn.Module):
+    """A part that `nn.jit` compiles, with a state beside."""
+
+    @nn.compact
+    def __call__(self, x):
+        calls = self.variable("counts", "calls", jnp.zeros, ())
+        calls.value += 1
+        return Dropout(0.5, deterministic=False)(x)
+
+
+def test_a_compiled_module_among_the_attributes_is_compiled_again_for_each_replacement(getkey):
+    module = nn.Sequential([nn.jit(JittedPart)()])
+    network, x = as_network(module, has_dropout=False), jnp.ones((3, 4))
+    variables = network.init(getkey(), x)
+    assert (network.apply_train(variables, x, getkey())[0] != 1).all()
+    for value in (3.0, 5.0):
+        replaced = network.replace_dropout(lambda site, inputs, v=value: jnp.full_like(inputs, v))
+        outputs, updated = replaced.apply_train(variables, x, getkey())
+        assert (outputs == value).all()
+        before, after = (v["counts"]["layers_0"]["calls"] for v in (variables, updated))
+        assert after == before + 1
