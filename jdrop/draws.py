@@ -180,15 +180,13 @@ class _Reader:
         def value_of(atom: Any) -> int:
             return self.of_constant(atom.val) if isinstance(atom, Literal) else known[atom]
 
-        in_library = _is_in(_folder("jax"), jaxpr.debug_info.func_filename)
         hashed = _hashed_words(jaxpr)
         for equation in jaxpr.eqns:
             scope = str(equation.source_info.name_stack)
-            line = "" if in_library else _line_of(equation)
             here = replace(
                 place,
                 path="/".join(part for part in (place.path, scope) if part),
-                line=line or place.line,
+                line=_line_of(equation) or place.line,
             )
             inputs = [value_of(atom) for atom in equation.invars]
             outputs = self._read_equation(equation, inputs, here, hashed)
@@ -342,21 +340,16 @@ def _line_of(equation: Any) -> str:
 
 
 @cache
-def _folder(package: str) -> str:
-    spec = importlib.util.find_spec(package)
-    return "" if spec is None or spec.origin is None else f"{Path(spec.origin).parent}/"
-
-
-@cache
 def _libraries() -> tuple[str, ...]:
     """The folders of programs that are not the user's."""
     packages = ("beartype", "flax", "jax", "jaxlib", "jaxtyping", "jdrop")
-    folders = [_folder(package) for package in packages] + [sysconfig.get_path("stdlib") + "/"]
-    return tuple(folder for folder in folders if folder)
+    specs = map(importlib.util.find_spec, packages)
+    folders = [f"{Path(spec.origin).parent}/" for spec in specs if spec and spec.origin]
+    return (*folders, sysconfig.get_path("stdlib") + "/")
 
 
-def _is_in(folder: str, file: str | None) -> bool:
-    if not file or not file.startswith(folder):
+def _is_in(folder: str, file: str) -> bool:
+    if not file.startswith(folder):
         return False
     # The standard library contains the folder of other packages.
     return "site-packages" in folder or "site-packages" not in file

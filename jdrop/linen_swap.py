@@ -124,8 +124,7 @@ def call_swapped(layer: Any, call: Callable[..., Any], args: Any, kwargs: Any) -
     is_off = layer.is_initializing() or not layer.has_rng("dropout")
     added = swap.dropout(swap.after[name], parent=layer.scope.push("added_dropout", reuse=True))
     object.__setattr__(added, _DONE, True)
-    # Its own scope is made anew at each call, and would give each the same key.
-    return added(outputs, deterministic=is_off, rng=None if is_off else layer.make_rng("dropout"))
+    return added(outputs, deterministic=is_off)
 
 
 def _changes(swap: LinenSwap, layer: Any, name: str) -> dict[str, Any]:
