@@ -190,8 +190,7 @@ def fit_ensemble(
         rows: integers `[member, row]`, the examples of each member's epochs, for bagging or
             cross-validation; see `jdrop.train.fit`.
         batching: "vmap" trains all members in one batched program. "scan" trains one member after
-            another in the same program, up to the same rounding. "scan" is faster where batching
-            is slow: convolutions with kernels of many members become grouped convolutions.
+            another in the same program, up to the same rounding. Measure which one is faster.
 
     Returns:
         The trained members, and the mean training loss of each member and epoch, `[member, epoch]`;
