@@ -1,40 +1,33 @@
 """Random bits of a key, turned into keep decisions; the only module that draws bits for a mask.
 
-An element is kept if its random bits, read as an integer, lie below a threshold. With 16 bits the
-threshold is `round((1 - rate) * 2**16)`. Fewer bits serve where they give the same probability,
-such as 1 bit for a rate of 1/2. So the bits realise the probability `threshold / 2**16` exactly,
-and a mean-preserving scale must divide by it, not by `1 - rate`.
+A mask `[..., rows, columns]` is stored as words of 32 bits. A *group* is `GROUP` = 32 neighbouring
+rows. Each column of a group has one word, and bit r of the word decides row r of the group:
 
-`jax.random.bits` hashes a pair of words, 64 bits, for each element, and on CPU its hash is a loop
-that does not fuse. Here the same hash, threefry2x32 with 20 rounds, is written in array operations,
-and a pair of words serves `planes = min(64 / num_bits, 32)` elements. A *plane* is `RUN`
-neighbouring elements, which read the same bits of `RUN` neighbouring pairs. The planes that share
-their pairs form a *block*. `_draw_decisions` shows the layout.
+              column 0    column 1    ...
+    row  0    bit  0      bit  0              A word of a group and a column.
+    row  1    bit  1      bit  1              It is drawn and stored once,
+    ...                                       a 32nd of the mask,
+    row 31    bit 31      bit 31              and read for each of 32 rows.
+    row 32    bit  0      bit  0              The next group.
 
-With over 2 bits only the keep decisions are stored, one bit each. With 1 or 2 bits, or per-element
-thresholds, the random words are stored. With 1 bit the second word of a pair is not used.
+A word is made of up to 16 random words, by bitwise operations that decide 32 elements at once
+(`_decide`). An element is kept with probability `threshold / 2**16` exactly, so a mean-preserving
+scale must divide by that, not by `1 - rate`. Fewer random words serve where they give the same
+probability, such as one for a rate of 1/2.
 
-A row is the elements of some trailing axes. Each row starts a block, and the last block of a row
-may be partly unused. The bits of an element depend only on the key, the shape, the number of bits
-and the element's index. So a mask is the same under `jit`, `vmap`, `scan`, `remat` and every
-sharding. The exception is `vmap` over keys of JAX's generators `rbg` and `unsafe_rbg`, whose own
-bits depend on the other keys. Devices exchange no bits: a device whose shard is not made of whole
-rows or whole blocks draws the whole array.
+`jax.random.bits` hashes a pair of random words for each element. Here a pair serves 4 elements, or
+16 with at most 4 bits. The hash is that of JAX, threefry2x32 with 20 rounds.
 
-Mask bits pass the batteries Rabbit and Alphabit of TestU01 on 2**30 bits each (57 statistics). They
-pass 27 tests of dieharder too (61 statistics). All tests read masks of 1 and of 16 random bits per
-element, which are drawn as in training: a key per run, `fold_in` per step, split into layers of the
-shapes 128 x 1024, 50 x 256 and 8 x 197 x 768. None of the 236 p-values lies within 1e-3 of 0 or 1.
-The extremes are 0.0033 and 0.9959; a control, bytes of the operating system, gives 0.0023 and
-0.9980. `scripts/randomness.py` repeats these runs. `tests/test_randomness.py` tests planes,
-columns, blocks, related keys, and the members, steps and layers of a training run.
-`scripts/results/engine.md` lists the other layouts that were timed.
+The axes of the mask become rows and columns by its shape alone (`_layout`), so a mask is the same
+under `jit`, `vmap`, `scan`, `remat` and every sharding. The exception is `vmap` over keys of JAX's
+generators `rbg` and `unsafe_rbg`, whose own bits depend on the other keys. Devices exchange no
+bits. A device draws its own columns, and its own rows if they are whole groups, else all rows.
 """
 
 import math
-from functools import partial, reduce
-from operator import or_
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,11 +39,16 @@ from jdrop.annotations import Bool, Shape, UInt32
 
 LEVELS = 2**16
 
-# Pairs that a plane reads. With 128, a mask of 50 x 256 took two to three times as long.
-RUN = 256
+GROUP = 32
+"""Rows that share a word in each column."""
 
-# The largest unused share of a row's blocks. Shorter rows let a device draw only its own rows.
-MAX_UNUSED = 1 / 8
+VECTOR_COLUMNS = 128
+"""Columns of the rows that a mask with a single axis is divided into."""
+
+MAX_SELECTED_GROUPS = 32
+"""The most groups among which a TPU selects; for more, it is faster to store the mask."""
+
+ALL_ONES = np.uint32(0xFFFFFFFF)
 
 
 def threshold(rate: float | Array) -> UInt32[Array | np.ndarray, "..."]:
@@ -90,120 +88,264 @@ def draw_mask(
             broadcasts to `shape`.
         sharding: the mesh, and how its explicit axes divide the mask; None without a mesh. The
             compiler chooses the division along all other mesh axes.
+
+    Raises:
+        ValueError: an axis of symbolic size on which the layout depends.
     """
-    num_bits = 16
-    if not isinstance(thresholds, jax.Array):
-        num_bits = next(n for n in (1, 2, 4, 8, 16) if thresholds % (LEVELS >> n) == 0)
-    draw = partial(_draw_decisions, shape=shape, num_bits=num_bits)
-    thresholds = thresholds >> (16 - num_bits)
+    traced = thresholds if isinstance(thresholds, jax.Array) else None
+    known = int(thresholds) if traced is None else None
+    draw = partial(_draw_decisions, shape=shape, known_threshold=known)
     if sharding is None:
-        return draw(key, thresholds, mesh=None)
+        return draw(key, traced, mesh=None)
     mesh = sharding.mesh.abstract_mesh
     axes = zip(mesh.axis_names, mesh.axis_types, strict=True)
     explicit = tuple(name for name, axis_type in axes if axis_type == AxisType.Explicit)
     draw = partial(draw, mesh=mesh.update_axis_types(dict.fromkeys(explicit, AxisType.Auto)))
     if explicit:
         draw = jax.sharding.auto_axes(draw, axes=explicit, out_sharding=sharding)
-    return draw(key, thresholds)
+    return draw(key, traced)
 
 
-@partial(jax.jit, static_argnames=("shape", "num_bits", "mesh"), inline=True)
-def _draw_decisions(
-    key: Array, thresholds: Any, shape: Shape, num_bits: int, mesh: AbstractMesh | None
-) -> Bool[Array, "..."]:
-    # The layout for RUN = 256 and 16 bits, where a pair of words serves 4 planes:
-    #   elements of the block   0 ... 255    256 ... 511   512 ... 767   768 ... 1023
-    #   their plane             0            1             2             3
-    #   pair of each element    0 ... 255    0 ... 255     0 ... 255     0 ... 255
-    #   bits of that pair       0 ... 15     16 ... 31     32 ... 47     48 ... 63
-    # Element 600 lies in plane 2, reads pair 600 - 2 * 256 = 88, and there the 16 low bits of the
-    # second word. Element 1024 starts the next block, which has pairs of its own.
-    planes = min(64 // num_bits, 32)
-    block = planes * RUN
-    row_axis = _row_axis(shape, block)
-    rows, row_size = shape[:row_axis], math.prod(shape[row_axis:])
-    blocks = -(-row_size // block)
-    pairs = _pairs(key, (*rows, blocks))
+class _Layout(NamedTuple):
+    """How the axes of a mask become `[*lead, num_rows, columns]`.
 
-    decide_at_once = num_bits > 2 and np.ndim(thresholds) == 0
-    if decide_at_once:
-        halves = [_pack_decisions(pair, num_bits, thresholds) for pair in pairs]
-    else:
-        halves = [jnp.stack(pair[: -(-planes * num_bits // 32)], -2) for pair in pairs]
-    # The compiler never fuses a concatenation with its readers. So it computes the hash once, not
-    # again for each plane.
-    words = jnp.concatenate(halves, -1)[..., None, :]
+    Attributes:
+        axes: the axes of the mask that count: all but those of size 1 after the first.
+        lead: the sizes of those whose indices have groups of their own.
+        rows: the sizes of those that are merged into rows.
+        columns: the size of the last one.
+    """
 
-    stored_bits = 1 if decide_at_once else num_bits
-    plane_axis = words.ndim - 2
-    shifts_shape = [1] * words.ndim
-    shifts_shape[plane_axis] = planes // words.shape[-3]
-    shifts = stored_bits * lax.broadcasted_iota(words.dtype, shifts_shape, plane_axis)
-    values = (words >> shifts) & words.dtype.type(2**stored_bits - 1)
-    values = values.reshape(*rows, blocks * block)[..., :row_size].reshape(shape)
+    axes: tuple[int, ...]
+    lead: Shape
+    rows: Shape
+    columns: Any
 
-    if mesh is not None and AxisType.Auto in mesh.axis_types:
-        # Only axes of whole rows or blocks are divided: a device never sends words to another.
-        num_divisible = row_axis + (row_size % (block * mesh.size) == 0)
-        spec = [
-            PartitionSpec.UNCONSTRAINED if axis < num_divisible else None
-            for axis in range(len(shape))
-        ]
-        values = lax.with_sharding_constraint(values, NamedSharding(mesh, PartitionSpec(*spec)))
-    return values != 0 if decide_at_once else values < thresholds
+    @property
+    def num_rows(self) -> Any:
+        """The rows of each index of the leading axes."""
+        return math.prod(self.rows)
+
+    @property
+    def num_groups(self) -> Any:
+        """The groups of these rows; the last group may be partly unused."""
+        return -(-self.num_rows // GROUP)
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether the mask has a single axis, which is divided into rows."""
+        return len(self.axes) < 2
 
 
-def _row_axis(shape: Shape, block: int) -> int:
-    """The first axis of the shortest rows whose blocks are unused by at most `MAX_UNUSED`.
-
-    No block holds elements of two rows, so a device can draw its own rows alone.
+def _layout(shape: Shape) -> _Layout:
+    """Merges the axes before the last, from the right, until they make a group of rows.
 
     Raises:
-        ValueError: an axis of symbolic size after the first, unless shorter rows are found.
+        ValueError: a symbolic size that decides about this.
     """
-    # Rows from the first axis on are right whatever its size is, so it may be symbolic.
-    for axis in reversed(range(1, len(shape))):
-        size = math.prod(shape[axis:])
-        if export.is_symbolic_dim(size):
-            raise ValueError(
-                f"a mask of the shape {shape} cannot be drawn: its bits depend on the sizes of all "
-                "axes but the first, and one of them is symbolic; export with numbers for these "
-                "sizes, or without dropout."
-            )
-        if -size % block <= MAX_UNUSED * size:
-            return axis
-    return 0
+    try:
+        axes = tuple(axis for axis, size in enumerate(shape) if not axis or not size or size > 1)
+        sizes = [shape[axis] for axis in axes]
+        if len(sizes) < 2:
+            return _Layout(axes, (), (-(-math.prod(sizes) // VECTOR_COLUMNS),), VECTOR_COLUMNS)
+        *lead, columns = sizes
+        rows = [lead.pop()]
+        while lead and math.prod(rows) < GROUP:
+            rows.insert(0, lead.pop())
+    except jax.errors.InconclusiveDimensionOperation:
+        raise ValueError(
+            f"a mask of the shape {shape} cannot be drawn: its bits depend on whether a symbolic "
+            f"size after the first is 1, or less than {GROUP}; export with numbers for these "
+            "sizes, with a constraint, such as `jax.export.symbolic_shape('b, s', "
+            f"constraints=['s >= {GROUP}'])`, or without dropout."
+        ) from None
+    return _Layout(axes, tuple(lead), tuple(rows), columns)
 
 
-def _pack_decisions(pair: tuple[Array, Array], num_bits: int, threshold: Any) -> Array:
-    """Packs a pair's decisions into an integer, lowest plane first: `[..., 1, RUN / 2]`."""
-    bits_of_an_element = np.uint32(2**num_bits - 1)
-    decisions = [
-        ((word >> np.uint32(shift)) & bits_of_an_element) < threshold
-        for word in pair
-        for shift in range(0, 32, num_bits)
-    ]
-    bits = [
-        decision.astype(np.uint32) << np.uint32(plane) for plane, decision in enumerate(decisions)
-    ]
-    return reduce(or_, bits).astype(f"uint{max(8, len(decisions))}")[..., None, :]
+@partial(jax.jit, static_argnames=("shape", "known_threshold", "mesh"), inline=True)
+def _draw_decisions(
+    key: Array,
+    thresholds: Array | None,
+    shape: Shape,
+    known_threshold: int | None,
+    mesh: AbstractMesh | None,
+) -> Bool[Array, "..."]:
+    layout = _layout(shape)
+    digits: Sequence[bool | Array]
+    if known_threshold is not None:
+        digits = _known_digits(known_threshold)
+    else:
+        digits = _digits(_grouped_thresholds(thresholds, layout, shape))
+    words = _draw_words(key, layout, digits)
+    # Where the compiler fuses this with the readers, it would compute the words for each row.
+    mask = _read_words(lax.optimization_barrier(words), layout, shape)
+    if mesh is not None and AxisType.Auto in mesh.axis_types:
+        spec = _divisible_axes(layout, shape, mesh.size)
+        mask = lax.with_sharding_constraint(mask, NamedSharding(mesh, spec))
+    return mask
 
 
-def _pairs(key: Array, blocks: Shape) -> list[tuple[Array, Array]]:
-    """Hashes `RUN` pairs of words for each block, as two halves of shape `[*blocks, RUN / 2]`."""
-    half = RUN // 2
-    if jax.random.key_impl(key) != "threefry2x32":
-        first, second = jax.random.bits(key, (2, *blocks, RUN), jnp.uint32)
-        return [(first[..., :half], second[..., :half]), (first[..., half:], second[..., half:])]
+def _known_digits(threshold: int) -> list[bool]:
+    """The binary digits of a threshold up to the 17th, from the lowest that is 1 or the 16th."""
+    lowest = next(k for k in range(16) if threshold >> k & 1 or k == 15)
+    return [bool(threshold >> k & 1) for k in range(lowest, 17)]
+
+
+def _grouped_thresholds(thresholds: Any, layout: _Layout, shape: Shape) -> Array:
+    """Thresholds as `[*lead, groups, GROUP, columns]`, or 1 where all have the same threshold."""
+    if thresholds.size == 1:
+        return thresholds.reshape(1, 1, 1)
+    if layout.is_vector:
+        thresholds = thresholds.reshape(-1)
+        padding = layout.num_groups * GROUP * VECTOR_COLUMNS - thresholds.size
+        return jnp.pad(thresholds, (0, padding)).reshape(-1, GROUP, VECTOR_COLUMNS)
+    unit_axes = sorted(set(range(len(shape))) - set(layout.axes))
+    thresholds = lax.squeeze(thresholds, unit_axes)
+    lead, columns = thresholds.shape[: len(layout.lead)], thresholds.shape[-1]
+    if math.prod(thresholds.shape[len(layout.lead) : -1]) == 1:
+        return thresholds.reshape(*lead, 1, 1, columns)
+    rows = jnp.broadcast_to(thresholds, (*lead, *layout.rows, columns))
+    rows = rows.reshape(*lead, layout.num_rows, columns)
+    padding = [(0, 0)] * rows.ndim
+    padding[-2] = (0, layout.num_groups * GROUP - layout.num_rows)
+    return jnp.pad(rows, padding).reshape(*lead, layout.num_groups, GROUP, columns)
+
+
+def _digits(thresholds: Array) -> list[Array]:
+    """The 17 binary digits of grouped thresholds, from the lowest, as words: bit r is of row r."""
+    axis = thresholds.ndim - 2
+    row = lax.broadcasted_iota(np.uint32, (GROUP, 1), 0)
+    digits = []
+    for k in range(17):
+        bits = (thresholds >> np.uint32(k)) & np.uint32(1)
+        if thresholds.shape[axis] == 1:
+            # All ones for a 1.
+            digits.append(-lax.squeeze(bits, [axis]))
+        else:
+            digits.append(lax.reduce(bits << row, np.uint32(0), lax.bitwise_or, [axis]))
+    return digits
+
+
+def _draw_words(key: Array, layout: _Layout, digits: Sequence[bool | Array]) -> Array:
+    """Draws the words, `[*lead, groups, columns]`, whose bit r is the decision for row r.
+
+    A word has parts of 4, 8 or 16 bits. Each part is made of random bits of its own.
+    """
+    num_bits = len(digits) - 1
+    shape = (*layout.lead, layout.num_groups, layout.columns)
+    part_shape = [1] * (len(shape) + 1)
+    if jax.random.key_impl(key) == "threefry2x32":
+        # A part takes the 64 bits of a pair. With fewer than 4 bits it leaves some of them.
+        part_rows = next(rows for rows in (16, 8, 4) if rows * num_bits <= 64)
+        num_parts = GROUP // part_rows
+        part_shape[0] = num_parts
+        if not export.is_symbolic_dim(layout.num_rows):
+            part_shape[0] = min(num_parts, max(2, -(-layout.num_rows // part_rows)))
+        part = lax.broadcasted_iota(np.uint32, part_shape, 0)
+        group = lax.iota(np.uint32, math.prod(shape[:-1])).reshape(1, *shape[:-1], 1)
+        column_shape = [*part_shape[:-1], layout.columns]
+        column = lax.broadcasted_iota(np.uint32, column_shape, len(shape))
+        pair = _hashed_pair(key, group, column * np.uint32(num_parts) + part)
+        planes = [word >> np.uint32(shift) for word in pair for shift in range(0, 32, part_rows)][
+            :num_bits
+        ]
+    else:
+        part_rows, part_shape[0] = 16, 2
+        part = lax.broadcasted_iota(np.uint32, part_shape, 0)
+        planes = [
+            word >> (part * np.uint32(part_rows))
+            for word in jax.random.bits(key, (num_bits, *shape), np.uint32)
+        ]
+    first_row = part * np.uint32(part_rows)
+    decisions = _decide(planes, [d if isinstance(d, bool) else d >> first_row for d in digits])
+    decisions = (decisions & np.uint32(2**part_rows - 1)) << first_row
+    # On a CPU the compiler never fuses a reduction with its readers. So it computes the words once.
+    return lax.reduce(decisions, np.uint32(0), lax.bitwise_or, [0])
+
+
+def _decide(planes: Sequence[Array], digits: Sequence[bool | Array]) -> Array:
+    """Compares random bits with thresholds, for each position of a word: 1 where it is kept.
+
+    Plane k is a random binary digit, and 1 with probability 1/2. So `plane & kept` has half the
+    probability of `kept`, and `plane | kept` 1/2 more than that. The digits of a threshold, from
+    the lowest, say which of the two makes a word of the probability `threshold / 2**len(planes)`.
+    """
+    kept: Any = np.uint32(0)
+    for plane, digit in zip(planes, digits[:-1], strict=True):
+        if isinstance(digit, bool):
+            kept = plane | kept if digit else plane & kept
+        else:
+            kept = (plane & (kept | digit)) | (kept & digit)
+    # The digit beyond is 1 for the probability 1.
+    if isinstance(digits[-1], bool):
+        return jnp.full_like(kept, ALL_ONES) if digits[-1] else kept
+    return kept | digits[-1]
+
+
+def _read_words(words: Array, layout: _Layout, shape: Shape) -> Array:
+    """Reads the bit of each element of the mask.
+
+    In a TPU's tiles, splitting the rows into groups moves nothing only if all groups are full.
+    There the word of a row is selected among all groups instead, or the bits are stored.
+    """
+    row_in_group = lax.broadcasted_iota(np.uint32, (GROUP, 1), 0)
+
+    def read_groups(words: Array, *, store: bool = False) -> Array:
+        bits = ((words[..., None, :] >> row_in_group) & np.uint32(1)) == 1
+        if layout.is_vector:
+            return bits.reshape(-1)[: math.prod(shape)].reshape(shape)
+        bits = bits.reshape(*layout.lead, layout.num_groups * GROUP, layout.columns)
+        bits = lax.optimization_barrier(bits) if store else bits
+        return bits[..., : layout.num_rows, :].reshape(shape)
+
+    def select_groups(words: Array) -> Array:
+        row = lax.iota(np.uint32, layout.num_rows).reshape(*layout.rows, 1)
+        row_axes = range(len(layout.lead), len(layout.lead) + len(layout.rows))
+        candidates = [
+            lax.expand_dims(words[..., group, :], row_axes) for group in range(layout.num_groups)
+        ]
+        shift = int(math.log2(GROUP))
+        while len(candidates) > 1:
+            is_odd = (row >> np.uint32(shift)) & np.uint32(1) == 1
+            last = candidates[len(candidates) // 2 * 2 :]
+            pairs = zip(candidates[::2], candidates[1::2], strict=False)
+            candidates = [jnp.where(is_odd, odd, even) for even, odd in pairs] + last
+            shift += 1
+        bits = (candidates[0] >> (row & np.uint32(GROUP - 1))) & np.uint32(1)
+        return (bits == 1).reshape(shape)
+
+    groups_are_full = len(layout.rows) == 1 and layout.num_rows % GROUP == 0
+    if layout.is_vector or groups_are_full or export.is_symbolic_dim(layout.num_rows):
+        return read_groups(words)
+    few_groups = layout.num_groups <= MAX_SELECTED_GROUPS
+    on_tpu = select_groups if few_groups else partial(read_groups, store=True)
+    return lax.platform_dependent(words, tpu=on_tpu, default=read_groups)
+
+
+def _divisible_axes(layout: _Layout, shape: Shape, num_devices: int) -> PartitionSpec:
+    """The axes along which a device can draw its share of the mask alone, for the compiler.
+
+    Every device draws all of the other axes, so that it needs no words of others.
+    """
+    if layout.is_vector:
+        divisible = (
+            layout.axes if math.prod(shape) % (GROUP * VECTOR_COLUMNS * num_devices) == 0 else ()
+        )
+    else:
+        num_leading = len(layout.lead) + (layout.num_rows % (GROUP * num_devices) == 0)
+        divisible = (*layout.axes[:num_leading], layout.axes[-1])
+    return PartitionSpec(
+        *(PartitionSpec.UNCONSTRAINED if axis in divisible else None for axis in range(len(shape)))
+    )
+
+
+def _hashed_pair(key: Array, first: Array, second: Array) -> tuple[Array, Array]:
+    """Hashes pairs of counters with a key."""
     if jax.config.jax_debug_key_reuse:  # type: ignore[attr-defined]
         # Marks the key as consumed, which reading its data does not.
         jax.random.bits(key, ())
     first_key, second_key = jax.random.key_data(key)
-    block = lax.iota(np.uint32, math.prod(blocks)).reshape(*blocks, 1)
-    pair = lax.broadcasted_iota(np.uint32, (*[1] * len(blocks), half), len(blocks))
-    return [
-        _threefry2x32(first_key, second_key, block, pair + np.uint32(start)) for start in (0, half)
-    ]
+    return _threefry2x32(first_key, second_key, first, second)
 
 
 def _threefry2x32(
