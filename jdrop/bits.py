@@ -194,7 +194,7 @@ def _known_digits(threshold: int) -> list[bool]:
 def _grouped_thresholds(thresholds: Any, layout: _Layout, shape: Shape) -> Array:
     """Thresholds as `[*lead, groups, GROUP, columns]`, or 1 where all have the same threshold."""
     if thresholds.size == 1:
-        return thresholds.reshape(1, 1, 1)
+        return thresholds.reshape([1] * (len(layout.lead) + 3))
     if layout.is_vector:
         thresholds = thresholds.reshape(-1)
         padding = layout.num_groups * GROUP * VECTOR_COLUMNS - thresholds.size
@@ -214,7 +214,7 @@ def _grouped_thresholds(thresholds: Any, layout: _Layout, shape: Shape) -> Array
 def _digits(thresholds: Array) -> list[Array]:
     """The 17 binary digits of grouped thresholds, from the lowest, as words: bit r is of row r."""
     axis = thresholds.ndim - 2
-    row = lax.broadcasted_iota(np.uint32, (GROUP, 1), 0)
+    row = lax.broadcasted_iota(np.uint32, [*[1] * axis, GROUP, 1], axis)
     digits = []
     for k in range(17):
         bits = (thresholds >> np.uint32(k)) & np.uint32(1)
@@ -253,11 +253,13 @@ def _draw_words(key: Array, layout: _Layout, digits: Sequence[bool | Array]) -> 
         part_rows, part_shape[0] = 16, 2
         part = lax.broadcasted_iota(np.uint32, part_shape, 0)
         planes = [
-            word >> (part * np.uint32(part_rows))
+            word[None] >> (part * np.uint32(part_rows))
             for word in jax.random.bits(key, (num_bits, *shape), np.uint32)
         ]
     first_row = part * np.uint32(part_rows)
-    decisions = _decide(planes, [d if isinstance(d, bool) else d >> first_row for d in digits])
+    decisions = _decide(
+        planes, [d if isinstance(d, bool) else d[None] >> first_row for d in digits]
+    )
     decisions = (decisions & np.uint32(2**part_rows - 1)) << first_row
     # On a CPU the compiler never fuses a reduction with its readers. So it computes the words once.
     return lax.reduce(decisions, np.uint32(0), lax.bitwise_or, [0])
@@ -288,7 +290,9 @@ def _read_words(words: Array, layout: _Layout, shape: Shape) -> Array:
     In a TPU's tiles, splitting the rows into groups moves nothing only if all groups are full.
     There the word of a row is selected among all groups instead, or the bits are stored.
     """
-    row_in_group = lax.broadcasted_iota(np.uint32, (GROUP, 1), 0)
+    group_axis = len(layout.lead)
+    row_shape = [*[1] * group_axis, 1, GROUP, 1]
+    row_in_group = lax.broadcasted_iota(np.uint32, row_shape, group_axis + 1)
 
     def read_groups(words: Array, *, store: bool = False) -> Array:
         bits = ((words[..., None, :] >> row_in_group) & np.uint32(1)) == 1
@@ -299,8 +303,9 @@ def _read_words(words: Array, layout: _Layout, shape: Shape) -> Array:
         return bits[..., : layout.num_rows, :].reshape(shape)
 
     def select_groups(words: Array) -> Array:
-        row = lax.iota(np.uint32, layout.num_rows).reshape(*layout.rows, 1)
-        row_axes = range(len(layout.lead), len(layout.lead) + len(layout.rows))
+        row = lax.iota(np.uint32, layout.num_rows)
+        row = row.reshape(*[1] * group_axis, *layout.rows, 1)
+        row_axes = range(group_axis, group_axis + len(layout.rows))
         candidates = [
             lax.expand_dims(words[..., group, :], row_axes) for group in range(layout.num_groups)
         ]
