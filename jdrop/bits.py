@@ -229,51 +229,59 @@ def _digits(thresholds: Array) -> list[Array]:
 def _draw_words(key: Array, layout: _Layout, digits: Sequence[bool | Array]) -> Array:
     """Draws the words, `[*lead, groups, columns]`, whose bit r is the decision for row r.
 
-    A word has parts of 4, 8 or 16 bits. Each part is made of random bits of its own.
+    A word has parts of 4, 8 or 16 bits, which are drawn along a new first axis.
     """
     num_bits = len(digits) - 1
     shape = (*layout.lead, layout.num_groups, layout.columns)
-    part_shape = [1] * (len(shape) + 1)
-    if jax.random.key_impl(key) == "threefry2x32":
-        # A part takes the 64 bits of a pair. With fewer than 4 bits it leaves some of them.
+    is_threefry = jax.random.key_impl(key) == "threefry2x32"
+    part_rows = 16
+    if is_threefry and num_bits > 2:
+        # A pair of random words makes a part: it has up to 16 bits for each of 4 rows, for instance.
         part_rows = next(rows for rows in (16, 8, 4) if rows * num_bits <= 64)
-        num_parts = GROUP // part_rows
-        part_shape[0] = num_parts
-        if not export.is_symbolic_dim(layout.num_rows):
-            part_shape[0] = min(num_parts, max(2, -(-layout.num_rows // part_rows)))
-        part = lax.broadcasted_iota(np.uint32, part_shape, 0)
-        group = lax.iota(np.uint32, math.prod(shape[:-1])).reshape(1, *shape[:-1], 1)
-        column_shape = [*part_shape[:-1], layout.columns]
-        column = lax.broadcasted_iota(np.uint32, column_shape, len(shape))
-        pair = _hashed_pair(key, group, column * np.uint32(num_parts) + part)
-        planes = [word >> np.uint32(shift) for word in pair for shift in range(0, 32, part_rows)][
-            :num_bits
-        ]
-    else:
-        part_rows, part_shape[0] = 16, 2
-        part = lax.broadcasted_iota(np.uint32, part_shape, 0)
-        planes = [
-            word[None] >> (part * np.uint32(part_rows))
-            for word in jax.random.bits(key, (num_bits, *shape), np.uint32)
-        ]
+    num_parts = GROUP // part_rows
+    parts_shape = [num_parts] + [1] * len(shape)
+    if not export.is_symbolic_dim(layout.num_rows):
+        parts_shape[0] = min(num_parts, max(2, -(-layout.num_rows // part_rows)))
+    part = lax.broadcasted_iota(np.uint32, parts_shape, 0)
     first_row = part * np.uint32(part_rows)
+    if not is_threefry:
+        words = jax.random.bits(key, (num_bits, 1, *shape), np.uint32)
+        planes = [word >> first_row for word in words]
+    elif num_bits <= 2:
+        planes = [word >> first_row for word in _hash_pairs(key, shape, np.uint32(0), 1)]
+    else:
+        pair = _hash_pairs(key, shape, part, num_parts)
+        planes = [word >> np.uint32(shift) for word in pair for shift in range(0, 32, part_rows)]
     decisions = _decide(
-        planes, [d if isinstance(d, bool) else d[None] >> first_row for d in digits]
+        planes[:num_bits], [d if isinstance(d, bool) else d[None] >> first_row for d in digits]
     )
     decisions = (decisions & np.uint32(2**part_rows - 1)) << first_row
     # On a CPU the compiler never fuses a reduction with its readers. So it computes the words once.
     return lax.reduce(decisions, np.uint32(0), lax.bitwise_or, [0])
 
 
+def _hash_pairs(key: Array, shape: Shape, part: Any, num_parts: int) -> tuple[Array, Array]:
+    """Hashes a pair of random words for each part of the words of a shape."""
+    if jax.config.jax_debug_key_reuse:  # type: ignore[attr-defined]
+        # Marks the key as consumed, which reading its data does not.
+        jax.random.bits(key, ())
+    first_key, second_key = jax.random.key_data(key)
+    group = lax.iota(np.uint32, math.prod(shape[:-1])).reshape(1, *shape[:-1], 1)
+    column_shape = (*[1] * len(shape), shape[-1])
+    column = lax.broadcasted_iota(np.uint32, column_shape, len(shape))
+    return _threefry2x32(first_key, second_key, group, column * np.uint32(num_parts) + part)
+
+
 def _decide(planes: Sequence[Array], digits: Sequence[bool | Array]) -> Array:
     """Compares random bits with thresholds, for each position of a word: 1 where it is kept.
 
-    Plane k is a random binary digit, and 1 with probability 1/2. So `plane & kept` has half the
-    probability of `kept`, and `plane | kept` 1/2 more than that. The digits of a threshold, from
-    the lowest, say which of the two makes a word of the probability `threshold / 2**len(planes)`.
+    A bit of a plane is 1 with probability 1/2. So `plane & kept` has half the probability of
+    `kept`, and `plane | kept` has 1/2 more than that. The digits of a threshold, from the lowest,
+    say which of the two makes a word of the probability `threshold / 2**len(planes)`. The highest
+    digit reads the first plane, so that fewer bits read the first planes of more bits.
     """
     kept: Any = np.uint32(0)
-    for plane, digit in zip(planes, digits[:-1], strict=True):
+    for plane, digit in zip(reversed(planes), digits[:-1], strict=True):
         if isinstance(digit, bool):
             kept = plane | kept if digit else plane & kept
         else:
@@ -342,15 +350,6 @@ def _divisible_axes(layout: _Layout, shape: Shape, num_devices: int) -> Partitio
     return PartitionSpec(
         *(PartitionSpec.UNCONSTRAINED if axis in divisible else None for axis in range(len(shape)))
     )
-
-
-def _hashed_pair(key: Array, first: Array, second: Array) -> tuple[Array, Array]:
-    """Hashes pairs of counters with a key."""
-    if jax.config.jax_debug_key_reuse:  # type: ignore[attr-defined]
-        # Marks the key as consumed, which reading its data does not.
-        jax.random.bits(key, ())
-    first_key, second_key = jax.random.key_data(key)
-    return _threefry2x32(first_key, second_key, first, second)
 
 
 def _threefry2x32(
