@@ -180,8 +180,7 @@ def _draw_decisions(
     # Where the compiler fuses this with the readers, it would compute the words for each row.
     mask = _read_words(lax.optimization_barrier(words), layout, shape)
     if mesh is not None and AxisType.Auto in mesh.axis_types:
-        spec = _divisible_axes(layout, shape, mesh.size)
-        mask = lax.with_sharding_constraint(mask, NamedSharding(mesh, spec))
+        mask = _draw_on_each_device(mask, layout, mesh)
     return mask
 
 
@@ -236,7 +235,7 @@ def _draw_words(key: Array, layout: _Layout, digits: Sequence[bool | Array]) -> 
     is_threefry = jax.random.key_impl(key) == "threefry2x32"
     part_rows = 16
     if is_threefry and num_bits > 2:
-        # A pair of random words makes a part: it has up to 16 bits for each of 4 rows, for instance.
+        # A pair of random words makes a part, with 16 bits for each of 4 rows, for instance.
         part_rows = next(rows for rows in (16, 8, 4) if rows * num_bits <= 64)
     num_parts = GROUP // part_rows
     parts_shape = [num_parts] + [1] * len(shape)
@@ -335,21 +334,23 @@ def _read_words(words: Array, layout: _Layout, shape: Shape) -> Array:
     return lax.platform_dependent(words, tpu=on_tpu, default=read_groups)
 
 
-def _divisible_axes(layout: _Layout, shape: Shape, num_devices: int) -> PartitionSpec:
-    """The axes along which a device can draw its share of the mask alone, for the compiler.
+def _draw_on_each_device(mask: Array, layout: _Layout, mesh: AbstractMesh) -> Array:
+    """Lets the compiler divide only those axes of which each device can draw its share alone.
 
     Every device draws all of the other axes, so that it needs no words of others.
     """
     if layout.is_vector:
-        divisible = (
-            layout.axes if math.prod(shape) % (GROUP * VECTOR_COLUMNS * num_devices) == 0 else ()
-        )
+        whole_groups = mask.size % (GROUP * VECTOR_COLUMNS * mesh.size) == 0
+        divisible = layout.axes if whole_groups else ()
     else:
-        num_leading = len(layout.lead) + (layout.num_rows % (GROUP * num_devices) == 0)
-        divisible = (*layout.axes[:num_leading], layout.axes[-1])
-    return PartitionSpec(
-        *(PartitionSpec.UNCONSTRAINED if axis in divisible else None for axis in range(len(shape)))
-    )
+        whole_groups = layout.num_rows % (GROUP * mesh.size) == 0
+        divisible = (*layout.axes[: len(layout.lead) + whole_groups], layout.axes[-1])
+    others = tuple(axis for axis in range(mask.ndim) if axis not in divisible)
+    # Under `vmap`, JAX counts the axes of a constraint rightly only if the free ones come first.
+    spec = PartitionSpec(*[PartitionSpec.UNCONSTRAINED] * len(divisible), *[None] * len(others))
+    order = (*divisible, *others)
+    mask = lax.with_sharding_constraint(mask.transpose(order), NamedSharding(mesh, spec))
+    return mask.transpose([order.index(axis) for axis in range(mask.ndim)])
 
 
 def _threefry2x32(

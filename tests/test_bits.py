@@ -78,34 +78,31 @@ LAYOUTS = {
 """For each shape, the sizes of its leading axes, its rows and its columns."""
 
 PART_ROWS = {1: 16, 2: 16, 3: 16, 4: 16, 8: 8, 15: 4, 16: 4}
-"""For each number of bits, how many rows are decided by a pair of random words."""
+"""For each number of bits, how many rows read a pair of random words, but 32 with 1 or 2 bits."""
 
 
 def mask_in_numpy(key, shape, num_bits: int, threshold: int) -> np.ndarray:
-    """The layout that `bits.py` describes, one element at a time, with integers for bits."""
+    """The layout that `bits.py` describes, with an integer for the bits of each element."""
     lead, num_rows, columns = LAYOUTS[shape]
-    num_groups = math.ceil(num_rows / 32)
-    part_rows = PART_ROWS[num_bits]
     grid = np.indices((math.prod(lead), num_rows, columns)).reshape(3, -1)
     lead_index, row, column = grid[:, : math.prod(shape)]
-    part, row_of_part = np.divmod(row % 32, part_rows)
-    hashed = threefry_2x32(
-        jax.random.key_data(key),
-        jnp.asarray(
-            np.concatenate(
-                [lead_index * num_groups + row // 32, column * (32 // part_rows) + part]
-            ),
-            jnp.uint32,
-        ),
-    )
+    group, row_in_group = lead_index * math.ceil(num_rows / 32) + row // 32, row % 32
+    part_rows = PART_ROWS[num_bits]
+    if num_bits > 2:
+        column = column * (32 // part_rows) + row_in_group // part_rows
+    counters = jnp.asarray(np.concatenate([group, column]), jnp.uint32)
+    hashed = threefry_2x32(jax.random.key_data(key), counters)
     first, second = np.split(np.asarray(hashed, np.uint64), 2)
     pair = second << np.uint64(32) | first
-    # The complement of the bits is the integer that is compared: `and` for a digit 0 keeps only
-    # ones, and `or` for a digit 1 keeps all of them.
     value = np.zeros(row.shape, np.int64)
     for digit in range(num_bits):
-        bit = (pair >> (digit * part_rows + row_of_part).astype(np.uint64)) & np.uint64(1)
-        value += (1 - bit.astype(np.int64)) << digit
+        plane = num_bits - 1 - digit
+        place = 32 * plane + row_in_group
+        if num_bits > 2:
+            place = part_rows * plane + row_in_group % part_rows
+        # The integer that is compared has the complements of the bits as digits.
+        bit = ~(pair >> place.astype(np.uint64)) & np.uint64(1)
+        value += bit.astype(np.int64) << digit
     return (value < threshold).reshape(shape)
 
 
@@ -164,7 +161,7 @@ def test_other_generators_draw_a_random_word_for_32_rows_and_each_bit(num_bits, 
     key, threshold = jax.random.key(0, impl=impl), bits.threshold(EXACT_IN[num_bits])
     jaxpr = jax.make_jaxpr(lambda key: bits.draw_mask(key, (640, 128), threshold, None))(key)
     assert re.findall(r"random_bits\[[^]]*shape=\(([^)]*)\)", str(jaxpr)) == [
-        f"{num_bits}, 20, 128"
+        f"{num_bits}, 1, 20, 128"
     ]
 
 
