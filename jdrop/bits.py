@@ -78,6 +78,8 @@ def draw_mask(
     shape: Shape,
     thresholds: UInt32[Array | np.ndarray, "..."],
     sharding: NamedSharding | None,
+    *,
+    differentiated: bool = False,
 ) -> Bool[Array, "..."]:
     """Draws a mask whose elements are True, that is kept, with probability `threshold / LEVELS`.
 
@@ -88,13 +90,17 @@ def draw_mask(
             broadcasts to `shape`.
         sharding: the mesh, and how its explicit axes divide the mask; None without a mesh. The
             compiler chooses the division along all other mesh axes.
+        differentiated: whether the mask is part of a gradient. It changes no mask, but how a TPU
+            reads it.
 
     Raises:
         ValueError: an axis of symbolic size on which the layout depends.
     """
     traced = thresholds if isinstance(thresholds, jax.Array) else None
     known = int(thresholds) if traced is None else None
-    draw = partial(_draw_decisions, shape=shape, known_threshold=known)
+    draw = partial(
+        _draw_decisions, shape=shape, known_threshold=known, differentiated=differentiated
+    )
     if sharding is None:
         return draw(key, traced, mesh=None)
     mesh = sharding.mesh.abstract_mesh
@@ -162,12 +168,17 @@ def _layout(shape: Shape) -> _Layout:
     return _Layout(axes, tuple(lead), tuple(rows), columns)
 
 
-@partial(jax.jit, static_argnames=("shape", "known_threshold", "mesh"), inline=True)
+@partial(
+    jax.jit,
+    static_argnames=("shape", "known_threshold", "differentiated", "mesh"),
+    inline=True,
+)
 def _draw_decisions(
     key: Array,
     thresholds: Array | None,
     shape: Shape,
     known_threshold: int | None,
+    differentiated: bool,
     mesh: AbstractMesh | None,
 ) -> Bool[Array, "..."]:
     layout = _layout(shape)
@@ -178,7 +189,7 @@ def _draw_decisions(
         digits = _digits(_grouped_thresholds(thresholds, layout, shape))
     words = _draw_words(key, layout, digits)
     # Where the compiler fuses this with the readers, it would compute the words for each row.
-    mask = _read_words(lax.optimization_barrier(words), layout, shape)
+    mask = _read_words(lax.optimization_barrier(words), layout, shape, differentiated)
     if mesh is not None and AxisType.Auto in mesh.axis_types:
         mask = _draw_on_each_device(mask, layout, mesh)
     return mask
@@ -191,7 +202,7 @@ def _known_digits(threshold: int) -> list[bool]:
 
 
 def _grouped_thresholds(thresholds: Any, layout: _Layout, shape: Shape) -> Array:
-    """Thresholds as `[*lead, groups, GROUP, columns]`, or 1 where all have the same threshold."""
+    """Thresholds as `[groups, *lead, GROUP, columns]`, or 1 where all have the same threshold."""
     if thresholds.size == 1:
         return thresholds.reshape([1] * (len(layout.lead) + 3))
     if layout.is_vector:
@@ -202,12 +213,13 @@ def _grouped_thresholds(thresholds: Any, layout: _Layout, shape: Shape) -> Array
     thresholds = lax.squeeze(thresholds, unit_axes)
     lead, columns = thresholds.shape[: len(layout.lead)], thresholds.shape[-1]
     if math.prod(thresholds.shape[len(layout.lead) : -1]) == 1:
-        return thresholds.reshape(*lead, 1, 1, columns)
+        return thresholds.reshape(1, *lead, 1, columns)
     rows = jnp.broadcast_to(thresholds, (*lead, *layout.rows, columns))
     rows = rows.reshape(*lead, layout.num_rows, columns)
     padding = [(0, 0)] * rows.ndim
     padding[-2] = (0, layout.num_groups * GROUP - layout.num_rows)
-    return jnp.pad(rows, padding).reshape(*lead, layout.num_groups, GROUP, columns)
+    rows = jnp.pad(rows, padding).reshape(*lead, layout.num_groups, GROUP, columns)
+    return jnp.moveaxis(rows, -3, 0)
 
 
 def _digits(thresholds: Array) -> list[Array]:
@@ -226,12 +238,12 @@ def _digits(thresholds: Array) -> list[Array]:
 
 
 def _draw_words(key: Array, layout: _Layout, digits: Sequence[bool | Array]) -> Array:
-    """Draws the words, `[*lead, groups, columns]`, whose bit r is the decision for row r.
+    """Draws the words, `[groups, *lead, columns]`, whose bit r is the decision for row r.
 
     A word has parts of 4, 8 or 16 bits, which are drawn along a new first axis.
     """
     num_bits = len(digits) - 1
-    shape = (*layout.lead, layout.num_groups, layout.columns)
+    shape = (layout.num_groups, *layout.lead, layout.columns)
     is_threefry = jax.random.key_impl(key) == "threefry2x32"
     part_rows = 16
     if is_threefry and num_bits > 2:
@@ -265,8 +277,10 @@ def _hash_pairs(key: Array, shape: Shape, part: Any, num_parts: int) -> tuple[Ar
         # Marks the key as consumed, which reading its data does not.
         jax.random.bits(key, ())
     first_key, second_key = jax.random.key_data(key)
-    group = lax.iota(np.uint32, math.prod(shape[:-1])).reshape(1, *shape[:-1], 1)
-    column_shape = (*[1] * len(shape), shape[-1])
+    num_groups, *lead, columns = shape
+    group = lax.iota(np.uint32, math.prod(shape[:-1])).reshape(1, *lead, num_groups, 1)
+    group = jnp.moveaxis(group, -2, 1)
+    column_shape = (*[1] * len(shape), columns)
     column = lax.broadcasted_iota(np.uint32, column_shape, len(shape))
     return _threefry2x32(first_key, second_key, group, column * np.uint32(num_parts) + part)
 
@@ -291,47 +305,46 @@ def _decide(planes: Sequence[Array], digits: Sequence[bool | Array]) -> Array:
     return kept | digits[-1]
 
 
-def _read_words(words: Array, layout: _Layout, shape: Shape) -> Array:
-    """Reads the bit of each element of the mask.
+def _read_words(words: Array, layout: _Layout, shape: Shape, differentiated: bool) -> Array:
+    """Reads the bit of each element of the mask, in the way that moves the fewest bytes."""
+    num_lead = len(layout.lead)
 
-    In a TPU's tiles, splitting the rows into groups moves nothing only if all groups are full.
-    There the word of a row is selected among all groups instead, or the bits are stored.
-    """
-    group_axis = len(layout.lead)
-    row_shape = [*[1] * group_axis, 1, GROUP, 1]
-    row_in_group = lax.broadcasted_iota(np.uint32, row_shape, group_axis + 1)
-
-    def read_groups(words: Array, *, store: bool = False) -> Array:
-        bits = ((words[..., None, :] >> row_in_group) & np.uint32(1)) == 1
+    def split_rows(words: Array, *, store: bool = False) -> Array:
+        """Reads the words of a group along a new axis of its rows, which then joins the groups."""
+        row = lax.broadcasted_iota(np.uint32, [*[1] * (num_lead + 1), GROUP, 1], num_lead + 1)
+        bits = ((jnp.moveaxis(words, 0, -2)[..., None, :] >> row) & np.uint32(1)) == 1
         if layout.is_vector:
             return bits.reshape(-1)[: math.prod(shape)].reshape(shape)
         bits = bits.reshape(*layout.lead, layout.num_groups * GROUP, layout.columns)
         bits = lax.optimization_barrier(bits) if store else bits
         return bits[..., : layout.num_rows, :].reshape(shape)
 
-    def select_groups(words: Array) -> Array:
-        row = lax.iota(np.uint32, layout.num_rows)
-        row = row.reshape(*[1] * group_axis, *layout.rows, 1)
-        row_axes = range(group_axis, group_axis + len(layout.rows))
-        candidates = [
-            lax.expand_dims(words[..., group, :], row_axes) for group in range(layout.num_groups)
-        ]
-        shift = int(math.log2(GROUP))
+    def select_group(words: Array) -> Array:
+        """Looks the word of each row up among those of all groups, with a tree of selections."""
+        row = lax.iota(np.uint32, layout.num_rows).reshape(*[1] * num_lead, *layout.rows, 1)
+        row_axes = range(num_lead, num_lead + len(layout.rows))
+        candidates = [lax.expand_dims(words[group], row_axes) for group in range(len(words))]
+        # The lowest digit of the index of a row's group.
+        digit = GROUP
         while len(candidates) > 1:
-            is_odd = (row >> np.uint32(shift)) & np.uint32(1) == 1
-            last = candidates[len(candidates) // 2 * 2 :]
+            is_odd = row & np.uint32(digit) != 0
+            unpaired = candidates[len(candidates) // 2 * 2 :]
             pairs = zip(candidates[::2], candidates[1::2], strict=False)
-            candidates = [jnp.where(is_odd, odd, even) for even, odd in pairs] + last
-            shift += 1
-        bits = (candidates[0] >> (row & np.uint32(GROUP - 1))) & np.uint32(1)
+            candidates = [jnp.where(is_odd, odd, even) for even, odd in pairs] + unpaired
+            digit *= 2
+        bits = (candidates[0] >> (row % np.uint32(GROUP))) & np.uint32(1)
         return (bits == 1).reshape(shape)
 
+    # A TPU stores arrays in tiles. There splitting the rows copies the mask, unless groups are full
+    # and the columns are the last axis in memory. Programs with gradients often choose another.
     groups_are_full = len(layout.rows) == 1 and layout.num_rows % GROUP == 0
-    if layout.is_vector or groups_are_full or export.is_symbolic_dim(layout.num_rows):
-        return read_groups(words)
-    few_groups = layout.num_groups <= MAX_SELECTED_GROUPS
-    on_tpu = select_groups if few_groups else partial(read_groups, store=True)
-    return lax.platform_dependent(words, tpu=on_tpu, default=read_groups)
+    if layout.is_vector or export.is_symbolic_dim(layout.num_rows) or not words.size:
+        return split_rows(words)
+    if layout.num_groups <= MAX_SELECTED_GROUPS and (differentiated or not groups_are_full):
+        return lax.platform_dependent(words, tpu=select_group, default=split_rows)
+    if groups_are_full:
+        return split_rows(words)
+    return lax.platform_dependent(words, tpu=partial(split_rows, store=True), default=split_rows)
 
 
 def _draw_on_each_device(mask: Array, layout: _Layout, mesh: AbstractMesh) -> Array:

@@ -131,8 +131,11 @@ def test_an_array_of_thresholds_reads_the_same_bits_as_a_scalar(shape, varies, g
     np.testing.assert_array_equal(mask, expected)
 
 
-@pytest.mark.parametrize("shape", [(3, 8), (2, 197, 5), (3, 7, 9, 5), (2, 1100, 3)], ids=str)
-def test_a_program_for_a_tpu_reads_the_same_bits(shape, getkey):
+@pytest.mark.parametrize("differentiated", [False, True])
+@pytest.mark.parametrize(
+    "shape", [(3, 8), (2, 197, 5), (3, 7, 9, 5), (2, 64, 5), (2, 1100, 3), (0, 5)], ids=str
+)
+def test_a_program_for_a_tpu_reads_the_same_bits(shape, differentiated, getkey):
     """It selects or stores where other programs split the rows. Here it runs on the CPU."""
 
     def run_as_on_a_tpu(*inputs, tpu, default):
@@ -143,7 +146,8 @@ def test_a_program_for_a_tpu_reads_the_same_bits(shape, getkey):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.lax, "platform_dependent", run_as_on_a_tpu)
         # The new function is not in the cache of `jit`.
-        mask = bits._draw_decisions.__wrapped__(key, None, shape, int(threshold), None)
+        draw = bits._draw_decisions.__wrapped__
+        mask = draw(key, None, shape, int(threshold), differentiated, None)
     np.testing.assert_array_equal(mask, expected)
 
 
