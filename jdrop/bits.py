@@ -188,8 +188,7 @@ def _draw_decisions(
     else:
         digits = _digits(_grouped_thresholds(thresholds, layout, shape))
     words = _draw_words(key, layout, digits)
-    # Where the compiler fuses this with the readers, it would compute the words for each row.
-    mask = _read_words(lax.optimization_barrier(words), layout, shape, differentiated)
+    mask = _read_words(words, layout, shape, differentiated)
     if mesh is not None and AxisType.Auto in mesh.axis_types:
         mask = _draw_on_each_device(mask, layout, mesh)
     return mask
@@ -202,7 +201,7 @@ def _known_digits(threshold: int) -> list[bool]:
 
 
 def _grouped_thresholds(thresholds: Any, layout: _Layout, shape: Shape) -> Array:
-    """Thresholds as `[groups, *lead, GROUP, columns]`, or 1 where all have the same threshold."""
+    """Thresholds as `[*lead, groups, GROUP, columns]`, or 1 where all have the same threshold."""
     if thresholds.size == 1:
         return thresholds.reshape([1] * (len(layout.lead) + 3))
     if layout.is_vector:
@@ -213,13 +212,12 @@ def _grouped_thresholds(thresholds: Any, layout: _Layout, shape: Shape) -> Array
     thresholds = lax.squeeze(thresholds, unit_axes)
     lead, columns = thresholds.shape[: len(layout.lead)], thresholds.shape[-1]
     if math.prod(thresholds.shape[len(layout.lead) : -1]) == 1:
-        return thresholds.reshape(1, *lead, 1, columns)
+        return thresholds.reshape(*lead, 1, 1, columns)
     rows = jnp.broadcast_to(thresholds, (*lead, *layout.rows, columns))
     rows = rows.reshape(*lead, layout.num_rows, columns)
     padding = [(0, 0)] * rows.ndim
     padding[-2] = (0, layout.num_groups * GROUP - layout.num_rows)
-    rows = jnp.pad(rows, padding).reshape(*lead, layout.num_groups, GROUP, columns)
-    return jnp.moveaxis(rows, -3, 0)
+    return jnp.pad(rows, padding).reshape(*lead, layout.num_groups, GROUP, columns)
 
 
 def _digits(thresholds: Array) -> list[Array]:
@@ -238,54 +236,58 @@ def _digits(thresholds: Array) -> list[Array]:
 
 
 def _draw_words(key: Array, layout: _Layout, digits: Sequence[bool | Array]) -> Array:
-    """Draws the words, `[groups, *lead, columns]`, whose bit r is the decision for row r.
-
-    A word has parts of 4, 8 or 16 bits, which are drawn along a new first axis.
-    """
+    """Draws the words, `[*lead, groups, columns]`, whose bit r is the decision for row r."""
     num_bits = len(digits) - 1
-    shape = (layout.num_groups, *layout.lead, layout.columns)
-    is_threefry = jax.random.key_impl(key) == "threefry2x32"
-    part_rows = 16
-    if is_threefry and num_bits > 2:
-        # A pair of random words makes a part, with 16 bits for each of 4 rows, for instance.
-        part_rows = next(rows for rows in (16, 8, 4) if rows * num_bits <= 64)
+    shape = (*layout.lead, layout.num_groups, layout.columns)
+    if jax.random.key_impl(key) != "threefry2x32":
+        return _store(_decide(jax.random.bits(key, (num_bits, *shape), np.uint32), digits))
+    if num_bits <= 2:
+        pair = _hash_pairs(key, shape, np.uint32(0), 1)
+        return _store(_decide([word[0] for word in pair[:num_bits]], digits))
+    # A pair of random words makes a part of a word: 16 bits for each of 4 rows, for instance.
+    part_rows = next(rows for rows in (16, 8, 4) if rows * num_bits <= 64)
     num_parts = GROUP // part_rows
-    parts_shape = [num_parts] + [1] * len(shape)
+    used_parts = num_parts
     if not export.is_symbolic_dim(layout.num_rows):
-        parts_shape[0] = min(num_parts, max(2, -(-layout.num_rows // part_rows)))
-    part = lax.broadcasted_iota(np.uint32, parts_shape, 0)
+        used_parts = min(num_parts, max(2, -(-layout.num_rows // part_rows)))
+    part = lax.broadcasted_iota(np.uint32, [used_parts] + [1] * len(shape), 0)
     first_row = part * np.uint32(part_rows)
-    if not is_threefry:
-        words = jax.random.bits(key, (num_bits, 1, *shape), np.uint32)
-        planes = [word >> first_row for word in words]
-    elif num_bits <= 2:
-        planes = [word >> first_row for word in _hash_pairs(key, shape, np.uint32(0), 1)]
-    else:
-        pair = _hash_pairs(key, shape, part, num_parts)
-        planes = [word >> np.uint32(shift) for word in pair for shift in range(0, 32, part_rows)]
+    pair = _hash_pairs(key, shape, part, num_parts)
+    planes = [word >> np.uint32(shift) for word in pair for shift in range(0, 32, part_rows)]
     decisions = _decide(
         planes[:num_bits], [d if isinstance(d, bool) else d[None] >> first_row for d in digits]
     )
-    decisions = (decisions & np.uint32(2**part_rows - 1)) << first_row
-    # On a CPU the compiler never fuses a reduction with its readers. So it computes the words once.
-    return lax.reduce(decisions, np.uint32(0), lax.bitwise_or, [0])
+    return _join(decisions << first_row, np.uint32(2**part_rows - 1) << first_row)
 
 
 def _hash_pairs(key: Array, shape: Shape, part: Any, num_parts: int) -> tuple[Array, Array]:
-    """Hashes a pair of random words for each part of the words of a shape."""
+    """Hashes a pair of random words for each part of each word, `[parts, *shape]`."""
     if jax.config.jax_debug_key_reuse:  # type: ignore[attr-defined]
         # Marks the key as consumed, which reading its data does not.
         jax.random.bits(key, ())
     first_key, second_key = jax.random.key_data(key)
-    num_groups, *lead, columns = shape
-    group = lax.iota(np.uint32, math.prod(shape[:-1])).reshape(1, *lead, num_groups, 1)
-    group = jnp.moveaxis(group, -2, 1)
-    column_shape = (*[1] * len(shape), columns)
+    group = lax.iota(np.uint32, math.prod(shape[:-1])).reshape(1, *shape[:-1], 1)
+    column_shape = (*[1] * len(shape), shape[-1])
     column = lax.broadcasted_iota(np.uint32, column_shape, len(shape))
     return _threefry2x32(first_key, second_key, group, column * np.uint32(num_parts) + part)
 
 
-def _decide(planes: Sequence[Array], digits: Sequence[bool | Array]) -> Array:
+def _store(words: Array) -> Array:
+    """Returns the words, and keeps the compiler from drawing them again for each row."""
+
+    def join_halves(words: Array) -> Array:
+        first_row = lax.broadcasted_iota(np.uint32, [2] + [1] * words.ndim, 0) * np.uint32(16)
+        return _join(words[None], np.uint32(0xFFFF) << first_row)
+
+    return lax.platform_dependent(words, cpu=join_halves, default=lax.optimization_barrier)
+
+
+def _join(parts: Array, bits_of_part: Array) -> Array:
+    """Joins the parts of words, `[parts, ...]`. On a CPU, only reductions are always stored."""
+    return lax.reduce(parts & bits_of_part, np.uint32(0), lax.bitwise_or, [0])
+
+
+def _decide(planes: Sequence[Array] | Array, digits: Sequence[bool | Array]) -> Array:
     """Compares random bits with thresholds, for each position of a word: 1 where it is kept.
 
     A bit of a plane is 1 with probability 1/2. So `plane & kept` has half the probability of
@@ -294,7 +296,7 @@ def _decide(planes: Sequence[Array], digits: Sequence[bool | Array]) -> Array:
     digit reads the first plane, so that fewer bits read the first planes of more bits.
     """
     kept: Any = np.uint32(0)
-    for plane, digit in zip(reversed(planes), digits[:-1], strict=True):
+    for plane, digit in zip(planes[::-1], digits[:-1], strict=True):
         if isinstance(digit, bool):
             kept = plane | kept if digit else plane & kept
         else:
@@ -312,7 +314,7 @@ def _read_words(words: Array, layout: _Layout, shape: Shape, differentiated: boo
     def split_rows(words: Array, *, store: bool = False) -> Array:
         """Reads the words of a group along a new axis of its rows, which then joins the groups."""
         row = lax.broadcasted_iota(np.uint32, [*[1] * (num_lead + 1), GROUP, 1], num_lead + 1)
-        bits = ((jnp.moveaxis(words, 0, -2)[..., None, :] >> row) & np.uint32(1)) == 1
+        bits = ((words[..., None, :] >> row) & np.uint32(1)) == 1
         if layout.is_vector:
             return bits.reshape(-1)[: math.prod(shape)].reshape(shape)
         bits = bits.reshape(*layout.lead, layout.num_groups * GROUP, layout.columns)
@@ -323,7 +325,9 @@ def _read_words(words: Array, layout: _Layout, shape: Shape, differentiated: boo
         """Looks the word of each row up among those of all groups, with a tree of selections."""
         row = lax.iota(np.uint32, layout.num_rows).reshape(*[1] * num_lead, *layout.rows, 1)
         row_axes = range(num_lead, num_lead + len(layout.rows))
-        candidates = [lax.expand_dims(words[group], row_axes) for group in range(len(words))]
+        candidates = [
+            lax.expand_dims(words[..., group, :], row_axes) for group in range(layout.num_groups)
+        ]
         # The lowest digit of the index of a row's group.
         digit = GROUP
         while len(candidates) > 1:
