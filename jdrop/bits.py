@@ -323,11 +323,13 @@ def _read_words(words: Array, layout: _Layout, shape: Shape, differentiated: boo
 
     def select_group(words: Array) -> Array:
         """Looks the word of each row up among those of all groups, with a tree of selections."""
-        row = lax.iota(np.uint32, layout.num_rows).reshape(*[1] * num_lead, *layout.rows, 1)
         row_axes = range(num_lead, num_lead + len(layout.rows))
         candidates = [
             lax.expand_dims(words[..., group, :], row_axes) for group in range(layout.num_groups)
         ]
+        row = lax.iota(np.uint32, layout.num_rows).reshape(*[1] * num_lead, *layout.rows, 1)
+        # Depends on the words in form. Otherwise a scan would compare it ahead, and keep arrays.
+        row = row | (candidates[0] & np.uint32(0))
         # The lowest digit of the index of a row's group.
         digit = GROUP
         while len(candidates) > 1:
