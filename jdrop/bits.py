@@ -1,27 +1,28 @@
 """Random bits of a key, turned into keep decisions; the only module that draws bits for a mask.
 
-A mask `[..., rows, columns]` is stored as words of 32 bits. A *group* is `GROUP` = 32 neighbouring
-rows. Each column of a group has one word, and bit r of the word decides row r of the group:
+A *group* is 32 neighbouring rows of a mask `[..., rows, columns]`. For each column, a *word* of 32
+bits decides them:
 
               column 0    column 1    ...
-    row  0    bit  0      bit  0              A word of a group and a column.
-    row  1    bit  1      bit  1              It is drawn and stored once,
-    ...                                       a 32nd of the mask,
-    row 31    bit 31      bit 31              and read for each of 32 rows.
-    row 32    bit  0      bit  0              The next group.
+    row  0    bit  0      bit  0             A word, drawn and stored once,
+    row  1    bit  1      bit  1             takes a 32nd of the memory of
+    ...                                      32-bit integers for all elements.
+    row 31    bit 31      bit 31
+    row 32    bit  0      bit  0             The next group, and its words.
 
-A word is made of up to 16 random words, by bitwise operations that decide 32 elements at once
-(`_decide`). An element is kept with probability `threshold / 2**16` exactly, so a mean-preserving
-scale must divide by that, not by `1 - rate`. Fewer random words serve where they give the same
-probability, such as one for a rate of 1/2.
+A word is made of up to 16 random words by bitwise operations (`_decide`), which keep an element with
+probability `threshold / 2**16` exactly. A mean-preserving scale must divide by that, not by
+`1 - rate`. Fewer random words serve where they give the same probability: one for a rate of 1/2.
 
-`jax.random.bits` hashes a pair of random words for each element. Here a pair serves 4 elements, or
-16 with at most 4 bits. The hash is that of JAX, threefry2x32 with 20 rounds.
+`jax.random.bits` hashes a pair of random words for each element. Here a pair decides 4 elements, or
+8, 16 or 32 with up to 8, 4 or 2 bits. The hash is JAX's, threefry2x32 with 20 rounds.
 
-The axes of the mask become rows and columns by its shape alone (`_layout`), so a mask is the same
-under `jit`, `vmap`, `scan`, `remat` and every sharding. The exception is `vmap` over keys of JAX's
-generators `rbg` and `unsafe_rbg`, whose own bits depend on the other keys. Devices exchange no
-bits. A device draws its own columns, and its own rows if they are whole groups, else all rows.
+A mask depends on the key, the shape and the thresholds alone (`_layout`): not on `jit`, `vmap`,
+`scan`, `remat`, the backend or the sharding. The exception is `vmap` over keys of JAX's generators
+`rbg` and `unsafe_rbg`, whose bits depend on the other keys. Devices exchange no bits. A device draws
+its own columns, and its own rows if all devices have whole groups; otherwise it draws all rows.
+
+`tests/test_randomness.py` tests words, columns, groups, related keys and the masks of a training run.
 """
 
 import math
@@ -40,13 +41,13 @@ from jdrop.annotations import Bool, Shape, UInt32
 LEVELS = 2**16
 
 GROUP = 32
-"""Rows that share a word in each column."""
+"""Rows that a word decides."""
 
 VECTOR_COLUMNS = 128
-"""Columns of the rows that a mask with a single axis is divided into."""
+"""Columns of the rows into which a mask with a single axis is divided."""
 
 MAX_SELECTED_GROUPS = 32
-"""The most groups among which a TPU selects; for more, it is faster to store the mask."""
+"""The most groups among which a TPU selects. With more, selecting takes longer than storing."""
 
 ALL_ONES = np.uint32(0xFFFFFFFF)
 
@@ -116,8 +117,8 @@ class _Layout(NamedTuple):
     """How the axes of a mask become `[*lead, num_rows, columns]`.
 
     Attributes:
-        axes: the axes of the mask that count: all but those of size 1 after the first.
-        lead: the sizes of those whose indices have groups of their own.
+        axes: the axes of the mask, without those of size 1 after the first.
+        lead: the sizes of the leading ones. Each of their indices has groups of its own.
         rows: the sizes of those that are merged into rows.
         columns: the size of the last one.
     """
@@ -236,7 +237,11 @@ def _digits(thresholds: Array) -> list[Array]:
 
 
 def _draw_words(key: Array, layout: _Layout, digits: Sequence[bool | Array]) -> Array:
-    """Draws the words, `[*lead, groups, columns]`, whose bit r is the decision for row r."""
+    """Draws the words, `[*lead, groups, columns]`, whose bit r is the decision for row r.
+
+    For a word of group g and column c, the pair of its part p is the hash of `g` and
+    `num_parts * c + p`.
+    """
     num_bits = len(digits) - 1
     shape = (*layout.lead, layout.num_groups, layout.columns)
     if jax.random.key_impl(key) != "threefry2x32":
@@ -257,7 +262,8 @@ def _draw_words(key: Array, layout: _Layout, digits: Sequence[bool | Array]) -> 
     decisions = _decide(
         planes[:num_bits], [d if isinstance(d, bool) else d[None] >> first_row for d in digits]
     )
-    return _join(decisions << first_row, np.uint32(2**part_rows - 1) << first_row)
+    words = _join(decisions << first_row, np.uint32(2**part_rows - 1) << first_row)
+    return lax.optimization_barrier(words)
 
 
 def _hash_pairs(key: Array, shape: Shape, part: Any, num_parts: int) -> tuple[Array, Array]:

@@ -53,7 +53,7 @@ def dropout(
     instance 0.5 needs fewer random bits if it is known.
 
     `jax.export` takes `x` with a symbolic first axis. Another axis may be symbolic if elements
-    share their decisions along it, or if the axes after it hold whole blocks of bits.
+    share their decisions along it. With a constraint such as "s >= 32" any axis may be symbolic.
 
     Args:
         key: one key, such as `jax.random.key(0)`; it is consumed, unless the rate is the scalar 0.
