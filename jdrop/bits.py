@@ -10,8 +10,8 @@ bits decides them:
     row 31    bit 31      bit 31
     row 32    bit  0      bit  0             The next group, and its words.
 
-A word is made of up to 16 random words by bitwise operations (`_decide`), which keep an element with
-probability `threshold / 2**16` exactly. A mean-preserving scale must divide by that, not by
+A word is made of up to 16 random words by bitwise operations (`_decide`), which keep an element
+with probability `threshold / 2**16` exactly. A mean-preserving scale must divide by that, not by
 `1 - rate`. Fewer random words serve where they give the same probability: one for a rate of 1/2.
 
 `jax.random.bits` hashes a pair of random words for each element. Here a pair decides 4 elements, or
@@ -19,10 +19,10 @@ probability `threshold / 2**16` exactly. A mean-preserving scale must divide by 
 
 A mask depends on the key, the shape and the thresholds alone (`_layout`): not on `jit`, `vmap`,
 `scan`, `remat`, the backend or the sharding. The exception is `vmap` over keys of JAX's generators
-`rbg` and `unsafe_rbg`, whose bits depend on the other keys. Devices exchange no bits. A device draws
-its own columns, and its own rows if all devices have whole groups; otherwise it draws all rows.
+`rbg` and `unsafe_rbg`, whose bits depend on the other keys. Devices exchange no bits. A device
+draws its own columns, and its own rows if all devices have whole groups; otherwise all rows.
 
-`tests/test_randomness.py` tests words, columns, groups, related keys and the masks of a training run.
+`tests/test_randomness.py` tests words, columns, groups, related keys and masks of a training run.
 """
 
 import math
