@@ -35,6 +35,7 @@ ROOMS = [
     "nnx_network",
     "nnx",
     "auditing",
+    "convolutions",
     "train",
     "ensemble",
     "inference",
