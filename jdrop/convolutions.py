@@ -85,9 +85,7 @@ def _rewrite_convolution(equation: JaxprEqn) -> JaxprEqn:
         return _move_axes(outputs, last.out_spec, axes.out_spec)
 
     def convolve(inputs: Array, kernel: Array) -> Array:
-        return jax.lax.platform_dependent(
-            inputs, kernel, cpu=channels_last, default=as_it_is
-        )
+        return jax.lax.platform_dependent(inputs, kernel, cpu=channels_last, default=as_it_is)
 
     # A single equation with the same inputs and outputs can stand in for the convolution.
     (call,) = jax.make_jaxpr(jax.jit(convolve))(*(atom.aval for atom in equation.invars)).eqns

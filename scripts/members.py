@@ -147,7 +147,9 @@ def time_members(case: Case, num_members: int) -> dict[str, dict[str, list[float
 @click.option("--members", type=int, multiple=True, default=(1, 5, 10), show_default=True)
 def main(networks: tuple[str, ...], members: tuple[int, ...]) -> None:
     """Times the named networks, or all."""
-    click.echo(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {jax.device_count()} device")
+    click.echo(
+        f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {jax.device_count()} device"
+    )
     for name in networks or CASES:
         for num_members in members:
             seconds = time_members(CASES[name], num_members)

@@ -37,6 +37,7 @@ ROOMS = [
     "auditing",
     "convolutions",
     "train",
+    "batching",
     "ensemble",
     "inference",
     "metrics",

@@ -2,22 +2,25 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from jax import lax
 
+import jdrop.linen
+from jdrop import ensemble
 from jdrop.convolutions import with_channels_last
-from jdrop.network import Network
-from jdrop.train import TrainState, cross_entropy, fit, train_step
-
-SLOW = "01io->"
-"""Starts the end of `dim_labels` in the order that is fast, `b01f_01io->b01f`."""
+from jdrop.train import TrainState, fit, train_step
 
 # Sums of some hundred products of order 1, in another order.
 ROUNDING = {"rtol": 1e-4, "atol": 1e-4}
+
+CHANNELS_LAST = "b01f_01io->b01f"
+"""The order of axes for which the CPU has fast code, as a compiled program writes it."""
 
 
 def convolve(inputs, kernel, layout=("NHWC", "HWIO", "NHWC"), **options):
@@ -25,13 +28,18 @@ def convolve(inputs, kernel, layout=("NHWC", "HWIO", "NHWC"), **options):
     return lax.conv_general_dilated(inputs, kernel, dimension_numbers=layout, **options)
 
 
-def orders(jaxpr):
-    """The orders of axes of all convolutions that a CPU runs, in a compiled program."""
-    return [line.split("dim_labels=")[1].split(",")[0] for line in jaxpr if "dim_labels=" in line]
+def slow_convolutions(function, *arguments):
+    """The convolutions in another order of the program that runs on this machine."""
+    program = jax.jit(function).lower(*arguments).compile().as_text()
+    convolutions = [line for line in program.splitlines() if " convolution(" in line]
+    assert convolutions
+    return [line for line in convolutions if CHANNELS_LAST not in line]
 
 
-CASES = {
-    "channels last": {},
+# The rewriting.
+
+OPTIONS = {
+    "plain": {},
     "stride 2": {"window_strides": (2, 2)},
     "padding": {"padding": ((2, 0), (0, 3))},
     "dilated kernel": {"rhs_dilation": (2, 1)},
@@ -41,9 +49,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_gradients_do_not_change(getkey, case):
-    options = CASES[case]
+@pytest.mark.parametrize("case", OPTIONS)
+def test_gradients_of_convolutions_do_not_change(getkey, case):
+    options = OPTIONS[case]
     inputs = jax.random.normal(getkey(), (3, 6, 7, 4))
     groups = options.get("feature_group_count", 1)
     kernel = jax.random.normal(getkey(), (3, 3, 4 // groups, 8))
@@ -54,9 +62,8 @@ def test_gradients_do_not_change(getkey, case):
     gradient = jax.grad(loss, argnums=(0, 1))
     expected = gradient(inputs, kernel)
     for function in (with_channels_last(gradient), jax.jit(with_channels_last(gradient))):
-        jax.tree.map(
-            partial(np.testing.assert_allclose, **ROUNDING), function(inputs, kernel), expected
-        )
+        for result, array in zip(function(inputs, kernel), expected, strict=True):
+            np.testing.assert_allclose(result, array, **ROUNDING)
 
 
 @pytest.mark.parametrize("num_axes", [1, 2, 3])
@@ -68,49 +75,123 @@ def test_any_order_of_axes_gives_the_same_outputs(getkey, num_axes):
         (f"{spatial}CN", f"I{spatial}O", f"C{spatial}N"),
     ]:
         axes = lax.conv_dimension_numbers(shape, (3,) * (num_axes + 2), layout)
-        inputs = jax.random.normal(getkey(), shape)
-        channels = shape[axes.lhs_spec[1]]
         kernel_shape = np.full(num_axes + 2, 3)
-        kernel_shape[list(axes.rhs_spec[:2])] = 2, channels
+        kernel_shape[list(axes.rhs_spec[:2])] = 2, shape[axes.lhs_spec[1]]
+        inputs = jax.random.normal(getkey(), shape)
         kernel = jax.random.normal(getkey(), kernel_shape)
-        options = {"window_strides": range(1, num_axes + 1)}
-        function = partial(convolve, layout=layout, **options)
+        function = partial(convolve, layout=layout, window_strides=range(1, num_axes + 1))
+        expected = function(inputs, kernel)
         np.testing.assert_allclose(
-            with_channels_last(function)(inputs, kernel), function(inputs, kernel), **ROUNDING
+            with_channels_last(function)(inputs, kernel), expected, **ROUNDING
         )
 
 
-def loss_in_a_loop(function, kernel, inputs):
-    def body(total, row):
-        return total + jnp.sum(function(row, kernel) ** 2), None
-
-    return lax.scan(body, 0.0, inputs)[0]
-
-
-WRAPPERS = {
-    "scan": lambda function: partial(loss_in_a_loop, function),
-    "checkpoint": lambda function: partial(loss_in_a_loop, jax.checkpoint(function)),
-    "cond": lambda function: partial(
-        loss_in_a_loop,
-        lambda x, kernel: lax.cond(x.sum() > 0, function, lambda x, k: x[..., :1] * k.sum(), x, kernel),
-    ),
-    "jit": lambda function: partial(loss_in_a_loop, jax.jit(function)),
-}
+def in_branches(inputs, kernel):
+    return lax.cond(
+        inputs.sum() > 0, convolve, lambda x, kernel: convolve(-x, kernel), inputs, kernel
+    )
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_loops_on_a_cpu_hold_fast_convolutions_only(getkey, wrapper):
-    gradient = jax.grad(WRAPPERS[wrapper](lambda x, kernel: convolve(x, kernel)[..., :1]))
+@pytest.mark.parametrize(
+    "function", [convolve, jax.jit(convolve), jax.checkpoint(convolve), in_branches],
+    ids=["bare", "jit", "checkpoint", "cond"],
+)  # fmt: skip
+def test_gradients_in_a_loop_hold_fast_convolutions_only(getkey, function):
+    def loss(kernel, inputs):
+        def body(total, batch):
+            return total + jnp.sum(function(batch, kernel) ** 2), None
+
+        return lax.scan(body, 0.0, inputs)[0]
+
+    gradient = jax.grad(loss)
     kernel, inputs = jnp.ones((3, 3, 4, 8)), jax.random.normal(getkey(), (5, 2, 6, 6, 4))
+    assert slow_convolutions(gradient, kernel, inputs)
+    assert not slow_convolutions(with_channels_last(gradient), kernel, inputs)
+    expected = gradient(kernel, inputs)
+    scale = float(jnp.abs(expected).max())
+    rewritten = with_channels_last(gradient)(kernel, inputs)
+    np.testing.assert_allclose(rewritten, expected, rtol=1e-4, atol=1e-5 * scale)
 
-    def compiled(function):
-        return jax.jit(function).lower(kernel, inputs).compile()
 
-    def other_orders(program):
-        lines = program.as_text().splitlines()
-        return [line for line in lines if " convolution(" in line and "b01f_01io->b01f" not in line]
+def test_other_backends_get_the_convolutions_as_they_are():
+    def gradient(inputs, kernel):
+        return jax.grad(lambda kernel: jnp.sum(convolve(inputs, kernel) ** 2))(kernel)
 
-    before, after = compiled(gradient), compiled(with_channels_last(gradient))
-    assert other_orders(before)
-    assert not other_orders(after)
-    np.testing.assert_allclose(after(kernel, inputs), before(kernel, inputs), **ROUNDING)
+    inputs, kernel = jnp.ones((2, 6, 6, 4)), jnp.ones((3, 3, 4, 8))
+
+    def convolutions(function, platform):
+        exported = jax.export.export(jax.jit(function), platforms=[platform])(inputs, kernel)
+        text = exported.mlir_module().split("dim_numbers = ")
+        return sorted(part.split(",")[0:8] for part in text[1:])
+
+    for platform in ("tpu", "cuda"):
+        rewritten = convolutions(with_channels_last(gradient), platform)
+        assert rewritten == convolutions(gradient, platform)
+    assert convolutions(with_channels_last(gradient), "cpu") != convolutions(gradient, "cpu")
+
+
+# Training.
+
+
+class CNN(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.relu(nn.Conv(4, (3, 3))(nn.relu(nn.Conv(4, (3, 3))(x))))
+        x = jdrop.linen.Dropout(0.5, deterministic=not train)(x)
+        return nn.Dense(3)(x.mean((1, 2)))
+
+
+NETWORK = jdrop.linen.as_network(CNN())
+
+
+def make_state(getkey, inputs):
+    return ensemble.init_ensemble(getkey(), NETWORK, optax.sgd(0.1), inputs[:1], ensemble_size=2)
+
+
+@pytest.mark.parametrize("batching", ["vmap", "scan"])
+def test_training_holds_fast_convolutions_only(getkey, batching):
+    inputs, labels = jax.random.normal(getkey(), (6, 6, 6, 2)), jnp.arange(6) % 3
+    many = make_state(getkey, inputs)
+    one = jax.tree.map(lambda leaf: leaf[0], many)
+    sizes = {"num_epochs": 2, "batch_size": 2}
+    fit_one = partial(fit, **sizes)
+    fit_many = partial(ensemble.fit_ensemble, batching=batching, **sizes)
+    assert not slow_convolutions(fit_one, getkey(), one, inputs, labels)
+    assert not slow_convolutions(fit_many, getkey(), many, inputs, labels)
+
+    def steps(key, state):
+        def step(state, key):
+            return train_step(key, state, (inputs, labels))[0], None
+
+        return lax.scan(step, state, jax.random.split(key, 3))[0]
+
+    assert not slow_convolutions(steps, getkey(), one)
+
+
+def test_members_with_convolutions_in_turn_equal_members_at_once(getkey):
+    inputs, labels = jax.random.normal(getkey(), (6, 6, 6, 2)), jnp.arange(6) % 3
+    state, key = make_state(getkey, inputs), getkey()
+    results = [
+        ensemble.fit_ensemble(
+            jax.random.clone(key),
+            state,
+            inputs,
+            labels,
+            num_epochs=2,
+            batch_size=3,
+            batching=batching,
+        )
+        for batching in ("vmap", "scan")
+    ]
+    for one, other in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_step_under_debug_nans_names_nothing_wrong(getkey):
+    inputs, labels = jax.random.normal(getkey(), (6, 6, 6, 2)), jnp.arange(6) % 3
+    network = jdrop.linen.as_network(CNN())
+    state = TrainState.create(network, network.init(getkey(), inputs), optax.sgd(0.1))
+    with jax.debug_nans(True):
+        assert int(train_step(getkey(), state, (inputs, labels))[0].step) == 1
+        with pytest.raises(FloatingPointError):
+            train_step(getkey(), state, (inputs * jnp.inf, labels))
