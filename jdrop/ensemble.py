@@ -293,7 +293,7 @@ def _time_fits(
     """Times a fit of a few steps with each batching."""
     # Raises the errors of the whole fit, with its own numbers, before anything is timed.
     _fit_ensemble.eval_shape(key, state, inputs, labels, rows, 1, batch_size, "vmap")
-    num_examples = jax.tree.leaves(inputs)[0].shape[0]
+    num_examples = jax.tree.leaves((inputs, labels))[0].shape[0]
     every_row = jnp.broadcast_to(jnp.arange(num_examples), (*state.step.shape, num_examples))
     few = (every_row if rows is None else rows)[:, : _STEPS_TO_TIME * batch_size]
 

@@ -181,17 +181,8 @@ def test_auto_checks_the_batch_size_of_a_fit(getkey, batch_size):
 
 
 def test_auto_checks_that_inputs_are_arrays_of_examples(getkey):
-    with pytest.raises(ValueError, match="inputs must hold at least 1 array"):
-        ensemble.fit_ensemble(
-            getkey(), make_state(getkey()), {}, LABELS, num_epochs=1, batch_size=4, batching="auto"
-        )
+    sizes = {"num_epochs": 1, "batch_size": 4}
     with pytest.raises(ValueError, match="a leading axis of examples"):
         ensemble.fit_ensemble(
-            getkey(),
-            make_state(getkey()),
-            jnp.ones(()),
-            LABELS,
-            num_epochs=1,
-            batch_size=4,
-            batching="auto",
+            getkey(), make_state(getkey()), jnp.ones(()), LABELS, batching="auto", **sizes
         )
