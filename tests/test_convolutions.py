@@ -13,7 +13,7 @@ from jax import lax
 
 import jdrop.linen
 from jdrop import ensemble
-from jdrop.convolutions import with_channels_last
+from jdrop.convolutions import has_convolution, with_channels_last
 from jdrop.train import TrainState, fit, train_step
 
 # Sums of some hundred products of order 1, in another order.
@@ -195,3 +195,14 @@ def test_debug_nans_sees_into_a_step(getkey):
         assert int(train_step(getkey(), state, (inputs, labels))[0].step) == 1
         with pytest.raises(FloatingPointError):
             train_step(getkey(), state, (inputs * jnp.inf, labels))
+
+
+def test_a_convolution_is_found_in_loops_and_branches():
+    inputs, kernel = jnp.ones((2, 6, 6, 4)), jnp.ones((3, 3, 4, 4))
+
+    def in_loop(inputs, kernel):
+        return lax.scan(lambda x, _: (in_branches(x, kernel), None), inputs, length=2)
+
+    for function in (convolve, jax.jit(convolve), in_branches, in_loop):
+        assert has_convolution(function, inputs, kernel)
+    assert not has_convolution(jax.jit(jnp.dot), kernel, kernel[0, 0])
