@@ -299,7 +299,7 @@ class Trainer:
             (*state.step.shape, inputs.shape[0]), np.int32, sharding=on_members
         )
 
-        batching = choose_batching(spec.network, state.variables, example, len(devices))
+        batching = batching_by_rule(spec.network, state.variables, example, len(devices))
 
         def fit_epoch(
             key: Array, state: TrainState, inputs: Array, labels: Array, rows: Array
@@ -329,7 +329,7 @@ class Trainer:
         )
 
 
-def choose_batching(network: Network, variables: Variables, inputs: Any, num_devices: int) -> str:
+def batching_by_rule(network: Network, variables: Variables, inputs: Any, num_devices: int) -> str:
     """How members train in one program: "scan" for convolutions on one CPU, "vmap" otherwise.
 
     Batched convolutions are several times slower on a CPU. The choice is by rule, not by time, so

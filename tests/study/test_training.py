@@ -17,7 +17,7 @@ from jdrop.study.methods import WEIGHT_DECAYS
 from jdrop.study.models import MLP, Model
 from jdrop.study.run_folder import RunFolder
 from jdrop.study.settings import Settings
-from jdrop.study.training import DivergedError, NetworkSpec, Trainer, Validation, choose_batching
+from jdrop.study.training import DivergedError, NetworkSpec, Trainer, Validation, batching_by_rule
 
 SETTINGS = Settings(replicates=2, batch_size=10)
 MODEL = Model(lambda: MLP((4,), 3))
@@ -61,7 +61,7 @@ def test_members_with_convolutions_train_in_turn_on_one_cpu(monkeypatch):
         state = jax.eval_shape(
             lambda key, inputs: init(key, network, ADAM, inputs), jax.random.key(0), inputs
         )
-        return choose_batching(network, state.variables, inputs, num_devices)
+        return batching_by_rule(network, state.variables, inputs, num_devices)
 
     assert choice(cnn, 1) == "scan"
     assert choice(MODEL.dropout, 1) == "vmap"
