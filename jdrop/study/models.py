@@ -9,7 +9,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -17,7 +16,7 @@ import jdrop
 import jdrop.linen
 import jdrop.nnx
 from jdrop.calls import ModeError
-from jdrop.network import DropoutSite, Network, Variables, dropout_sites
+from jdrop.network import DropoutSite, Network, Variables, consumed_keys, dropout_sites
 from jdrop.study.data import Dataset
 from jdrop.study.errors import UserError
 
@@ -294,24 +293,23 @@ def _covering_masks(key: Array, shape: tuple[int, ...], rate: Any, num_masks: in
 
 
 def check_model(model: Model, data: Dataset) -> None:
-    """Raises if the model does not fit the data, or draws no mask.
+    """Raises if the model does not fit the data, draws no mask, or draws masks of its own.
+
+    The passes are abstract: they compute nothing. So the initial weights do not matter, which may
+    be zeros.
 
     Raises:
         ModelError: inputs that the model refuses; outputs of another shape than the labels ask
-            for; a model that gives the same outputs with different keys.
+            for; a model that drops nothing in training; a plain network that still consumes keys.
     """
-    inputs = jnp.asarray(data.train_inputs[:16])
-
-    @jax.jit
-    def read(key: Array, inputs: Array) -> list[Array]:
-        """The outputs without dropout, and with two masks."""
-        init_key, *keys = jax.random.split(key, 3)
-        variables = network.init(init_key, inputs)
-        return [network(variables, inputs, mask_key) for mask_key in (None, *keys)]
-
+    inputs = jax.tree.map(jnp.asarray, data.train_inputs[:16])
+    key = jax.eval_shape(lambda: jax.random.key(0))
     try:
         network = model.dropout
-        outputs, *masked_outputs = read(jax.random.key(0), inputs)
+        variables = jax.eval_shape(network.init, key, inputs)
+        outputs = jax.eval_shape(lambda v, x: network(v, x, None), variables, inputs)
+        dropout_keys = consumed_keys(network, variables, inputs)
+        plain_keys = consumed_keys(model.plain, variables, inputs)
     except ModelError:
         raise
     except ModeError as error:
@@ -321,7 +319,7 @@ def check_model(model: Model, data: Dataset) -> None:
             f"the model cannot take inputs of shape {inputs.shape[1:]}: "
             f"{type(error).__name__}: {error}"
         ) from error
-    if not isinstance(outputs, Array):
+    if not isinstance(outputs, jax.ShapeDtypeStruct):
         raise ModelError(
             f"the model must return one array, got {type(outputs).__name__}; put it into a module "
             "that returns the array to compare."
@@ -334,9 +332,16 @@ def check_model(model: Model, data: Dataset) -> None:
             f"the model must give outputs of shape {' or '.join(map(str, allowed))} for "
             f"{len(inputs)} examples, got {outputs.shape}."
         )
-    if np.array_equal(*masked_outputs):
+    if not dropout_keys:
         raise ModelError(
-            "the model draws no mask: two passes with different keys gave the same outputs. Put "
+            "the model draws no mask: its outputs in training depend on no key. Put "
             "jdrop.linen.Dropout or jdrop.nnx.Dropout with a rate above 0 into it, and let its "
             "call take `deterministic` or `train`."
+        )
+    if plain_keys:
+        raise ModelError(
+            "the model without its dropout layers must draw nothing, since plain networks are "
+            f"trained without dropout, but a key is consumed at {', '.join(plain_keys)}. Drop "
+            "with the layers of jdrop or Flax instead, which the comparison can take out: "
+            "Dropout, attention with a dropout rate, or DropPath of jdrop.linen or jdrop.nnx."
         )
