@@ -7,6 +7,7 @@ import math
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,12 @@ from jdrop.study.training import Progress
 
 def compare(
     model: Any,
-    inputs: ArrayLike,
+    inputs: Any,
     labels: ArrayLike,
-    test_inputs: ArrayLike,
+    test_inputs: Any,
     test_labels: ArrayLike,
     *,
-    ood_inputs: ArrayLike | None = None,
+    ood_inputs: Any = None,
     groups: ArrayLike | Sequence[int] | Sequence[str] | None = None,
     test_groups: ArrayLike | Sequence[int] | Sequence[str] | None = None,
     name: str = "your data",
@@ -164,7 +165,7 @@ class Experiment:
         sweep: Mapping[str, Iterable[int | float]] | None,
         command: str,
     ) -> None:
-        self._settings, self._model, self._data, self._command = settings, model, data, command
+        self._settings, self._model, self._command = settings, model, command
         self._margins = checked_margins(margins, data)
         self._sweep = checked_sweep(sweep)
         if "label_noise" in self._sweep:
@@ -175,7 +176,7 @@ class Experiment:
                 f"scores the other, got {len(data.test_labels)}; give more, or train on fewer."
             )
         check_sweep(self._sweep, model, data)
-        check_model(model, data)
+        self._data = data = replace(data, num_classes=check_model(model, data))
         config = run_config(settings, model, data, model_name, self._sweep)
         self.folder = default_folder(config) if folder is None else folder
         self._run_folder = RunFolder(self.folder, config)
@@ -265,14 +266,14 @@ def run_config(
 def hash_program(model: Model, data: Dataset) -> str:
     """Hashes what the networks compute: initialisation, training pass, and prediction."""
 
-    def all_passes(network: Network, key: Array, inputs: Array) -> Any:
+    def all_passes(network: Network, key: Array, inputs: Any) -> Any:
         variables = network.init(jax.random.clone(key), inputs)
         predictions = [network(variables, inputs, None)]
         predictions.append(network(variables, inputs, jax.random.clone(key)))
         trained = network.apply_train(variables, inputs, jax.random.clone(key))
         return variables, predictions, trained
 
-    def all_networks(key: Array, inputs: Array) -> Any:
+    def all_networks(key: Array, inputs: Any) -> Any:
         results = [all_passes(model.dropout, key, inputs)]
         for parameter in sorted(model.changeable):
             # What the model makes of its parameters counts too. A model that fails at this value
@@ -282,7 +283,9 @@ def hash_program(model: Model, data: Dataset) -> str:
                 results.append(all_passes(model.network(**changes), key, inputs))
         return results
 
-    inputs = jax.ShapeDtypeStruct((2, *data.train_inputs.shape[1:]), data.train_inputs.dtype)
+    inputs = jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct((2, *array.shape[1:]), array.dtype), data.train_inputs
+    )
     key = jax.eval_shape(lambda: jax.random.key(0))
     program = jax.jit(all_networks).lower(key, inputs).as_text()
     return hashlib.sha256(program.encode()).hexdigest()[:16]
@@ -306,6 +309,8 @@ def name_of(model: Any) -> str:
         arguments = [*map(name_of, model.args)]
         arguments += [f"{name}={name_of(value)}" for name, value in model.keywords.items()]
         return f"functools.partial({', '.join([name_of(model.func), *arguments])})"
+    if isinstance(model, Network):  # Its functions have no names of their own.
+        return "jdrop.network.Network"
     if callable(model) and hasattr(model, "__qualname__"):
         return f"{model.__module__}.{model.__qualname__}"
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(model))

@@ -40,7 +40,7 @@ LogProbs = Annotated[np.ndarray, pydantic.PlainValidator(_check_axes(3))]
 
 @dataclass(frozen=True)
 class DataPart:
-    """The examples of a run.
+    """The examples of a run. With labels per token these are the tokens that have a label.
 
     Attributes:
         name: of the data set.
@@ -58,6 +58,8 @@ class DataPart:
         test_groups: int32 `[test_size]`, from 0; None without groups.
         group_labels: the groups by their number; None without groups.
         groups_in_training: whether a group of test examples has training examples too.
+        train_sequences: how many sequences hold the training examples, if these are tokens.
+        test_sequences: how many sequences hold the test examples, if these are tokens.
     """
 
     name: str
@@ -75,6 +77,8 @@ class DataPart:
     test_groups: Labels | None = None
     group_labels: list[str] | None = None
     groups_in_training: bool = False
+    train_sequences: int | None = None
+    test_sequences: int | None = None
 
     @property
     def metadata(self) -> dict[str, Any]:
