@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import math
+import os
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from jdrop.network import Network
 from jdrop.study import report
-from jdrop.study.data import Dataset, fingerprint, from_arrays
+from jdrop.study.data import Dataset, fingerprint, from_arrays, labels_of_tokens
 from jdrop.study.errors import UserError
 from jdrop.study.evaluation import evaluate
 from jdrop.study.models import Model, check_model
@@ -177,6 +178,7 @@ class Experiment:
             )
         check_sweep(self._sweep, model, data)
         self._data = data = replace(data, num_classes=check_model(model, data))
+        _check_memory(settings, data)
         config = run_config(settings, model, data, model_name, self._sweep)
         self.folder = default_folder(config) if folder is None else folder
         self._run_folder = RunFolder(self.folder, config)
@@ -236,10 +238,38 @@ def _check_labels_can_be_swept(data: Dataset) -> None:
     """Raises if the share of wrong labels cannot be swept."""
     if data.is_regression:
         raise UserError("label_noise can be swept in classification only; sweep something else.")
+    if data.is_per_token:
+        raise UserError(
+            "label_noise can be swept with one label per example only; sweep something else."
+        )
     if data.label_noise:
         raise UserError(
             f"label_noise cannot be swept where {data.label_noise:.0%} of the labels are made "
             "wrong already; leave one of the two out."
+        )
+
+
+def _check_memory(settings: Settings, data: Dataset) -> None:
+    """Raises if the predictions of one method do not fit in the memory of the machine."""
+    if not hasattr(os, "sysconf"):  # On Windows.
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    num_test, num_train = (
+        len(labels_of_tokens(labels)) for labels in (data.test_labels, data.train_labels)
+    )
+    # Cross-validation predicts the training examples.
+    largest = max(
+        max(settings.num_samples, settings.ensemble_size) * num_test,
+        settings.ensemble_size * num_train,
+    )
+    num_bytes = 4 * settings.replicates * largest * (data.num_classes or 1)
+    if 2 * num_bytes > memory:  # Each is copied at least once.
+        raise UserError(
+            f"the predictions of one method take {num_bytes / 1e9:.1f} GB, twice that is more "
+            f"than the {memory / 1e9:.1f} GB of this machine: {settings.replicates} replicates of "
+            f"{settings.num_samples} masks or {settings.ensemble_size} networks, for {num_test:,} "
+            f"test and {num_train:,} training labels of {data.num_classes or 1:,} classes. Give "
+            "fewer examples, or lower num_samples and ensemble_size."
         )
 
 

@@ -320,6 +320,7 @@ def check_model(model: Model, data: Dataset) -> int | None:
         network = model.dropout
         variables = jax.eval_shape(network.init, key, inputs)
         outputs = jax.eval_shape(lambda v, x: network(v, x, None), variables, inputs)
+        trained, _ = jax.eval_shape(network.apply_train, variables, inputs, key)
         dropout_keys = consumed_keys(network, variables, inputs)
         plain_keys = consumed_keys(model.plain, variables, inputs)
     except ModelError:
@@ -335,6 +336,11 @@ def check_model(model: Model, data: Dataset) -> int | None:
         raise ModelError(
             f"the model must return one array, got {type(outputs).__name__}; choose the array to "
             "compare by `as_network(module, outputs=...)`, and give the network as the model."
+        )
+    if not isinstance(trained, jax.ShapeDtypeStruct):
+        raise ModelError(
+            f"the model must return in training one array, got {type(trained).__name__}; choose "
+            "it in the `call=` of `as_network`, since `outputs=` chooses for predictions only."
         )
     _check_shape(outputs.shape, labels, data)
     if not dropout_keys:

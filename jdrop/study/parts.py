@@ -122,8 +122,8 @@ class NetworksPart:
         epoch_flops: floating-point operations in an epoch of one network.
         epoch_seconds: of an epoch of all networks together, a mean.
         methods: by name of the method, its predictions after each training that it was read with.
-        train_outputs: for the training examples, `[replicate, member, example, class]`, after the
-            epochs of the settings; for recorded groups only.
+        train_outputs: for the training examples, `[replicate, 1, example, class]`, by the first
+            member after the epochs of the settings; for recorded groups only.
         learning_curve: mean scores of the first member of each replicate; for recorded groups only.
         co_adaptation: what the hidden units do; for recorded groups in a run with theory only.
     """

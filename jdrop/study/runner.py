@@ -120,6 +120,11 @@ def run_parts(
     specs, left_out = _specs(settings, model, work.example)
     if sentence := linear_is_left_out(data):
         left_out.append(sentence)
+    if data.ood_inputs is None and not data.is_regression:
+        left_out.append(
+            "There are no out-of-distribution inputs: by default features are shuffled, which "
+            "takes one array of floats and one label per example."
+        )
     missing = [spec for group, spec in specs if not run_folder.has(group.name)]
     trainer.compile_programs([(spec, data) for spec in missing])
     for group, spec in specs:
@@ -266,16 +271,17 @@ class _Work:
         )
         train_outputs = co_adaptation = None
         if spec.record:
-            variables = trained.variables[settings.epochs]
+            # A single network of each replicate is scored.
+            firsts = first_members(trained.variables[settings.epochs], settings.replicates)
             train_outputs = self.predictor.predict(
-                None, spec.network, variables, self.data.train_inputs, self.data.train_labels
+                None, spec.network, firsts, self.data.train_inputs, self.data.train_labels
             )
         if spec.record and settings.theory:
             co_adaptation_key, read_key = jax.random.split(read_key)
             co_adaptation = theory.measure(
                 co_adaptation_key,
                 self.model.dropout,
-                first_members(variables, settings.replicates),
+                firsts,
                 jax.tree.map(jnp.asarray, self.data.test_inputs),
                 jnp.asarray(self.data.test_labels),
                 example_losses,

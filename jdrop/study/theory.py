@@ -288,7 +288,7 @@ def measure(
         return measures, bounds, {name: values.mean(0) for name, values in shares.items()}
 
     @jax.jit
-    def mean_deletion(keys: Array, variables: Variables, inputs: Array, labels: Array) -> Any:
+    def mean_deletion(keys: Array, variables: Variables, inputs: Any, labels: Array) -> Any:
         def delete(key_and_member: tuple[Array, Variables]) -> dict[str, Array]:
             member_key, member = key_and_member
             return deletion_curve(member_key, network, member, inputs, labels, example_losses)
