@@ -56,21 +56,27 @@ def compare(
     with intervals over replicates and test examples.
 
     Args:
-        model: a linen module, or a class or function that makes a linen module or, from an
-            argument `rngs`, an nnx module. It has dropout layers of jdrop or Flax. If the function
-            takes `width_factor`, narrow and wide networks are compared too; if it takes `rate`,
-            the rate can be swept. Outputs are logits `[batch, class]`, in regression `[batch]` or
-            `[batch, 1]`.
-        inputs: training examples, `[example, ...]`, scaled as the model needs them.
-        labels: integers in [0, classes), or floats for regression, `[example]`.
+        model: a linen module; a network that `jdrop.linen.as_network` or `jdrop.nnx.as_network`
+            has made, with a `call=` where the module needs one; or a class or function that makes
+            one of them or, from an argument `rngs`, an nnx module. It drops by layers of jdrop or
+            Flax alone. If the function takes `width_factor`, narrow and wide networks are compared
+            too; if it takes `rate`, the rate can be swept. Outputs are logits `[batch, class]`, in
+            regression `[batch]` or `[batch, 1]`, with labels per token `[batch, length, class]`.
+        inputs: training examples, `[example, ...]`, scaled as the model needs them, or a pytree of
+            arrays `[example, ...]`, such as a dictionary. Floats and uint8 become float32, other
+            integers int32.
+        labels: integers in [0, classes), or floats for regression, `[example]`; or integers per
+            token `[example, length]`, where a number below 0, such as -1, marks positions that are
+            neither trained on nor scored.
         test_inputs: test examples, as `inputs`.
         test_labels: their labels, as `labels`.
         ood_inputs: out-of-distribution inputs, as `inputs`; by default test inputs with shuffled
-            features.
+            features, if the inputs are one array of floats. None with labels per token.
         groups: the group of each training example, such as its patient: integers or text
             `[example]`.
         test_groups: the group of each test example, as `groups`. Intervals and tests then resample
-            whole groups. By default the examples are taken as independent.
+            whole groups. By default the examples are taken as independent, but not the tokens of
+            an example.
         name: of the data, for the report.
         out: folder of the results: predictions, tables, figures, `report.html`. A run that was
             stopped goes on from there. By default nothing is kept.
