@@ -128,8 +128,8 @@ class Network:
 
         This holds for layers of jdrop and of Flax, and for every pass, with and without a key. The
         other layers then accept weights of fewer units than they were made for. The result has no
-        `step_rule`. A second `replace_dropout` sees only the calls for which the first `f` returned
-        None.
+        `step_rule`, and nothing checks whether the mode reaches its layers. A second
+        `replace_dropout` sees only the calls for which the first `f` returned None.
 
         Args:
             f: `f(site, inputs)` returns the outputs of the layer, or None: the layer does what it
