@@ -23,15 +23,22 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jdrop import ensemble, metrics
 from jdrop.network import Network, Variables
 from jdrop.study.analyses import LearningCurve
-from jdrop.study.data import Dataset, take
+from jdrop.study.data import (
+    Dataset,
+    Progress,
+    chunks,
+    is_too_large,
+    labels_of_tokens,
+    shapes_of,
+    take,
+)
+from jdrop.study.data.streams import with_length
 from jdrop.study.errors import UserError
 from jdrop.study.models import RATE
 from jdrop.study.run_folder import RunFolder
 from jdrop.study.settings import Settings
+from jdrop.study.streaming import compile_streamed_epoch
 from jdrop.train import LossFn, TrainState, cross_entropy, train_step, weighted
-
-Progress = Callable[[str, int, int], None]
-"""`progress(description, done, total)`, called as the work goes on."""
 
 NUM_EVALUATIONS = 25  # Points of a learning curve over the epochs of the settings.
 
@@ -202,8 +209,10 @@ class Trainer:
         programs = self._programs[_program_key(spec, data)]
         replicates = self._settings.replicates
         init_key, fit_key = jax.random.split(key)
-        inputs, labels = jax.tree.map(jnp.asarray, (data.train_inputs, data.train_labels))
-        state = programs.init(init_key, take(inputs, slice(1)))
+        inputs, labels = data.train_inputs, data.train_labels
+        state = programs.init(init_key, jax.tree.map(jnp.asarray, take(inputs, slice(1))))
+        if not is_too_large(inputs):
+            inputs, labels = jax.tree.map(jnp.asarray, (inputs, labels))
         if rate is not None:
             rates = np.full(state.step.shape, rate, np.float32)
             state.variables[RATE] = jax.device_put(rates, state.step.sharding)
@@ -246,9 +255,14 @@ class Trainer:
             check_finite(~np.isfinite(np.asarray(losses)[:count]).all(1))
             if spec.record and validation is None and _is_recorded(epoch, interval, last_epoch):
                 log.epochs.append(epoch)
-                network, firsts = spec.network, first_members(state.variables, replicates)
-                log.train.append(mean_losses(network, firsts, inputs, labels))
-                log.test.append(mean_losses(network, firsts, data.test_inputs, data.test_labels))
+                score = partial(
+                    mean_losses,
+                    spec.network,
+                    first_members(state.variables, replicates),
+                    output_bytes=data.output_bytes,
+                )
+                log.train.append(score(inputs, labels))
+                log.test.append(score(data.test_inputs, data.test_labels))
             if validation is not None and epoch in validation.epochs:
                 log.validation.append(validation.losses(first_members(state.variables, count)))
             if str(epoch) in kept:
@@ -285,9 +299,9 @@ class Trainer:
         on_members = NamedSharding(Mesh(np.array(devices), "member"), PartitionSpec("member"))
         replicated = NamedSharding(on_members.mesh, PartitionSpec())
         key = jax.eval_shape(lambda: jax.random.key(0))
-        inputs = _abstract(data.train_inputs, replicated)
+        inputs = _abstract(shapes_of(data.train_inputs), replicated)
         labels = _abstract(data.train_labels, replicated)
-        example = _abstract(take(data.train_inputs, slice(1)), replicated)
+        example = _abstract(with_length(inputs, 1), replicated)
         lowered_init = jax.jit(
             lambda key, inputs: init(key, inputs=inputs), out_shardings=on_members
         ).lower(key, example)
@@ -298,30 +312,40 @@ class Trainer:
             (*state.step.shape, len(data.train_labels)), np.int32, sharding=on_members
         )
 
-        def fit_epoch(
-            key: Array, state: TrainState, inputs: Any, labels: Array, rows: Array
-        ) -> Any:
-            return ensemble.fit_ensemble(
-                key, state, inputs, labels, num_epochs=1, batch_size=batch_size, rows=rows
-            )
-
-        lowered_fit_epoch = jax.jit(fit_epoch, out_shardings=(on_members, on_members)).lower(
-            key, state, inputs, labels, rows
+        compile_epoch = (
+            compile_streamed_epoch if is_too_large(data.train_inputs) else _compile_epoch
         )
         # Runs once: optimizing the program takes longer than running it.
         options: dict[str, Any] = {"xla_backend_optimization_level": 0}
         return _Programs(
             init=lowered_init.compile(compiler_options=options),
-            fit_epoch=lowered_fit_epoch.compile(),
+            fit_epoch=compile_epoch(key, state, inputs, labels, rows, batch_size),
             num_parameters=num_parameters,
             num_bytes=num_bytes,
             epoch_flops=step_flops * (len(data.train_labels) // batch_size),
         )
 
 
+def _compile_epoch(
+    key: Any, state: Any, inputs: Any, labels: Any, rows: Any, batch_size: int
+) -> Callable[..., Any]:
+    """An epoch of all networks on data that the device holds."""
+
+    def fit_epoch(key: Array, state: TrainState, inputs: Any, labels: Array, rows: Array) -> Any:
+        return ensemble.fit_ensemble(
+            key, state, inputs, labels, num_epochs=1, batch_size=batch_size, rows=rows
+        )
+
+    lowered = jax.jit(fit_epoch, out_shardings=rows.sharding).lower(
+        key, state, inputs, labels, rows
+    )
+    return lowered.compile()
+
+
 def _program_key(spec: NetworkSpec, data: Dataset) -> Any:
     """Everything that a compiled program depends on."""
-    leaves, tree = jax.tree.flatten((data.train_inputs, data.train_labels))
+    shapes = shapes_of(data.train_inputs), data.train_labels
+    leaves, tree = jax.tree.flatten(shapes)
     arrays = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
     return spec.network, spec.optimizer, spec.members, tree, arrays
 
@@ -443,8 +467,25 @@ def _losses(network: Network, variables: Variables, inputs: Any, labels: Array) 
 
 
 def mean_losses(
-    network: Network, variables: Variables, inputs: Any, labels: Any
+    network: Network, variables: Variables, inputs: Any, labels: Any, output_bytes: int
 ) -> dict[str, float]:
-    """Mean scores over members and examples."""
-    losses = _losses(network, variables, *jax.tree.map(jnp.asarray, (inputs, labels)))
-    return {name: float(values.mean()) for name, values in losses.items()}
+    """Mean scores over members and examples.
+
+    Args:
+        network: the architecture.
+        variables: of all members, with a leading axis.
+        inputs: `[example, ...]`, a pytree of such arrays, or a stream.
+        labels: `[example]`, or `[example, length]` of tokens.
+        output_bytes: see `Dataset`.
+    """
+    totals: dict[str, float] = {}
+    num_scored = 0
+    for rows in chunks(inputs, output_bytes):
+        # Means are over tokens with a label, of which a chunk may have none.
+        if not (in_chunk := len(labels_of_tokens(np.asarray(labels[rows])))):
+            continue
+        chunk = jax.tree.map(jnp.asarray, (take(inputs, rows), labels[rows]))
+        for name, values in _losses(network, variables, *chunk).items():
+            totals[name] = totals.get(name, 0.0) + in_chunk * float(values.mean())
+        num_scored += in_chunk
+    return {name: total / num_scored for name, total in totals.items()}
