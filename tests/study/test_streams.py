@@ -158,7 +158,10 @@ def test_an_array_that_is_stored_in_chunks_is_a_source(stream_all):
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        (Records(np.where(X[50, 1] < X, np.nan, X)), r"inputs\[\d+:\d+\] must be finite"),
+        (
+            Records(np.where(np.arange(60)[:, None] == 50, np.nan, X)),
+            r"inputs\[48:60\] must be finite, but 4 of 48 values are not, the first at \(2, 0\)",
+        ),
         (Records(X[:, 0]), r"inputs must be \[example, feature, ...\]"),
         (Records({"a": X.astype(str)}), r"inputs\['a'\] must be numbers"),
         (Records(X[:50]), "must hold one number for each of the 50 inputs"),
@@ -264,11 +267,14 @@ def test_errors_of_a_source_end_the_training():
         next(streaming.read_ahead(read, range(3)))
 
 
+def init_members(network, inputs, count):
+    keys = jax.random.split(jax.random.key(0), count)
+    return jax.vmap(lambda key: network.init(key, jnp.asarray(inputs[:1])))(keys)
+
+
 def test_scores_and_predictions_of_chunks_are_those_of_the_whole(monkeypatch):
     network = MODEL.dropout
-    variables = jax.vmap(lambda key: network.init(key, X[:1]))(
-        jax.random.split(jax.random.key(0), 4)
-    )
+    variables = init_members(network, X, 4)
     data = from_arrays("a", X[TRAIN], Y[TRAIN], X[TEST], Y[TEST])
     predictor = Predictor(SETTINGS, data, lambda *call: None)
 
@@ -294,9 +300,7 @@ def test_the_scores_of_tokens_are_means_over_all_chunks(monkeypatch):
     ids, labels = np.int32(X > 0), np.where(X > 0.5, 1, np.where(X > -0.5, 0, -1)).astype(np.int32)
     labels[:14] = -1  # A chunk without a label.
     network = jdrop.linen.as_network(nn.Embed(2, 2), has_dropout=False)
-    variables = jax.vmap(lambda key: network.init(key, ids[:1]))(
-        jax.random.split(jax.random.key(0), 2)
-    )
+    variables = init_members(network, ids, 2)
     whole = mean_losses(network, variables, ids, labels, 32)
     monkeypatch.setattr(streams, "CHUNK_BYTES", 14 * 48)
     assert mean_losses(network, variables, ids, labels, 32) == pytest.approx(whole, rel=1e-5)
@@ -324,17 +328,11 @@ def test_a_comparison_of_sources_is_that_of_arrays_and_goes_on(tmp_path, monkeyp
     settings |= dict(batch_size=8, controls=False, sweep={"train_size": [20]})
 
     def run(make, folder, progress=False):
-        train, test = (make(tmp_path / f"{folder}-{rows}", X[rows]) for rows in (TRAIN, TEST))
-        return jdrop.compare(
-            Net(),
-            train,
-            Y[TRAIN],
-            test,
-            Y[TEST],
-            out=tmp_path / folder,
-            progress=progress,
-            **settings,
-        )
+        train = make(tmp_path / f"{folder}-train", X[TRAIN])
+        test = make(tmp_path / f"{folder}-test", X[TEST])
+        arrays = (train, Y[TRAIN], test, Y[TEST])
+        out = tmp_path / folder
+        return jdrop.compare(Net(), *arrays, out=out, progress=progress, **settings)
 
     def results(comparison):
         return {
