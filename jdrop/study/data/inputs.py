@@ -155,8 +155,7 @@ def _read_rows(name: str, source: Any, rows: np.ndarray) -> Any:
         return jax.tree.map(lambda *arrays: np.stack(arrays)[place], *records)
     except ValueError as error:
         raise DataError(
-            f"all examples of {name} must have the same structure and shapes, but not all from "
-            f"{indices[0]} to {indices[-1]} have: {error}"
+            f"all examples of {name} must have the same structure and shapes: {error}"
         ) from error
 
 
