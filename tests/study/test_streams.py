@@ -188,8 +188,8 @@ SETTINGS = Settings(replicates=2, batch_size=8, epochs=3)
 MODEL = Model(lambda: MLP((6,), 3))
 
 
-def train(folder, inputs, network=MODEL.dropout, labels=np.int32(Y[TRAIN]), record=True):
-    data = Dataset("a", inputs, labels, X[TEST], np.int32(Y[TEST]), 3)
+def train(folder, inputs, network=MODEL.dropout, labels=Y[TRAIN], record=True):
+    data = Dataset("a", inputs, np.int32(labels), X[TEST], np.int32(Y[TEST]), 3)
     spec = NetworkSpec(network, 2, 3, optax.adam(0.01), record=record)
     return Trainer(RunFolder(folder, {}), SETTINGS, lambda *call: None).fit_networks(
         jax.random.key(0), spec, data, checkpoint="a", description="networks"
@@ -233,8 +233,7 @@ def test_the_device_never_holds_all_training_inputs(tmp_path, monkeypatch):
     monkeypatch.setattr(streams, "MEMORY_SHARE", 0.0)
     inputs = checked_inputs("inputs", Watching(many))
     largest.clear()
-    labels = np.int32(np.resize(Y, 2000))
-    train(tmp_path, inputs, labels=labels, record=False)
+    train(tmp_path, inputs, labels=np.resize(Y, 2000), record=False)
     # The rows of the four networks are there, `[network, example]`.
     assert max(largest) == 4 * 2000 * 4 < many.nbytes / 4
     assert 1 <= max(batches) <= 2 * streaming.READ_AHEAD + 2
