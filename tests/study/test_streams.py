@@ -315,9 +315,7 @@ def test_a_comparison_of_sources_is_that_of_arrays_and_goes_on(tmp_path, monkeyp
     settings = dict(replicates=2, ensemble_size=2, budget=2, num_samples=2, epochs=2)
     settings |= dict(batch_size=8, controls=False, sweep={"train_size": [20]})
 
-    def run(make, folder, progress=False):
-        train = make(tmp_path / f"{folder}-train", X[TRAIN])
-        test = make(tmp_path / f"{folder}-test", X[TEST])
+    def run(folder, train, test, progress=False):
         arrays = (train, Y[TRAIN], test, Y[TEST])
         out = tmp_path / folder
         return jdrop.compare(Net(), *arrays, out=out, progress=progress, **settings)
@@ -336,20 +334,19 @@ def test_a_comparison_of_sources_is_that_of_arrays_and_goes_on(tmp_path, monkeyp
             "left out": len(comparison.left_out),
         }
 
-    expected = results(run(lambda folder, inputs: inputs, "arrays"))
+    expected = results(run("arrays", X[TRAIN], X[TEST]))
     assert len(expected["scores"]) > 5
     monkeypatch.setattr(streams, "MEMORY_SHARE", 0.0)
+    sources = memmap(tmp_path, X[TRAIN]), load_with_grain(tmp_path, X[TEST])
 
     def kill(what, done, total):
-        if what.startswith("training dropout networks") and done == 2:
+        if what == "training dropout networks" and done == 2:
             raise KilledError
 
-    for source in ("memmap", "grain"):
-        if source == "grain":
-            with pytest.raises(KilledError):
-                run(SOURCES[source], source, kill)
-            assert [*(tmp_path / source / "checkpoints").iterdir()]
-        found = results(run(SOURCES[source], source))
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected
-        )
+    with pytest.raises(KilledError):
+        run("sources", *sources, kill)
+    assert [*(tmp_path / "sources" / "checkpoints").iterdir()]
+    found = results(run("sources", *sources))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected
+    )
