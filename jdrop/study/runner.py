@@ -62,9 +62,9 @@ from jdrop.study.settings import Settings
 from jdrop.study.training import (
     NetworkSpec,
     Trainer,
-    example_losses,
     first_members,
 )
+from jdrop.study.training_losses import example_losses
 from jdrop.study.tuning import Choice, all_choices, cross_validate, needs_search
 
 ENUMERATED_UNITS = (6, 6)  # With one layer, weight scaling would be exactly the geometric mean.

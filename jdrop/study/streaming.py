@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding
 
+from jdrop.batching import map_members
 from jdrop.ensemble import member_keys
 from jdrop.study.data import take
 from jdrop.train import Batch, TrainState, begin_epoch, fit_step
@@ -33,7 +34,7 @@ class StreamedEpoch:
 
     Attributes:
         begin: the compiled `_begin_networks`.
-        step: the compiled `_step_networks`.
+        step: the compiled `fit_step` of all networks, `[network, batch, ...]`.
         sharding: divides the networks among the devices.
     """
 
@@ -76,7 +77,13 @@ class StreamedEpoch:
 
 
 def compile_streamed_epoch(
-    key: Any, state: Any, inputs: Any, labels: Any, rows: Any, batch_size: int
+    key: Any,
+    state: Any,
+    inputs: Any,
+    labels: Any,
+    rows: Any,
+    batch_size: int,
+    batching: str,
 ) -> StreamedEpoch:
     """Compiles the programs of an epoch.
 
@@ -88,6 +95,7 @@ def compile_streamed_epoch(
         labels: of all examples.
         rows: `[network, row]`.
         batch_size: how many examples each step of a network takes.
+        batching: "vmap" or "scan"; see `jdrop.ensemble.fit_ensemble`.
     """
     sharding = rows.sharding
 
@@ -97,7 +105,7 @@ def compile_streamed_epoch(
         )
 
     begin = jax.jit(partial(_begin_networks, batch_size=batch_size), out_shardings=sharding)
-    step = jax.jit(_step_networks, out_shardings=sharding)
+    step = jax.jit(partial(map_members, batching, fit_step), out_shardings=sharding)
     state, mask_keys, _ = shard(jax.eval_shape(begin, key, state, rows))
     batch = jax.tree.map(
         lambda array: jax.ShapeDtypeStruct(
@@ -128,11 +136,6 @@ def _begin_networks(
         return state, mask_key, batches
 
     return jax.vmap(begin)(member_keys(key, rows.shape[0]), state, rows)
-
-
-def _step_networks(mask_keys: Array, state: TrainState, batch: Batch) -> tuple[TrainState, Array]:
-    """A step of `fit_ensemble`: every network trains on its own batch, `[network, batch, ...]`."""
-    return jax.vmap(fit_step)(mask_keys, state, batch)
 
 
 def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -20,15 +20,14 @@ import optax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jdrop import ensemble, metrics
+from jdrop import ensemble
+from jdrop.convolutions import has_convolution
 from jdrop.network import Network, Variables
 from jdrop.study.analyses import LearningCurve
 from jdrop.study.data import (
     Dataset,
     Progress,
-    chunks,
     is_too_large,
-    labels_of_tokens,
     shapes_of,
     take,
 )
@@ -38,7 +37,8 @@ from jdrop.study.models import RATE
 from jdrop.study.run_folder import RunFolder
 from jdrop.study.settings import Settings
 from jdrop.study.streaming import compile_streamed_epoch
-from jdrop.train import LossFn, TrainState, cross_entropy, train_step, weighted
+from jdrop.study.training_losses import loss_fn_of, mean_losses
+from jdrop.train import TrainState, train_step
 
 NUM_EVALUATIONS = 25  # Points of a learning curve over the epochs of the settings.
 
@@ -294,7 +294,7 @@ class Trainer:
             optimizer=spec.optimizer,
             # Rounded up to a multiple of the devices; surplus members are discarded.
             ensemble_size=-(-count // len(devices)) * len(devices),
-            loss_fn=_loss_fn(data),
+            loss_fn=loss_fn_of(data),
         )
         on_members = NamedSharding(Mesh(np.array(devices), "member"), PartitionSpec("member"))
         replicated = NamedSharding(on_members.mesh, PartitionSpec())
@@ -312,6 +312,7 @@ class Trainer:
             (*state.step.shape, len(data.train_labels)), np.int32, sharding=on_members
         )
 
+        batching = batching_by_rule(spec.network, state.variables, example, len(devices))
         compile_epoch = (
             compile_streamed_epoch if is_too_large(data.train_inputs) else _compile_epoch
         )
@@ -319,7 +320,7 @@ class Trainer:
         options: dict[str, Any] = {"xla_backend_optimization_level": 0}
         return _Programs(
             init=lowered_init.compile(compiler_options=options),
-            fit_epoch=compile_epoch(key, state, inputs, labels, rows, batch_size),
+            fit_epoch=compile_epoch(key, state, inputs, labels, rows, batch_size, batching),
             num_parameters=num_parameters,
             num_bytes=num_bytes,
             epoch_flops=step_flops * (len(data.train_labels) // batch_size),
@@ -327,19 +328,48 @@ class Trainer:
 
 
 def _compile_epoch(
-    key: Any, state: Any, inputs: Any, labels: Any, rows: Any, batch_size: int
+    key: Any, state: Any, inputs: Any, labels: Any, rows: Any, batch_size: int, batching: str
 ) -> Callable[..., Any]:
     """An epoch of all networks on data that the device holds."""
 
     def fit_epoch(key: Array, state: TrainState, inputs: Any, labels: Array, rows: Array) -> Any:
         return ensemble.fit_ensemble(
-            key, state, inputs, labels, num_epochs=1, batch_size=batch_size, rows=rows
+            key,
+            state,
+            inputs,
+            labels,
+            num_epochs=1,
+            batch_size=batch_size,
+            rows=rows,
+            batching=batching,
         )
 
     lowered = jax.jit(fit_epoch, out_shardings=rows.sharding).lower(
         key, state, inputs, labels, rows
     )
     return lowered.compile()
+
+
+def batching_by_rule(network: Network, variables: Variables, inputs: Any, num_devices: int) -> str:
+    """How members train in one program: "scan" for convolutions on one CPU, "vmap" otherwise.
+
+    Batched convolutions are several times slower on a CPU. The choice is by rule, not by time, so
+    that a run can be repeated exactly. Several devices share the members, which must be batched.
+
+    Args:
+        network: the architecture.
+        variables: shapes and dtypes of all members.
+        inputs: shapes and dtypes of an example batch.
+        num_devices: how many devices train the members.
+    """
+    if jax.default_backend() != "cpu" or num_devices > 1:
+        return "vmap"
+    member = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), variables)
+
+    def predict(variables: Variables, inputs: Any) -> Any:
+        return network(variables, inputs, None)
+
+    return "scan" if has_convolution(predict, member, inputs) else "vmap"
 
 
 def _program_key(spec: NetworkSpec, data: Dataset) -> Any:
@@ -409,83 +439,3 @@ def check_finite(has_diverged: Any) -> None:
             f"training diverged: {int(has_diverged.sum())} of {has_diverged.size} networks have "
             "losses or predictions that are not finite; take a smaller learning rate."
         )
-
-
-def squared_error(outputs: Array, targets: Array) -> Array:
-    """The loss of regression: one squared error for each example."""
-    return (outputs.reshape(targets.shape) - targets) ** 2
-
-
-def token_cross_entropy(outputs: Array, labels: Array) -> Array:
-    """The mean cross-entropy of all tokens of a batch that have a label, a scalar.
-
-    A long sequence has more weight than a short one, as is usual for language models.
-
-    Args:
-        outputs: logits `[sequence, length, class]`.
-        labels: `[sequence, length]`, below 0 where there is no label.
-    """
-    return _weighted_cross_entropy(outputs, (labels, labels >= 0))
-
-
-_weighted_cross_entropy = weighted(cross_entropy)
-
-
-def _loss_fn(data: Dataset) -> LossFn:
-    if data.is_regression:
-        return squared_error
-    return token_cross_entropy if data.is_per_token else cross_entropy
-
-
-def example_losses(outputs: Array, labels: Array) -> dict[str, Array]:
-    """Scores of each example from a network's outputs, by name.
-
-    With labels per token the scores `[sequence, length]` are 0 at positions without a label. Those
-    of the tokens are scaled, so that the mean over all positions is the mean over tokens.
-    """
-    if labels.ndim > 1:
-        flat = example_losses(
-            outputs.reshape(-1, outputs.shape[-1]), jnp.maximum(labels, 0).reshape(-1)
-        )
-        weights = (labels >= 0) / jnp.mean(labels >= 0)
-        return {
-            name: jnp.where(labels >= 0, weights * losses.reshape(labels.shape), 0)
-            for name, losses in flat.items()
-        }
-    if jnp.issubdtype(labels.dtype, jnp.integer):
-        losses = metrics.losses(jax.nn.log_softmax(outputs), labels)
-        return {"nll": losses["nll"], "error": losses["error"]}
-    return {"mse": squared_error(outputs, labels)}
-
-
-@partial(jax.jit, static_argnames="network")
-def _losses(network: Network, variables: Variables, inputs: Any, labels: Array) -> dict[str, Array]:
-    """Scores `[member, example]` of networks without dropout."""
-    return jax.lax.map(
-        lambda member: example_losses(network(member, inputs, None), labels), variables
-    )
-
-
-def mean_losses(
-    network: Network, variables: Variables, inputs: Any, labels: Any, output_bytes: int
-) -> dict[str, float]:
-    """Mean scores over members and examples.
-
-    Args:
-        network: the architecture.
-        variables: of all members, with a leading axis.
-        inputs: `[example, ...]`, a pytree of such arrays, or a stream.
-        labels: `[example]`, or `[example, length]` of tokens.
-        output_bytes: see `Dataset`.
-    """
-    totals: dict[str, float] = {}
-    num_scored = 0
-    for rows in chunks(inputs, output_bytes):
-        # Means are over tokens with a label, of which a chunk may have none.
-        if not (in_chunk := len(labels_of_tokens(np.asarray(labels[rows])))):
-            continue
-        chunk = jax.tree.map(jnp.asarray, (take(inputs, rows), labels[rows]))
-        for name, values in _losses(network, variables, *chunk).items():
-            totals[name] = totals.get(name, 0.0) + in_chunk * float(values.mean())
-        num_scored += in_chunk
-    return {name: total / num_scored for name, total in totals.items()}

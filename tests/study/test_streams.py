@@ -33,7 +33,8 @@ from jdrop.study.models import MLP, Model
 from jdrop.study.predictor import Predictor
 from jdrop.study.run_folder import RunFolder
 from jdrop.study.settings import Settings
-from jdrop.study.training import NetworkSpec, Trainer, mean_losses
+from jdrop.study.training import NetworkSpec, Trainer
+from jdrop.study.training_losses import mean_losses
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(60, 4)).astype(np.float32)
