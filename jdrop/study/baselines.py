@@ -10,7 +10,15 @@ from collections.abc import Callable
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from jdrop.study.data import NUM_FOLDS, Dataset, folds, generator, stratified
+from jdrop.study.data import (
+    NUM_FOLDS,
+    Dataset,
+    folds,
+    generator,
+    labels_of_tokens,
+    strata,
+    stratified,
+)
 from jdrop.study.parts import BaselineOutputs, BaselinesPart
 
 PENALTIES = tuple(10.0**exponent for exponent in range(-2, 5))
@@ -56,7 +64,8 @@ def baselines_part(data: Dataset, seed: int, progress: Progress) -> BaselinesPar
         with threadpool_limits(1):
             baselines.append(_linear_model(data, seed, progress))
     start = time.perf_counter()
-    outputs = _fit_constant(data)(data.test_inputs).astype(np.float32)
+    num_test = len(labels_of_tokens(data.test_labels))
+    outputs = _constant_outputs(data, num_test).astype(np.float32)
     baselines.append(
         BaselineOutputs(
             name="constant",
@@ -73,7 +82,11 @@ def baselines_part(data: Dataset, seed: int, progress: Progress) -> BaselinesPar
 
 
 def linear_is_left_out(data: Dataset) -> str | None:
-    """A sentence if the linear model would need too much memory, else None."""
+    """A sentence if the linear model does not fit the data or would need too much memory."""
+    if not data.has_features:
+        return "No linear model was fitted, since the inputs are not one array of floats."
+    if data.is_per_token:
+        return "No linear model was fitted, since the labels are per token."
     size = data.train_inputs.size
     if size <= MAX_TRAIN_VALUES:
         return None
@@ -89,9 +102,8 @@ def _linear_model(data: Dataset, seed: int, progress: Progress) -> BaselineOutpu
     fit = _fit_ridge if data.is_regression else _fit_logistic
     labels = data.train_labels
     fold_of_example = folds(labels, data.train_groups, data.test_groups, NUM_FOLDS, seed)
-    strata = np.zeros(len(labels), int) if data.is_regression else labels
     chosen = stratified(
-        generator(seed, "baselines"), strata, min(len(labels), MAX_SELECTION_EXAMPLES)
+        generator(seed, "baselines"), strata(labels), min(len(labels), MAX_SELECTION_EXAMPLES)
     )
     num_fits = int(fold_of_example.max()) + 2
     losses = np.zeros(len(PENALTIES))
@@ -133,12 +145,12 @@ def _sum_of_losses(outputs: np.ndarray, labels: np.ndarray) -> float:
     return -float(outputs[np.arange(len(labels)), labels].sum())
 
 
-def _fit_constant(data: Dataset) -> Predictions:
+def _constant_outputs(data: Dataset, num_test: int) -> np.ndarray:
+    """The same prediction for each of so many examples."""
     if data.is_regression:
-        mean = data.train_labels.mean(dtype=np.float64)
-        return lambda inputs: np.full(len(inputs), mean)
-    log_shares = _log_shares(data.train_labels, data.num_classes or 1)
-    return lambda inputs: np.tile(log_shares, (len(inputs), 1))
+        return np.full(num_test, data.train_labels.mean(dtype=np.float64))
+    log_shares = _log_shares(labels_of_tokens(data.train_labels), data.num_classes or 1)
+    return np.tile(log_shares, (num_test, 1))
 
 
 def _log_shares(labels: np.ndarray, num_classes: int) -> np.ndarray:

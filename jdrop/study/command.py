@@ -166,6 +166,7 @@ def load_data(options: Mapping[str, Any]) -> Dataset:
         test_path=options["test_file"],
         ood_path=_path(options["ood"]),
         groups=options["groups"],
+        as_features=options["model"] is None,
         **shared,
     )
 

@@ -4,9 +4,11 @@ import contextlib
 import dataclasses
 import hashlib
 import math
+import os
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from rich.console import Console
 
 from jdrop.network import Network
 from jdrop.study import report
-from jdrop.study.data import Dataset, fingerprint, from_arrays
+from jdrop.study.data import Dataset, fingerprint, from_arrays, labels_of_tokens
 from jdrop.study.errors import UserError
 from jdrop.study.evaluation import evaluate
 from jdrop.study.models import Model, check_model
@@ -33,12 +35,12 @@ from jdrop.study.training import Progress
 
 def compare(
     model: Any,
-    inputs: ArrayLike,
+    inputs: Any,
     labels: ArrayLike,
-    test_inputs: ArrayLike,
+    test_inputs: Any,
     test_labels: ArrayLike,
     *,
-    ood_inputs: ArrayLike | None = None,
+    ood_inputs: Any = None,
     groups: ArrayLike | Sequence[int] | Sequence[str] | None = None,
     test_groups: ArrayLike | Sequence[int] | Sequence[str] | None = None,
     name: str = "your data",
@@ -54,21 +56,27 @@ def compare(
     with intervals over replicates and test examples.
 
     Args:
-        model: a linen module, or a class or function that makes a linen module or, from an
-            argument `rngs`, an nnx module. It has dropout layers of jdrop or Flax. If the function
-            takes `width_factor`, narrow and wide networks are compared too; if it takes `rate`,
-            the rate can be swept. Outputs are logits `[batch, class]`, in regression `[batch]` or
-            `[batch, 1]`.
-        inputs: training examples, `[example, ...]`, scaled as the model needs them.
-        labels: integers in [0, classes), or floats for regression, `[example]`.
+        model: a linen module; a network that `jdrop.linen.as_network` or `jdrop.nnx.as_network`
+            has made, with a `call=` where the module needs one; or a class or function that makes
+            one of them or, from an argument `rngs`, an nnx module. It drops by layers of jdrop or
+            Flax alone. If the function takes `width_factor`, narrow and wide networks are compared
+            too; if it takes `rate`, the rate can be swept. Outputs are logits `[batch, class]`, in
+            regression `[batch]` or `[batch, 1]`, with labels per token `[batch, length, class]`.
+        inputs: training examples, `[example, ...]`, scaled as the model needs them, or a pytree of
+            arrays `[example, ...]`, such as a dictionary. Floats and uint8 become float32, other
+            integers int32.
+        labels: integers in [0, classes), or floats for regression, `[example]`; or integers per
+            token `[example, length]`, where a number below 0, such as -1, marks positions that are
+            neither trained on nor scored.
         test_inputs: test examples, as `inputs`.
         test_labels: their labels, as `labels`.
         ood_inputs: out-of-distribution inputs, as `inputs`; by default test inputs with shuffled
-            features.
+            features, if the inputs are one array of floats. None with labels per token.
         groups: the group of each training example, such as its patient: integers or text
             `[example]`.
         test_groups: the group of each test example, as `groups`. Intervals and tests then resample
-            whole groups. By default the examples are taken as independent.
+            whole groups. By default the examples are taken as independent, but not the tokens of
+            an example.
         name: of the data, for the report.
         out: folder of the results: predictions, tables, figures, `report.html`. A run that was
             stopped goes on from there. By default nothing is kept.
@@ -164,7 +172,7 @@ class Experiment:
         sweep: Mapping[str, Iterable[int | float]] | None,
         command: str,
     ) -> None:
-        self._settings, self._model, self._data, self._command = settings, model, data, command
+        self._settings, self._model, self._command = settings, model, command
         self._margins = checked_margins(margins, data)
         self._sweep = checked_sweep(sweep)
         if "label_noise" in self._sweep:
@@ -175,7 +183,8 @@ class Experiment:
                 f"scores the other, got {len(data.test_labels)}; give more, or train on fewer."
             )
         check_sweep(self._sweep, model, data)
-        check_model(model, data)
+        self._data = data = replace(data, num_classes=check_model(model, data))
+        _check_memory(settings, data)
         config = run_config(settings, model, data, model_name, self._sweep)
         self.folder = default_folder(config) if folder is None else folder
         self._run_folder = RunFolder(self.folder, config)
@@ -235,10 +244,38 @@ def _check_labels_can_be_swept(data: Dataset) -> None:
     """Raises if the share of wrong labels cannot be swept."""
     if data.is_regression:
         raise UserError("label_noise can be swept in classification only; sweep something else.")
+    if data.is_per_token:
+        raise UserError(
+            "label_noise can be swept with one label per example only; sweep something else."
+        )
     if data.label_noise:
         raise UserError(
             f"label_noise cannot be swept where {data.label_noise:.0%} of the labels are made "
             "wrong already; leave one of the two out."
+        )
+
+
+def _check_memory(settings: Settings, data: Dataset) -> None:
+    """Raises if the predictions of one method do not fit in the memory of the machine."""
+    if not hasattr(os, "sysconf"):  # On Windows.
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    num_test, num_train = (
+        len(labels_of_tokens(labels)) for labels in (data.test_labels, data.train_labels)
+    )
+    # Cross-validation predicts the training examples.
+    largest = max(
+        max(settings.num_samples, settings.ensemble_size) * num_test,
+        settings.ensemble_size * num_train,
+    )
+    num_bytes = 4 * settings.replicates * largest * (data.num_classes or 1)
+    if 2 * num_bytes > memory:  # Each is copied at least once.
+        raise UserError(
+            f"the predictions of one method take {num_bytes / 1e9:.1f} GB, twice that is more "
+            f"than the {memory / 1e9:.1f} GB of this machine: {settings.replicates} replicates of "
+            f"{settings.num_samples} masks or {settings.ensemble_size} networks, for {num_test:,} "
+            f"test and {num_train:,} training labels of {data.num_classes or 1:,} classes. Give "
+            "fewer examples, or lower num_samples and ensemble_size."
         )
 
 
@@ -265,14 +302,14 @@ def run_config(
 def hash_program(model: Model, data: Dataset) -> str:
     """Hashes what the networks compute: initialisation, training pass, and prediction."""
 
-    def all_passes(network: Network, key: Array, inputs: Array) -> Any:
+    def all_passes(network: Network, key: Array, inputs: Any) -> Any:
         variables = network.init(jax.random.clone(key), inputs)
         predictions = [network(variables, inputs, None)]
         predictions.append(network(variables, inputs, jax.random.clone(key)))
         trained = network.apply_train(variables, inputs, jax.random.clone(key))
         return variables, predictions, trained
 
-    def all_networks(key: Array, inputs: Array) -> Any:
+    def all_networks(key: Array, inputs: Any) -> Any:
         results = [all_passes(model.dropout, key, inputs)]
         for parameter in sorted(model.changeable):
             # What the model makes of its parameters counts too. A model that fails at this value
@@ -282,7 +319,9 @@ def hash_program(model: Model, data: Dataset) -> str:
                 results.append(all_passes(model.network(**changes), key, inputs))
         return results
 
-    inputs = jax.ShapeDtypeStruct((2, *data.train_inputs.shape[1:]), data.train_inputs.dtype)
+    inputs = jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct((2, *array.shape[1:]), array.dtype), data.train_inputs
+    )
     key = jax.eval_shape(lambda: jax.random.key(0))
     program = jax.jit(all_networks).lower(key, inputs).as_text()
     return hashlib.sha256(program.encode()).hexdigest()[:16]
@@ -306,6 +345,8 @@ def name_of(model: Any) -> str:
         arguments = [*map(name_of, model.args)]
         arguments += [f"{name}={name_of(value)}" for name, value in model.keywords.items()]
         return f"functools.partial({', '.join([name_of(model.func), *arguments])})"
+    if isinstance(model, Network):  # Its functions have no names of their own.
+        return "jdrop.network.Network"
     if callable(model) and hasattr(model, "__qualname__"):
         return f"{model.__module__}.{model.__qualname__}"
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(model))

@@ -5,6 +5,7 @@ operations of the network, not by its name: a name does not say what a layer rea
 """
 
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +26,7 @@ RESHAPES = frozenset(("reshape", "squeeze", "expand_dims", "broadcast_in_dim"))
 """Primitives that keep the order of the pixels, if they keep their count."""
 
 
-def first_layer_tiles(network: Network, variables: Variables, inputs: Array) -> np.ndarray | None:
+def first_layer_tiles(network: Network, variables: Variables, inputs: Any) -> np.ndarray | None:
     """The weights of the first layer as square tiles, `[tile, side * side]`.
 
     A tile holds the weights of one unit for all pixels, in the order of the inputs. For a
@@ -34,12 +35,13 @@ def first_layer_tiles(network: Network, variables: Variables, inputs: Array) -> 
     Args:
         network: made by `as_network`.
         variables: of one network.
-        inputs: `[example, ...]`.
+        inputs: `[example, ...]`, or a pytree of such arrays.
 
     Returns:
-        None where the weights are no images: a first layer of another kind, such as an embedding;
-        one that reads part of an example, or pixels in another order; weights that are computed
-        from parameters; filters of one pixel; tiles that are not square; a table of inputs.
+        None where the weights are no images: several inputs; a first layer of another kind, such
+        as an embedding; one that reads part of an example, or pixels in another order; weights that
+        are computed from parameters; filters of one pixel; tiles that are not square; a table of
+        inputs.
 
     Example:
         >>> import flax.linen as nn, jax.numpy as jnp, jdrop.linen
@@ -49,6 +51,8 @@ def first_layer_tiles(network: Network, variables: Variables, inputs: Array) -> 
         >>> first_layer_tiles(network, variables, inputs).shape
         (10, 9)
     """
+    if not isinstance(inputs, Array):
+        return None
     leaves, tree = jax.tree.flatten(variables)
     num_pixels = inputs.size // len(inputs)
     is_table = inputs.ndim == 2 and num_pixels < MIN_SIDE**2

@@ -17,8 +17,8 @@ import jdrop
 import jdrop.linen
 import jdrop.nnx
 from jdrop.calls import ModeError
-from jdrop.network import DropoutSite, Network, Variables, dropout_sites
-from jdrop.study.data import Dataset
+from jdrop.network import DropoutSite, Network, Variables, consumed_keys, dropout_sites
+from jdrop.study.data import Dataset, take
 from jdrop.study.errors import UserError
 
 CHANGEABLE = ("rate", "width_factor")
@@ -60,9 +60,9 @@ class Model:
     """An architecture that makes networks with dropout, without it, at other rates and widths.
 
     Args:
-        model: a linen module, or a class or function that makes a linen module. The factory may
-            take `rate` and `width_factor`, which multiplies the widths of the hidden layers. A
-            factory of an nnx module takes `rngs` too.
+        model: a linen module; a network, as `as_network` makes it; or a class or function that
+            makes one of them. The factory may take `rate` and `width_factor`, which multiplies the
+            widths of the hidden layers. A factory of an nnx module takes `rngs` too.
 
     Raises:
         ModelError: an nnx module instead of its factory; a factory with another argument that has
@@ -75,14 +75,14 @@ class Model:
                 f"the model is an nnx module, {type(model).__name__}; give its class or "
                 "`lambda rngs: ...`, since each network needs weights of its own."
             )
-        if isinstance(model, nn.Module):
+        if isinstance(model, nn.Module | Network):
             self._factory: Callable[..., Any] = lambda: model
         elif callable(model):
             self._factory = model
         else:
             raise ModelError(
                 "the model must be a linen module, or a class or function that makes a linen or "
-                f"nnx module, got {type(model).__name__}."
+                f"nnx module, or a network of `as_network`, got {type(model).__name__}."
             )
         # Flax's metaclasses hide the arguments of a class; its `__init__` shows them.
         is_class = inspect.isclass(self._factory)
@@ -119,10 +119,17 @@ class Model:
         if self._is_nnx:
             return jdrop.nnx.as_network(factory, has_dropout=has_dropout)
         module = factory()
+        if isinstance(module, Network):
+            if module.init_fn is None or module.replace_fn is None:
+                raise ModelError(
+                    "a network must have an init_fn and a replace_fn to be compared; make it with "
+                    "`jdrop.linen.as_network` or `jdrop.nnx.as_network`."
+                )
+            return module
         if not isinstance(module, nn.Module):
             raise ModelError(
-                "the model's factory must make a linen module, or an nnx module from an argument "
-                f"named rngs, got {type(module).__name__}."
+                "the model's factory must make a linen module, an nnx module from an argument "
+                f"named rngs, or a network of `as_network`, got {type(module).__name__}."
             )
         return jdrop.linen.as_network(module, has_dropout=has_dropout)
 
@@ -172,7 +179,7 @@ class Model:
 
     @cached_property
     def _network_at_any_rate(self) -> Network:
-        def init(key: Array, inputs: Array) -> Variables:
+        def init(key: Array, inputs: Any) -> Variables:
             return {**self.dropout.init(key, inputs), RATE: jnp.zeros(())}
 
         return _network_of_collection(RATE, lambda rate: self.network(rate=rate), init)
@@ -237,7 +244,7 @@ class Model:
 
             return self.dropout.replace_dropout(apply_fixed_mask)
 
-        def init(key: Array, inputs: Array) -> Variables:
+        def init(key: Array, inputs: Any) -> Variables:
             init_key, mask_key = jax.random.split(key)
             layers = {site.name: site for site in self.sites(inputs)}
             masks = {}
@@ -260,7 +267,7 @@ def _keep_all(site: DropoutSite, inputs: Array) -> Array:
 def _network_of_collection(
     collection: str,
     make_network: Callable[[Any], Network],
-    init: Callable[[Array, Array], Variables],
+    init: Callable[[Array, Any], Variables],
 ) -> Network:
     """A network that is made of one collection of its variables, which training leaves alone."""
 
@@ -268,11 +275,11 @@ def _network_of_collection(
         rest = {name: value for name, value in variables.items() if name != collection}
         return make_network(variables[collection]), rest
 
-    def apply(variables: Variables, inputs: Array, key: Array | None) -> Array:
+    def apply(variables: Variables, inputs: Any, key: Array | None) -> Array:
         network, rest = split(variables)
         return network(rest, inputs, key)
 
-    def apply_train(variables: Variables, inputs: Array, key: Array) -> tuple[Array, Variables]:
+    def apply_train(variables: Variables, inputs: Any, key: Array) -> tuple[Array, Variables]:
         network, rest = split(variables)
         outputs, rest = network.apply_train(rest, inputs, key)
         return outputs, {**rest, collection: variables[collection]}
@@ -293,50 +300,86 @@ def _covering_masks(key: Array, shape: tuple[int, ...], rate: Any, num_masks: in
     return (rank < num_kept).reshape(num_masks, *shape)
 
 
-def check_model(model: Model, data: Dataset) -> None:
-    """Raises if the model does not fit the data, or draws no mask.
+def check_model(model: Model, data: Dataset) -> int | None:
+    """Raises if the model does not fit the data, draws no mask, or draws masks of its own.
+
+    The passes are abstract: they compute nothing. So the initial weights do not matter, which may
+    be zeros.
+
+    Returns:
+        The number of classes that the model tells apart, None in regression.
 
     Raises:
         ModelError: inputs that the model refuses; outputs of another shape than the labels ask
-            for; a model that gives the same outputs with different keys.
+            for; a model that drops nothing in training; a plain network that still consumes keys.
     """
-    inputs = jnp.asarray(data.train_inputs[:16])
-
-    @jax.jit
-    def read(key: Array, inputs: Array) -> list[Array]:
-        """The outputs without dropout, and with two masks."""
-        init_key, *keys = jax.random.split(key, 3)
-        variables = network.init(init_key, inputs)
-        return [network(variables, inputs, mask_key) for mask_key in (None, *keys)]
-
+    labels = data.train_labels[:16]
+    inputs = jax.tree.map(jnp.asarray, take(data.train_inputs, slice(16)))
+    key = jax.eval_shape(lambda: jax.random.key(0))
     try:
         network = model.dropout
-        outputs, *masked_outputs = read(jax.random.key(0), inputs)
+        variables = jax.eval_shape(network.init, key, inputs)
+        outputs = jax.eval_shape(lambda v, x: network(v, x, None), variables, inputs)
+        trained, _ = jax.eval_shape(network.apply_train, variables, inputs, key)
+        dropout_keys = consumed_keys(network, variables, inputs)
+        plain_keys = consumed_keys(model.plain, variables, inputs)
     except ModelError:
         raise
     except ModeError as error:
         raise ModelError(str(error)) from error
     except (Exception, SystemExit) as error:  # A user's model may raise anything.
         raise ModelError(
-            f"the model cannot take inputs of shape {inputs.shape[1:]}: "
+            f"the model cannot take inputs of shape {_shapes(inputs)}: "
             f"{type(error).__name__}: {error}"
         ) from error
-    if not isinstance(outputs, Array):
+    if not isinstance(outputs, jax.ShapeDtypeStruct):
         raise ModelError(
-            f"the model must return one array, got {type(outputs).__name__}; put it into a module "
-            "that returns the array to compare."
+            f"the model must return one array, got {type(outputs).__name__}; choose the array to "
+            "compare by `as_network(module, outputs=...)`, and give the network as the model."
         )
-    allowed: tuple[tuple[int | None, ...], ...] = ((len(inputs), data.num_classes),)
-    if data.is_regression:
-        allowed = ((len(inputs),), (len(inputs), 1))
-    if outputs.shape not in allowed:
+    if not isinstance(trained, jax.ShapeDtypeStruct):
         raise ModelError(
-            f"the model must give outputs of shape {' or '.join(map(str, allowed))} for "
-            f"{len(inputs)} examples, got {outputs.shape}."
+            f"the model must return in training one array, got {type(trained).__name__}; choose "
+            "it in the `call=` of `as_network`, since `outputs=` chooses for predictions only."
         )
-    if np.array_equal(*masked_outputs):
+    _check_shape(outputs.shape, labels, data)
+    if not dropout_keys:
         raise ModelError(
-            "the model draws no mask: two passes with different keys gave the same outputs. Put "
+            "the model draws no mask: its outputs in training depend on no key. Put "
             "jdrop.linen.Dropout or jdrop.nnx.Dropout with a rate above 0 into it, and let its "
             "call take `deterministic` or `train`."
+        )
+    if plain_keys:
+        raise ModelError(
+            "the model without its dropout layers must draw nothing, since plain networks are "
+            f"trained without dropout, but a key is consumed at {', '.join(plain_keys)}. Drop "
+            "with the layers of jdrop or Flax instead, which the comparison can take out: "
+            "Dropout, attention with a dropout rate, or DropPath of jdrop.linen or jdrop.nnx."
+        )
+    return None if data.is_regression else outputs.shape[-1]
+
+
+def _shapes(inputs: Any) -> Any:
+    """The shapes of examples."""
+    return jax.tree.map(lambda array: array.shape[1:], inputs)
+
+
+def _check_shape(shape: tuple[int, ...], labels: np.ndarray, data: Dataset) -> None:
+    """Raises if outputs of this shape do not fit the labels."""
+    allowed: tuple[Any, ...] = ((len(labels), data.num_classes),)
+    if data.is_regression:
+        allowed = ((len(labels),), (len(labels), 1))
+    num_classes = data.num_classes or 1
+    if not data.is_per_token:
+        if shape not in allowed:
+            raise ModelError(
+                f"the model must give outputs of shape {' or '.join(map(str, allowed))} for "
+                f"{len(labels)} examples, got {shape}."
+            )
+    # Not every class of a large vocabulary has a label.
+    elif shape[:-1] != labels.shape or shape[-1] < num_classes:
+        raise ModelError(
+            f"the model must give outputs [example, length, class] of shape {labels.shape} and at "
+            f"least {num_classes} classes, since the labels are per token, got {shape}; if the "
+            "labels are one-hot, turn them into integers with `labels.argmax(-1)`."
         )

@@ -40,7 +40,7 @@ LogProbs = Annotated[np.ndarray, pydantic.PlainValidator(_check_axes(3))]
 
 @dataclass(frozen=True)
 class DataPart:
-    """The examples of a run.
+    """The examples of a run. With labels per token these are the tokens that have a label.
 
     Attributes:
         name: of the data set.
@@ -58,6 +58,8 @@ class DataPart:
         test_groups: int32 `[test_size]`, from 0; None without groups.
         group_labels: the groups by their number; None without groups.
         groups_in_training: whether a group of test examples has training examples too.
+        train_sequences: how many sequences hold the training examples, if these are tokens.
+        test_sequences: how many sequences hold the test examples, if these are tokens.
     """
 
     name: str
@@ -75,6 +77,8 @@ class DataPart:
     test_groups: Labels | None = None
     group_labels: list[str] | None = None
     groups_in_training: bool = False
+    train_sequences: int | None = None
+    test_sequences: int | None = None
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -118,8 +122,8 @@ class NetworksPart:
         epoch_flops: floating-point operations in an epoch of one network.
         epoch_seconds: of an epoch of all networks together, a mean.
         methods: by name of the method, its predictions after each training that it was read with.
-        train_outputs: for the training examples, `[replicate, member, example, class]`, after the
-            epochs of the settings; for recorded groups only.
+        train_outputs: for the training examples, `[replicate, 1, example, class]`, by the first
+            member after the epochs of the settings; for recorded groups only.
         learning_curve: mean scores of the first member of each replicate; for recorded groups only.
         co_adaptation: what the hidden units do; for recorded groups in a run with theory only.
     """

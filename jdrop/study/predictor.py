@@ -1,6 +1,7 @@
 """Predicts with trained networks, and measures what a prediction costs."""
 
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jax import Array
 
 from jdrop import ensemble
 from jdrop.network import Network, Variables
-from jdrop.study.data import Dataset
+from jdrop.study.data import Dataset, num_examples, outputs_of_tokens
 from jdrop.study.parts import MethodPredictions
 from jdrop.study.settings import Settings
 from jdrop.study.training import Progress, check_finite, count_flops
@@ -31,23 +32,33 @@ class Predictor:
         self._data, self._progress = data, progress
         # All inputs go through the networks in one pass.
         inputs = [data.test_inputs] + ([] if data.ood_inputs is None else [data.ood_inputs])
-        self._inputs = jnp.asarray(np.concatenate(inputs))
+        self._inputs = jax.tree.map(lambda *arrays: jnp.asarray(np.concatenate(arrays)), *inputs)
 
     def predict(
-        self, key: Array | None, network: Network, variables: Variables, inputs: object
+        self,
+        key: Array | None,
+        network: Network,
+        variables: Variables,
+        inputs: Any,
+        labels: np.ndarray,
     ) -> np.ndarray:
         """Predictions of networks `[replicate, member, example, ...]`.
+
+        With labels per token these are predictions of the tokens that have a label.
 
         Args:
             key: consumed; every network draws masks of its own. None: without dropout.
             network: the architecture.
             variables: of all members of all replicates, with a leading axis.
-            inputs: `[example, ...]`.
+            inputs: `[example, ...]`, or a pytree of such arrays.
+            labels: of these inputs; they say which tokens have a label.
 
         Raises:
             jdrop.study.training.DivergedError: predictions that are NaN.
         """
-        outputs = np.asarray(self._member_outputs(key, network, variables, jnp.asarray(inputs)))
+        inputs = jax.tree.map(jnp.asarray, inputs)
+        member_outputs = self._member_outputs(key, network, variables, inputs)
+        outputs = np.asarray(outputs_of_tokens(member_outputs, labels))
         check_finite(np.isnan(outputs).any(tuple(range(1, outputs.ndim))))
         by_member = outputs.reshape(-1, self.settings.replicates, *outputs.shape[1:])
         return np.ascontiguousarray(by_member.swapaxes(0, 1))
@@ -78,7 +89,9 @@ class Predictor:
             if index == 1:  # The first one compiles.
                 start = time.perf_counter()
             pass_key = None if key is None else jax.random.fold_in(key, index)
-            passes.append(self.predict(pass_key, network, variables, self._inputs))
+            passes.append(
+                self.predict(pass_key, network, variables, self._inputs, self._data.test_labels)
+            )
             if key is not None:
                 self._progress("sampling masks", index + 1, num_passes)
         if key is None:
@@ -94,11 +107,11 @@ class Predictor:
             outputs=outputs,
             ood_outputs=ood_outputs,
             predict_flops=self._flops(network, variables, flops_key),
-            predict_seconds=seconds / (num_networks * len(self._inputs)),
+            predict_seconds=seconds / (num_networks * num_examples(self._inputs)),
         )
 
     def _member_outputs(
-        self, key: Array | None, network: Network, variables: Variables, inputs: Array
+        self, key: Array | None, network: Network, variables: Variables, inputs: Any
     ) -> Array:
         """Predictions `[member, example, ...]`, in regression without an axis of outputs."""
         regression = self._data.is_regression
@@ -107,12 +120,15 @@ class Predictor:
 
     def _split(self, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """The predictions for the test inputs and for the out-of-distribution inputs."""
+        if self._data.ood_inputs is None:
+            return outputs, None
         num_test = len(self._data.test_labels)
-        ood_outputs = None if self._data.ood_inputs is None else outputs[:, :, num_test:]
-        return outputs[:, :, :num_test], ood_outputs
+        return outputs[:, :, :num_test], outputs[:, :, num_test:]
 
     def _flops(self, network: Network, variables: Variables, key: Array | None) -> float:
         """Floating-point operations for one network and example."""
         member = jax.tree.map(lambda leaf: np.asarray(leaf)[0], variables)
-        inputs = np.zeros((FLOPS_BATCH, *self._inputs.shape[1:]), self._inputs.dtype)
+        inputs = jax.tree.map(
+            lambda array: np.zeros((FLOPS_BATCH, *array.shape[1:]), array.dtype), self._inputs
+        )
         return count_flops(lambda v, x: network(v, x, key), member, inputs) / FLOPS_BATCH

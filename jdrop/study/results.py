@@ -266,6 +266,11 @@ class Comparison:
         return CURVE_SCORES[self.task]
 
     @property
+    def is_per_token(self) -> bool:
+        """Whether the examples are tokens with a label of their own."""
+        return self.data.get("test_sequences") is not None
+
+    @property
     def has_costs(self) -> bool:
         """Whether the cost of each network is known; simple models have none."""
         networks = [method for method in self.methods if not method.is_baseline]

@@ -21,7 +21,14 @@ from jdrop.functional import apply_mask
 from jdrop.network import DropoutSite, Network, Variables, predict
 from jdrop.study import theory
 from jdrop.study.baselines import baselines_part, linear_is_left_out
-from jdrop.study.data import Dataset, subset, with_label_noise
+from jdrop.study.data import (
+    Dataset,
+    groups_of_tokens,
+    labels_of_tokens,
+    subset,
+    take,
+    with_label_noise,
+)
 from jdrop.study.methods import (
     EXACT_KEY_INDEX,
     OVERFITTING_KEY_INDEX,
@@ -110,9 +117,14 @@ def run_parts(
 
     store_once("data", work.data_part)
     store_once("baselines", partial(baselines_part, data, settings.seed, progress))
-    specs, left_out = _specs(settings, model, data.train_inputs[:1])
+    specs, left_out = _specs(settings, model, work.example)
     if sentence := linear_is_left_out(data):
         left_out.append(sentence)
+    if data.ood_inputs is None and not data.is_regression:
+        left_out.append(
+            "There are no out-of-distribution inputs: by default features are shuffled, which "
+            "takes one array of floats and one label per example."
+        )
     missing = [spec for group, spec in specs if not run_folder.has(group.name)]
     trainer.compile_programs([(spec, data) for spec in missing])
     for group, spec in specs:
@@ -125,8 +137,13 @@ def run_parts(
         store_once("overfitting", work.overfitting_part)
     else:
         left_out.append("The claims of the theory were not asked for.")
-    if settings.theory and not data.is_regression:
+    if settings.theory and data.has_features and not data.is_regression and not data.is_per_token:
         store_once("exact", work.exact_part)
+    elif settings.theory and not data.is_regression:
+        left_out.append(
+            "All masks of a small network were not enumerated: that network takes one array of "
+            "floats and one label per example."
+        )
     if sweep:
         store_once("sweep", partial(work.sweep_part, sweep))
     seconds = {"this run": time.perf_counter() - start}
@@ -191,6 +208,11 @@ class _Work:
         """A child of the run's key; groups and parts have indices of their own."""
         return jax.random.fold_in(jax.random.key(self.settings.seed), index)
 
+    @property
+    def example(self) -> Any:
+        """The inputs of one training example, `[1, ...]`."""
+        return take(self.data.train_inputs, slice(1))
+
     def spec(self, network: Network, members: int = 1) -> NetworkSpec:
         """Networks that are trained in the ordinary way."""
         return NetworkSpec(
@@ -200,22 +222,26 @@ class _Work:
     def data_part(self) -> DataPart:
         """Describes the examples."""
         data = self.data
+        train_labels, test_labels = map(labels_of_tokens, (data.train_labels, data.test_labels))
+        group_name, test_groups, group_labels = groups_of_tokens(data)
         return DataPart(
             name=data.name,
             task="regression" if data.is_regression else "classification",
-            train_size=len(data.train_labels),
-            test_size=len(data.test_labels),
+            train_size=len(train_labels),
+            test_size=len(test_labels),
             num_classes=data.num_classes,
             label_noise=data.label_noise,
             target_mean=data.target_mean,
             target_scale=data.target_scale,
             ood_name=data.ood_name,
-            test_labels=data.test_labels,
-            train_labels=data.train_labels,
-            group_name=data.group_name,
-            test_groups=data.test_groups,
-            group_labels=None if data.group_labels is None else list(data.group_labels),
+            test_labels=test_labels,
+            train_labels=train_labels,
+            group_name=group_name,
+            test_groups=test_groups,
+            group_labels=group_labels,
             groups_in_training=_are_in_training(data),
+            train_sequences=len(data.train_labels) if data.is_per_token else None,
+            test_sequences=len(data.test_labels) if data.is_per_token else None,
         )
 
     def tuning_part(self, group: NetworkGroup, spec: NetworkSpec) -> TuningPart:
@@ -245,16 +271,18 @@ class _Work:
         )
         train_outputs = co_adaptation = None
         if spec.record:
-            variables = trained.variables[settings.epochs]
-            train_inputs = self.data.train_inputs
-            train_outputs = self.predictor.predict(None, spec.network, variables, train_inputs)
+            # A single network of each replicate is scored.
+            firsts = first_members(trained.variables[settings.epochs], settings.replicates)
+            train_outputs = self.predictor.predict(
+                None, spec.network, firsts, self.data.train_inputs, self.data.train_labels
+            )
         if spec.record and settings.theory:
             co_adaptation_key, read_key = jax.random.split(read_key)
             co_adaptation = theory.measure(
                 co_adaptation_key,
                 self.model.dropout,
-                first_members(variables, settings.replicates),
-                jnp.asarray(self.data.test_inputs),
+                firsts,
+                jax.tree.map(jnp.asarray, self.data.test_inputs),
                 jnp.asarray(self.data.test_labels),
                 example_losses,
             )
@@ -294,7 +322,8 @@ class _Work:
         the same number of steps, and the programs are the same.
         """
         settings, data = self.settings, self.data
-        min_size = max(settings.batch_size, 2 * (data.num_classes or 1))
+        num_classes = 1 if data.is_per_token else data.num_classes or 1
+        min_size = max(settings.batch_size, 2 * num_classes)
         sizes = [round(share * len(data.train_labels)) for share in TRAIN_SHARES]
         specs: dict[Literal["plain", "dropout"], NetworkSpec] = {
             "plain": self.spec(self.model.plain),
@@ -317,12 +346,15 @@ class _Work:
             )
             variables = trained.variables[settings.epochs]
             outputs_for = partial(self.predictor.predict, None, spec.network, variables)
+            train_labels = labels_of_tokens(data.train_labels[chosen])
+            train_outputs = outputs_for(repeated.train_inputs, repeated.train_labels)
             subsets.append(
                 SubsetPredictions(
                     method=method,
-                    train_labels=data.train_labels[chosen],
-                    train_outputs=outputs_for(repeated.train_inputs)[:, :, :size],
-                    test_outputs=outputs_for(data.test_inputs),
+                    train_labels=train_labels,
+                    # The first examples are the chosen ones, the rest repeats them.
+                    train_outputs=train_outputs[:, :, : len(train_labels)],
+                    test_outputs=outputs_for(data.test_inputs, data.test_labels),
                 )
             )
         return OverfittingPart(subsets)
@@ -389,7 +421,7 @@ class _Work:
         model = self.model.at_width(values.get("width_factor", 1.0))
         dropout, rate = model.dropout, None
         if "rate" in values:
-            dropout, holds_rate = model.at_rate(values["rate"], self.data.train_inputs[:1])
+            dropout, holds_rate = model.at_rate(values["rate"], self.example)
             rate = values["rate"] if holds_rate else None
         return self._cell_outputs(2 * cell_index + 1, "dropout", self.spec(dropout), values, rate)
 
@@ -417,7 +449,9 @@ class _Work:
             rate=rate,
         )
         variables = trained.variables[self.settings.epochs]
-        return self.predictor.predict(None, spec.network, variables, self.data.test_inputs)
+        return self.predictor.predict(
+            None, spec.network, variables, self.data.test_inputs, self.data.test_labels
+        )
 
 
 def _are_in_training(data: Dataset) -> bool:

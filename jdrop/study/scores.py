@@ -35,6 +35,7 @@ class Score:
 
 SCORES = {
     "nll": Score("NLL", "nats", "mean negative log-likelihood of the test labels"),
+    "perplexity": Score("perplexity", "", "exponential of the NLL per token"),
     "calibrated_nll": Score(
         "calibrated NLL",
         "nats",

@@ -29,7 +29,7 @@ MAX_UNITS = 512  # Correlations of larger layers are those of a random choice.
 NUM_FEATURES = 64
 
 
-def hidden_units(network: Network, variables: Variables, inputs: Array) -> dict[str, Array]:
+def hidden_units(network: Network, variables: Variables, inputs: Any) -> dict[str, Array]:
     """The inputs of each dropout layer, in the network without dropout.
 
     Layers are in the order of their calls; the second call of a layer has a name of its own,
@@ -39,7 +39,7 @@ def hidden_units(network: Network, variables: Variables, inputs: Array) -> dict[
     Args:
         network: made by `as_network`.
         variables: of one network.
-        inputs: `[example, ...]`.
+        inputs: `[example, ...]`, or a pytree of such arrays.
 
     Returns:
         By layer, `[example, unit]`, at least float32. If a layer has more axes, every position is
@@ -58,7 +58,7 @@ def hidden_units(network: Network, variables: Variables, inputs: Array) -> dict[
     return {name: units[name] for name in _hidden_layers(network, variables, inputs)}
 
 
-def _hidden_layers(network: Network, variables: Variables, inputs: Array) -> list[str]:
+def _hidden_layers(network: Network, variables: Variables, inputs: Any) -> list[str]:
     """Dropout layers whose inputs depend on parameters, in the order of their calls."""
     names: list[str] = []
 
@@ -79,7 +79,7 @@ def _hidden_layers(network: Network, variables: Variables, inputs: Array) -> lis
     ]
 
 
-def _layer_inputs(network: Network, variables: Variables, inputs: Array) -> dict[str, Array]:
+def _layer_inputs(network: Network, variables: Variables, inputs: Any) -> dict[str, Array]:
     """The inputs of every dropout layer outside transformations, `[example, unit]`."""
 
     def read(site: DropoutSite, units: Array) -> tuple[Array, Array]:
@@ -159,7 +159,7 @@ def deletion_curve(
     key: Array,
     network: Network,
     variables: Variables,
-    inputs: Array,
+    inputs: Any,
     labels: Array,
     example_losses: ExampleLosses,
 ) -> dict[str, Array]:
@@ -173,8 +173,8 @@ def deletion_curve(
         key: consumed.
         network: made by `as_network`.
         variables: of one network.
-        inputs: `[example, ...]`.
-        labels: `[example]`.
+        inputs: `[example, ...]`, or a pytree of such arrays.
+        labels: `[example]`, or `[example, length]` of tokens.
         example_losses: losses of each example, by name.
 
     Returns:
@@ -223,7 +223,7 @@ def measure(
     key: Array,
     network: Network,
     variables: Variables,
-    inputs: Array,
+    inputs: Any,
     labels: Array,
     example_losses: ExampleLosses,
 ) -> CoAdaptation:
@@ -233,8 +233,8 @@ def measure(
         key: consumed.
         network: made by `as_network`.
         variables: of one network in each replicate, with a leading axis.
-        inputs: test inputs, `[example, ...]`.
-        labels: `[example]`.
+        inputs: test inputs, `[example, ...]` or a pytree of such arrays.
+        labels: `[example]`, or `[example, length]` of tokens.
         example_losses: losses of each example, by name.
 
     Example:
@@ -265,7 +265,7 @@ def measure(
         }
 
     @jax.jit
-    def measure_layers(variables: Variables, inputs: Array) -> tuple[Any, Any, Any]:
+    def measure_layers(variables: Variables, inputs: Any) -> tuple[Any, Any, Any]:
         def units(member: Variables) -> dict[str, Array]:
             return hidden_units(network, member, inputs)
 
@@ -288,7 +288,7 @@ def measure(
         return measures, bounds, {name: values.mean(0) for name, values in shares.items()}
 
     @jax.jit
-    def mean_deletion(keys: Array, variables: Variables, inputs: Array, labels: Array) -> Any:
+    def mean_deletion(keys: Array, variables: Variables, inputs: Any, labels: Array) -> Any:
         def delete(key_and_member: tuple[Array, Variables]) -> dict[str, Array]:
             member_key, member = key_and_member
             return deletion_curve(member_key, network, member, inputs, labels, example_losses)

@@ -23,12 +23,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jdrop import ensemble, metrics
 from jdrop.network import Network, Variables
 from jdrop.study.analyses import LearningCurve
-from jdrop.study.data import Dataset
+from jdrop.study.data import Dataset, take
 from jdrop.study.errors import UserError
 from jdrop.study.models import RATE
 from jdrop.study.run_folder import RunFolder
 from jdrop.study.settings import Settings
-from jdrop.train import TrainState, cross_entropy, train_step
+from jdrop.train import LossFn, TrainState, cross_entropy, train_step, weighted
 
 Progress = Callable[[str, int, int], None]
 """`progress(description, done, total)`, called as the work goes on."""
@@ -202,8 +202,8 @@ class Trainer:
         programs = self._programs[_program_key(spec, data)]
         replicates = self._settings.replicates
         init_key, fit_key = jax.random.split(key)
-        inputs, labels = jnp.asarray(data.train_inputs), jnp.asarray(data.train_labels)
-        state = programs.init(init_key, inputs[:1])
+        inputs, labels = jax.tree.map(jnp.asarray, (data.train_inputs, data.train_labels))
+        state = programs.init(init_key, take(inputs, slice(1)))
         if rate is not None:
             rates = np.full(state.step.shape, rate, np.float32)
             state.variables[RATE] = jax.device_put(rates, state.step.sharding)
@@ -280,26 +280,26 @@ class Trainer:
             optimizer=spec.optimizer,
             # Rounded up to a multiple of the devices; surplus members are discarded.
             ensemble_size=-(-count // len(devices)) * len(devices),
-            loss_fn=squared_error if data.is_regression else cross_entropy,
+            loss_fn=_loss_fn(data),
         )
         on_members = NamedSharding(Mesh(np.array(devices), "member"), PartitionSpec("member"))
         replicated = NamedSharding(on_members.mesh, PartitionSpec())
         key = jax.eval_shape(lambda: jax.random.key(0))
         inputs = _abstract(data.train_inputs, replicated)
         labels = _abstract(data.train_labels, replicated)
-        example = jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype, sharding=replicated)
+        example = _abstract(take(data.train_inputs, slice(1)), replicated)
         lowered_init = jax.jit(
             lambda key, inputs: init(key, inputs=inputs), out_shardings=on_members
         ).lower(key, example)
         state = jax.eval_shape(lambda key, inputs: init(key, inputs=inputs), key, example)
         step_flops, num_parameters, num_bytes = _costs(state, inputs, labels, batch_size)
-        state = jax.tree.map(lambda leaf: _abstract(leaf, on_members), state)
+        state = _abstract(state, on_members)
         rows = jax.ShapeDtypeStruct(
-            (*state.step.shape, inputs.shape[0]), np.int32, sharding=on_members
+            (*state.step.shape, len(data.train_labels)), np.int32, sharding=on_members
         )
 
         def fit_epoch(
-            key: Array, state: TrainState, inputs: Array, labels: Array, rows: Array
+            key: Array, state: TrainState, inputs: Any, labels: Array, rows: Array
         ) -> Any:
             return ensemble.fit_ensemble(
                 key, state, inputs, labels, num_epochs=1, batch_size=batch_size, rows=rows
@@ -315,13 +315,15 @@ class Trainer:
             fit_epoch=lowered_fit_epoch.compile(),
             num_parameters=num_parameters,
             num_bytes=num_bytes,
-            epoch_flops=step_flops * (inputs.shape[0] // batch_size),
+            epoch_flops=step_flops * (len(data.train_labels) // batch_size),
         )
 
 
 def _program_key(spec: NetworkSpec, data: Dataset) -> Any:
     """Everything that a compiled program depends on."""
-    return spec.network, spec.optimizer, spec.members, data.train_inputs.shape
+    leaves, tree = jax.tree.flatten((data.train_inputs, data.train_labels))
+    arrays = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    return spec.network, spec.optimizer, spec.members, tree, arrays
 
 
 def _is_recorded(epoch: int, interval: int, last_epoch: int) -> bool:
@@ -329,8 +331,10 @@ def _is_recorded(epoch: int, interval: int, last_epoch: int) -> bool:
     return epoch % interval == 0 or epoch in (1, last_epoch)
 
 
-def _abstract(array: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+def _abstract(tree: Any, sharding: NamedSharding) -> Any:
+    return jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding), tree
+    )
 
 
 def _changing_arrays(state: TrainState) -> dict[str, Any]:
@@ -340,15 +344,15 @@ def _changing_arrays(state: TrainState) -> dict[str, Any]:
 
 def _costs(
     state: TrainState,
-    inputs: jax.ShapeDtypeStruct,
+    inputs: Any,
     labels: jax.ShapeDtypeStruct,
     batch_size: int,
 ) -> tuple[float, int, int]:
     """FLOPs of a training step, parameters, and bytes of the variables, of one network."""
     member = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), state)
-    batch = tuple(
-        jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype)
-        for array in (inputs, labels)
+    batch = jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype),
+        (inputs, labels),
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(member.variables["params"]))
@@ -388,8 +392,42 @@ def squared_error(outputs: Array, targets: Array) -> Array:
     return (outputs.reshape(targets.shape) - targets) ** 2
 
 
+def token_cross_entropy(outputs: Array, labels: Array) -> Array:
+    """The mean cross-entropy of all tokens of a batch that have a label, a scalar.
+
+    A long sequence has more weight than a short one, as is usual for language models.
+
+    Args:
+        outputs: logits `[sequence, length, class]`.
+        labels: `[sequence, length]`, below 0 where there is no label.
+    """
+    return _weighted_cross_entropy(outputs, (labels, labels >= 0))
+
+
+_weighted_cross_entropy = weighted(cross_entropy)
+
+
+def _loss_fn(data: Dataset) -> LossFn:
+    if data.is_regression:
+        return squared_error
+    return token_cross_entropy if data.is_per_token else cross_entropy
+
+
 def example_losses(outputs: Array, labels: Array) -> dict[str, Array]:
-    """Scores of each example from a network's outputs, by name."""
+    """Scores of each example from a network's outputs, by name.
+
+    With labels per token the scores `[sequence, length]` are 0 at positions without a label. Those
+    of the tokens are scaled, so that the mean over all positions is the mean over tokens.
+    """
+    if labels.ndim > 1:
+        flat = example_losses(
+            outputs.reshape(-1, outputs.shape[-1]), jnp.maximum(labels, 0).reshape(-1)
+        )
+        weights = (labels >= 0) / jnp.mean(labels >= 0)
+        return {
+            name: jnp.where(labels >= 0, weights * losses.reshape(labels.shape), 0)
+            for name, losses in flat.items()
+        }
     if jnp.issubdtype(labels.dtype, jnp.integer):
         losses = metrics.losses(jax.nn.log_softmax(outputs), labels)
         return {"nll": losses["nll"], "error": losses["error"]}
@@ -397,9 +435,7 @@ def example_losses(outputs: Array, labels: Array) -> dict[str, Array]:
 
 
 @partial(jax.jit, static_argnames="network")
-def _losses(
-    network: Network, variables: Variables, inputs: Array, labels: Array
-) -> dict[str, Array]:
+def _losses(network: Network, variables: Variables, inputs: Any, labels: Array) -> dict[str, Array]:
     """Scores `[member, example]` of networks without dropout."""
     return jax.lax.map(
         lambda member: example_losses(network(member, inputs, None), labels), variables
@@ -410,5 +446,5 @@ def mean_losses(
     network: Network, variables: Variables, inputs: Any, labels: Any
 ) -> dict[str, float]:
     """Mean scores over members and examples."""
-    losses = _losses(network, variables, jnp.asarray(inputs), jnp.asarray(labels))
+    losses = _losses(network, variables, *jax.tree.map(jnp.asarray, (inputs, labels)))
     return {name: float(values.mean()) for name, values in losses.items()}

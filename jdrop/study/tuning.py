@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 
 from jdrop.network import Variables
-from jdrop.study.data import Dataset, folds
+from jdrop.study.data import Dataset, folds, labels_of_tokens, sequences_of_tokens, strata
 from jdrop.study.methods import METHODS, Method, NetworkGroup, methods_of
 from jdrop.study.parts import TuningPart
 from jdrop.study.predictor import Predictor
@@ -85,7 +85,7 @@ def cross_validate(
     replicates = settings.replicates
     labels = data.train_labels
     fold_of_example = folds(
-        labels,
+        strata(labels) if data.is_per_token else labels,
         data.train_groups,
         data.test_groups,
         num_folds=max(MIN_FOLDS, replicates),
@@ -93,7 +93,9 @@ def cross_validate(
     )
     # Few groups form fewer folds than there are replicates.
     fold_of_replicate = np.arange(replicates) % (fold_of_example.max() + 1)
-    left_out = [np.flatnonzero(fold_of_example == fold) for fold in fold_of_replicate]
+    # What is scored may be the tokens of an example.
+    fold_of_label = fold_of_example[sequences_of_tokens(labels)]
+    left_out = [np.flatnonzero(fold_of_label == fold) for fold in fold_of_replicate]
     kept = [np.flatnonzero(fold_of_example != fold) for fold in fold_of_replicate]
     train_key, mask_key = jax.random.split(key)
     rng_seed = (settings.seed, group.key_index)
@@ -173,20 +175,23 @@ def _left_out_losses(
     predictor: Predictor,
 ) -> list[float]:
     """The mean losses of averages on left-out examples, by size."""
-    predict = partial(predictor.predict, network=spec.network, variables=variables)
-    if not method.draws_masks:
-        outputs = predict(None, inputs=data.train_inputs)
-        return average_losses(outputs, data.train_labels, left_out)
-    num_masks = predictor.settings.num_samples
-    passes = (
-        predict(jax.random.fold_in(key, index), inputs=data.train_inputs)
-        for index in range(num_masks)
+    labels = labels_of_tokens(data.train_labels)
+    predict = partial(
+        predictor.predict,
+        network=spec.network,
+        variables=variables,
+        inputs=data.train_inputs,
+        labels=data.train_labels,
     )
+    if not method.draws_masks:
+        return average_losses(predict(None), labels, left_out)
+    num_masks = predictor.settings.num_samples
+    passes = (predict(jax.random.fold_in(key, index)) for index in range(num_masks))
     if data.is_regression:
         pooled = sum(passes, np.zeros(())) / num_masks
     else:
         pooled = _log(sum(map(np.exp, passes), np.zeros(())) / num_masks)
-    return average_losses(pooled, data.train_labels, left_out)
+    return average_losses(pooled, labels, left_out)
 
 
 def average_losses(

@@ -168,6 +168,85 @@ def test_a_model_that_draws_no_mask_is_refused():
             check_model(Model(without_masks), dataset())
 
 
+class OwnDropPath(nn.Module):
+    """A branch that the module drops itself, with or without jdrop's layer."""
+
+    drop_path: nn.Module | None = None
+
+    @nn.compact
+    def __call__(self, x, train):
+        branch = nn.Dense(5)(jdrop.linen.Dropout(0.5)(x, deterministic=not train))
+        if self.drop_path is not None:
+            return nn.Dense(3)(x + self.drop_path(branch, deterministic=not train))
+        if train:
+            keep = jax.random.bernoulli(self.make_rng("dropout"), 0.8, (len(x), 1))
+            branch = branch * keep / 0.8
+        return nn.Dense(3)(x + branch)
+
+
+class OwnNnxDropPath(NnxNet):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        super().__init__(rngs)
+        self.rngs, self.deterministic = rngs, False
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = super().__call__(x)
+        if self.deterministic:
+            return x
+        return x * jax.random.bernoulli(self.rngs.dropout(), 0.8, (len(x), 1)) / 0.8
+
+
+class OwnAttention(nn.Module):
+    """Drops attention weights by Flax's function, in place of a layer of attention."""
+
+    uses_layer: bool
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dense(4)(x[..., None])
+        x = jdrop.linen.Dropout(0.1)(x, deterministic=not train)
+        if self.uses_layer:
+            x = nn.MultiHeadDotProductAttention(2, dropout_rate=0.1)(x, deterministic=not train)
+        else:
+            heads = x[..., None, :]
+            key = self.make_rng("dropout") if train else None
+            x = nn.dot_product_attention(
+                heads, heads, heads, dropout_rng=key, dropout_rate=0.1, deterministic=not train
+            )[..., 0, :]
+        return nn.Dense(3)(x.mean(1))
+
+
+@pytest.mark.parametrize(
+    ("own", "place"),
+    [
+        (OwnDropPath(), "OwnDropPath.*test_models.py:"),
+        (OwnNnxDropPath, "test_models.py:"),
+        (OwnAttention(uses_layer=False), "OwnAttention.*test_models.py:"),
+    ],
+)
+def test_a_model_whose_plain_network_still_draws_masks_is_refused(own, place):
+    message = f"must draw nothing.*a key is consumed at .*{place}.*DropPath of jdrop.linen"
+    with pytest.raises(ModelError, match=message):
+        check_model(Model(own), dataset())
+
+
+@pytest.mark.parametrize(
+    "with_layers", [OwnDropPath(jdrop.linen.DropPath(0.2)), OwnAttention(uses_layer=True)]
+)
+def test_a_model_that_drops_with_layers_alone_is_accepted(with_layers):
+    check_model(Model(with_layers), dataset())
+
+
+def test_a_model_whose_head_is_zero_at_first_is_accepted():
+    class ZeroHead(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            x = jdrop.linen.Dropout(0.5)(nn.Dense(4)(x), deterministic=not train)
+            return nn.Dense(3, kernel_init=nn.initializers.zeros)(x)
+
+    check_model(Model(ZeroHead()), dataset())
+
+
 def test_a_sweep_of_values_that_the_model_or_data_does_not_allow_is_refused():
     check_sweep({"rate": [0.1, 0.5], "train_size": [2, 12]}, Model(linen_model), dataset())
     with pytest.raises(ModelError, match="rate cannot be swept"):

@@ -8,15 +8,24 @@ from jdrop.study.data.dataset import (
     generator,
     named_seed,
     noisy,
+    num_examples,
     shuffled,
+    strata,
     stratified,
     subset,
+    take,
     with_label_noise,
 )
 from jdrop.study.data.folds import NUM_FOLDS, folds
 from jdrop.study.data.images import DATASETS, OOD_DATASETS, load
 from jdrop.study.data.predictions import Predictions, load_predictions
 from jdrop.study.data.tables import load_table
+from jdrop.study.data.tokens import (
+    groups_of_tokens,
+    labels_of_tokens,
+    outputs_of_tokens,
+    sequences_of_tokens,
+)
 
 __all__ = [
     "DATASETS",
@@ -29,13 +38,20 @@ __all__ = [
     "folds",
     "from_arrays",
     "generator",
+    "groups_of_tokens",
+    "labels_of_tokens",
     "load",
     "load_predictions",
     "load_table",
     "named_seed",
     "noisy",
+    "num_examples",
+    "outputs_of_tokens",
+    "sequences_of_tokens",
     "shuffled",
+    "strata",
     "stratified",
     "subset",
+    "take",
     "with_label_noise",
 ]

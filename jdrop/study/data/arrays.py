@@ -9,8 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from jdrop.study.data.dataset import DataError, Dataset, list_names, shuffled
+from jdrop.study.data.dataset import (
+    DataError,
+    Dataset,
+    list_names,
+    num_examples,
+    require_finite,
+    shuffled,
+    unmasked,
+)
 from jdrop.study.data.groups import checked_groups, number_groups
+from jdrop.study.data.inputs import checked_inputs, require_alike
 
 
 def from_arrays(
@@ -27,16 +36,19 @@ def from_arrays(
 
     Args:
         name: for reports and messages.
-        inputs: training inputs `[example, ...]` of any real dtype.
-        labels: training labels `[example]`, classes from 0 or targets.
+        inputs: training inputs `[example, feature, ...]`, or a pytree of arrays `[example, ...]`;
+            see `jdrop.study.data.inputs.checked_inputs` for their dtypes.
+        labels: training labels `[example]`, classes from 0 or targets; or classes of tokens
+            `[example, length]`, where numbers below 0 mark positions without a label.
         test_inputs: as `inputs`.
         test_labels: as `labels`.
-        ood_inputs: out-of-distribution inputs, as `inputs`, for classification; if not given, test
-            inputs with their features in random order.
+        ood_inputs: out-of-distribution inputs, as `inputs`, for classification of whole examples.
+            By default test inputs with their features in random order, if the inputs are one array
+            of floats.
         groups: the group of each training example, such as its patient: integers or text
             `[example]`.
         test_groups: the group of each test example, as `groups`. If not given, the examples are
-            taken as independent.
+            taken as independent. Tokens of one example always belong together.
 
     Raises:
         DataError: shapes or dtypes do not fit, values are not finite or masked, a class has no
@@ -84,16 +96,16 @@ def _without_groups(
 ) -> Dataset:
     """The data set of arrays, whose examples are taken as independent."""
     train, test = checked_inputs("inputs", inputs), checked_inputs("test_inputs", test_inputs)
-    _same_features("test_inputs", test, train)
+    require_alike("test_inputs", test, train)
     ood_name = None
     others = None
     if ood_inputs is not None:
         others = checked_inputs("ood_inputs", ood_inputs)
-        _same_features("ood_inputs", others, train)
+        require_alike("ood_inputs", others, train)
         ood_name = "the inputs given"
     given = (
-        checked_labels("labels", labels, train),
-        checked_labels("test_labels", test_labels, test),
+        checked_labels("labels", labels, num_examples(train)),
+        checked_labels("test_labels", test_labels, num_examples(test)),
     )
     if given[0].dtype.kind != given[1].dtype.kind:
         raise DataError(
@@ -122,62 +134,30 @@ def _without_groups(
             target_mean=mean,
             target_scale=scale,
         )
-    num_classes = _num_classes(*given)
-    if others is None:
-        ood_name, others = "shuffled features", shuffled(test, 0)
-    return Dataset(
+    if given[0].ndim != given[1].ndim:
+        raise DataError(
+            f"labels and test_labels must both be of examples or both of tokens, got the shapes "
+            f"{given[0].shape} and {given[1].shape}."
+        )
+    is_per_token = given[0].ndim > 1
+    if is_per_token and others is not None:
+        raise DataError(
+            "ood_inputs are for one label per example, since nothing says which of their tokens "
+            "count; leave them out."
+        )
+    data = Dataset(
         name=name,
         train_inputs=train,
         train_labels=given[0].astype(np.int32),
         test_inputs=test,
         test_labels=given[1].astype(np.int32),
-        num_classes=num_classes,
+        num_classes=_num_classes_of_tokens(*given) if is_per_token else _num_classes(*given),
         ood_name=ood_name,
         ood_inputs=others,
     )
-
-
-def checked_inputs(name: str, array: Any) -> np.ndarray:
-    """Inputs as float32; raises if they are no finite numbers `[example, feature, ...]`."""
-    array = _unmasked(name, array)
-    if array.dtype.kind not in "fiub":
-        raise DataError(f"{name} must be numbers, got the dtype {array.dtype}.")
-    if array.ndim < 2 or 0 in array.shape:
-        raise DataError(
-            f"{name} must be [example, feature, ...] with at least one of each, got the shape "
-            f"{array.shape}; a single feature is `{name}[:, None]`."
-        )
-    require_finite(name, array)
-    largest = np.finfo(np.float32).max
-    with np.errstate(over="ignore"):
-        single = np.ascontiguousarray(array, np.float32)
-    if not np.isfinite(single).all():
-        raise DataError(
-            f"{name} must lie within {largest:.2g} of 0, as float32 numbers do, got "
-            f"{array[~np.isfinite(single)][0]}; scale them."
-        )
-    return single
-
-
-def _unmasked(name: str, array: Any) -> np.ndarray:
-    """The array; raises if values are masked, which NumPy would forget."""
-    if np.ma.is_masked(array):
-        raise DataError(
-            f"{name} must hold a value everywhere, but {np.ma.count_masked(array)} are masked; "
-            "fill them in (`array.filled(...)`), or leave those examples out."
-        )
-    return np.asarray(array)
-
-
-def require_finite(name: str, array: np.ndarray) -> None:
-    """Raises if a value is infinite or NaN."""
-    bad = ~np.isfinite(array)
-    if bad.any():
-        first = tuple(int(index[0]) for index in np.nonzero(bad))
-        raise DataError(
-            f"{name} must be finite, but {int(bad.sum())} of {array.size} values are not, the "
-            f"first at {first}; fill them in, or leave those examples out."
-        )
+    if others is None and not is_per_token and data.has_features:
+        return replace(data, ood_name="shuffled features", ood_inputs=shuffled(test, 0))
+    return data
 
 
 def require_variance(name: str, values: np.ndarray) -> None:
@@ -192,31 +172,27 @@ def require_variance(name: str, values: np.ndarray) -> None:
         )
 
 
-def _same_features(name: str, array: np.ndarray, train: np.ndarray) -> None:
-    if array.shape[1:] != train.shape[1:]:
-        raise DataError(
-            f"{name} must have examples of shape {train.shape[1:]}, as the training inputs have, "
-            f"got {array.shape[1:]}."
-        )
-
-
 def checked_labels(
-    name: str, labels: Any, inputs: np.ndarray, task: str | None = None
+    name: str, labels: Any, num_examples: int, task: str | None = None
 ) -> np.ndarray:
-    """Labels as int64 or float64; raises if they do not fit the inputs."""
-    array = _unmasked(name, labels)
+    """Labels as int64 or float64; raises if they are not those of so many examples."""
+    array = unmasked(name, labels)
     if array.dtype.kind not in "fiub":
         raise DataError(
             f"{name} must be integers (classes) or floats (targets), got the dtype {array.dtype}."
         )
-    if array.shape != inputs.shape[:1]:
+    has_length = array.ndim > 1 and array.shape[0] == num_examples and array.shape[1] > 1
+    is_per_token = has_length and array.dtype.kind in "iu" and task != "regression"
+    if array.shape != (num_examples,) and not is_per_token:
         hint = ""
-        if array.ndim == 2 and array.shape[0] == len(inputs) and array.shape[1] > 1:
+        if array.ndim == 2 and has_length:
             hint = "; turn one-hot labels into integers with `labels.argmax(-1)`"
         raise DataError(
-            f"{name} must hold one number for each of the {len(inputs)} inputs, got the shape "
-            f"{array.shape}{hint}."
+            f"{name} must hold one number for each of the {num_examples} inputs, or one integer "
+            f"for each of their tokens, got the shape {array.shape}{hint}."
         )
+    if is_per_token:
+        return _checked_labels_of_tokens(name, array)
     array = as_task(name, array, task)
     if array.dtype.kind == "f":
         return array.astype(np.float64)
@@ -225,6 +201,25 @@ def checked_labels(
             f"{name} must be classes from 0, got {array.min()}; for regression give floats."
         )
     return array.astype(np.int64)
+
+
+def _checked_labels_of_tokens(name: str, labels: np.ndarray) -> np.ndarray:
+    """Labels per token as int64, -1 for all that are below 0."""
+    if labels.max() < 0 or labels.max() > np.iinfo(np.int32).max:
+        raise DataError(
+            f"{name} must hold a class from 0 for at least one token, and below 0 only positions "
+            f"without a label, got {labels.min()} to {labels.max()}."
+        )
+    return np.maximum(labels.astype(np.int64), -1)
+
+
+def _num_classes_of_tokens(train: np.ndarray, test: np.ndarray) -> int:
+    if len(np.unique(np.nonzero(test >= 0)[0])) < 2:
+        raise DataError(
+            "test_labels must have labels in at least 2 examples, since the tokens of an example "
+            "are resampled together, got one; test on more."
+        )
+    return max(2, int(train.max()) + 1, int(test.max()) + 1)
 
 
 def _num_classes(train: np.ndarray, test: np.ndarray) -> int:

@@ -3,7 +3,9 @@
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
+import jax
 import numpy as np
 
 from jdrop.study.errors import UserError
@@ -27,18 +29,42 @@ def list_names(names: Iterable[str]) -> str:
     return f"{', '.join(texts[:10])}{more}"
 
 
+def unmasked(name: str, array: Any) -> np.ndarray:
+    """The array; raises if values are masked, which NumPy would forget."""
+    if np.ma.is_masked(array):
+        raise DataError(
+            f"{name} must hold a value everywhere, but {np.ma.count_masked(array)} are masked; "
+            "fill them in (`array.filled(...)`), or leave those examples out."
+        )
+    return np.asarray(array)
+
+
+def require_finite(name: str, array: np.ndarray) -> None:
+    """Raises if a value is infinite or NaN."""
+    bad = ~np.isfinite(array)
+    if bad.any():
+        first = tuple(int(index[0]) for index in np.nonzero(bad))
+        raise DataError(
+            f"{name} must be finite, but {int(bad.sum())} of {array.size} values are not, the "
+            f"first at {first}; fill them in, or leave those examples out."
+        )
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Examples to train on and examples to test on.
 
     Attributes:
         name: for reports and messages.
-        train_inputs: float32 [example, ...].
+        train_inputs: float32 or int32 [example, ...], or a pytree of such arrays and of Boolean
+            ones.
         train_labels: int32 [example], in [0, num_classes), with the label noise, if any; in
-            regression float32 [example], standardised.
+            regression float32 [example], standardised. With labels per token int32
+            [example, length], where -1 marks positions without a label.
         test_inputs: as `train_inputs`.
         test_labels: as `train_labels`, never noisy.
-        num_classes: count of classes; None in regression.
+        num_classes: count of classes; None in regression. With labels per token at first the
+            largest label and 1 more, then as many as the model has outputs.
         label_noise: share of training labels that were made wrong.
         target_mean: mean of the training targets in their own unit; 0 in classification.
         target_scale: their standard deviation; 1 in classification.
@@ -52,16 +78,16 @@ class Dataset:
     """
 
     name: str
-    train_inputs: np.ndarray
+    train_inputs: Any
     train_labels: np.ndarray
-    test_inputs: np.ndarray
+    test_inputs: Any
     test_labels: np.ndarray
     num_classes: int | None
     label_noise: float = 0.0
     target_mean: float = 0.0
     target_scale: float = 1.0
     ood_name: str | None = None
-    ood_inputs: np.ndarray | None = None
+    ood_inputs: Any = None
     group_name: str | None = None
     train_groups: np.ndarray | None = None
     test_groups: np.ndarray | None = None
@@ -72,14 +98,40 @@ class Dataset:
         """Whether the labels are numbers to predict, not classes."""
         return self.num_classes is None
 
+    @property
+    def is_per_token(self) -> bool:
+        """Whether the positions of a sequence have labels, and not the example as a whole."""
+        return self.train_labels.ndim > 1
+
+    @property
+    def has_features(self) -> bool:
+        """Whether the inputs are one array of floats, as simple models take them."""
+        inputs = self.train_inputs
+        return isinstance(inputs, np.ndarray) and inputs.dtype.kind == "f"
+
     def train_on(self, chosen: np.ndarray) -> "Dataset":
         """The same data set with the chosen training examples: Booleans, or indices."""
         return replace(
             self,
-            train_inputs=self.train_inputs[chosen],
+            train_inputs=take(self.train_inputs, chosen),
             train_labels=self.train_labels[chosen],
             train_groups=None if self.train_groups is None else self.train_groups[chosen],
         )
+
+
+def take(inputs: Any, rows: Any) -> Any:
+    """The chosen examples of inputs: Booleans, indices, or a slice.
+
+    Example:
+        >>> take({"tokens": np.arange(6).reshape(3, 2)}, slice(1))
+        {'tokens': array([[0, 1]])}
+    """
+    return jax.tree.map(lambda array: array[rows], inputs)
+
+
+def num_examples(inputs: Any) -> int:
+    """How many examples inputs hold."""
+    return len(jax.tree.leaves(inputs)[0])
 
 
 def fingerprint(data: Dataset) -> str:
@@ -87,9 +139,11 @@ def fingerprint(data: Dataset) -> str:
     digest = hashlib.sha256()
     if data.group_name is not None:
         digest.update(f"groups: {data.group_name}".encode())
-    arrays = [data.train_inputs, data.train_labels, data.test_inputs, data.test_labels]
+    parts = (data.train_inputs, data.train_labels, data.test_inputs, data.test_labels)
     optional = (data.ood_inputs, data.train_groups, data.test_groups)
-    for array in (*arrays, *(array for array in optional if array is not None)):
+    # An array has the empty path; None has no leaf.
+    for path, array in jax.tree_util.tree_leaves_with_path((*parts, *optional)):
+        digest.update(jax.tree_util.keystr(path[1:]).encode())
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
@@ -108,8 +162,14 @@ def subset(data: Dataset, size: int, seed: int) -> np.ndarray:
             f"train_size must lie in [1, {len(data.train_labels)}], the training examples that "
             f"there are, got {size}."
         )
-    groups = np.zeros(len(data.train_labels), int) if data.is_regression else data.train_labels
-    return stratified(generator(seed, "subset"), groups, size)
+    return stratified(generator(seed, "subset"), strata(data.train_labels), size)
+
+
+def strata(labels: np.ndarray) -> np.ndarray:
+    """The class of each example, integers `[example]`; all equal where examples have no class."""
+    if labels.dtype.kind == "f" or labels.ndim > 1:
+        return np.zeros(len(labels), int)
+    return labels
 
 
 def with_label_noise(data: Dataset, share: float, seed: int) -> Dataset:
@@ -131,6 +191,11 @@ def with_label_noise(data: Dataset, share: float, seed: int) -> Dataset:
         return data
     if data.num_classes is None:
         raise DataError("label_noise is for classification, but the targets are numbers.")
+    if data.is_per_token:
+        raise DataError(
+            "label_noise is for one label per example, but the labels are per token; make the "
+            "labels noisy before you give them."
+        )
     if data.label_noise:
         raise DataError(f"{data.label_noise:.0%} of the labels are made wrong already.")
     labels = noisy(generator(seed, "label noise"), data.train_labels, data.num_classes, share)

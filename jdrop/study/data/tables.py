@@ -7,14 +7,21 @@ from pathlib import Path
 import numpy as np
 
 from jdrop.study.data.arrays import (
-    checked_inputs,
     checked_labels,
     from_arrays,
     read_npz,
     require_arrays,
 )
-from jdrop.study.data.dataset import DataError, Dataset, generator, stratified, with_label_noise
+from jdrop.study.data.dataset import (
+    DataError,
+    Dataset,
+    generator,
+    strata,
+    stratified,
+    with_label_noise,
+)
 from jdrop.study.data.groups import number_groups, read_groups, split_groups
+from jdrop.study.data.inputs import checked_inputs
 
 TEST_SHARE = 0.2  # Of a file without test examples.
 
@@ -30,6 +37,7 @@ def load_table(
     seed: int,
     ood_path: Path | None,
     groups: str | None = None,
+    as_features: bool = False,
 ) -> Dataset:
     """Loads a data set from a file of the user.
 
@@ -59,6 +67,8 @@ def load_table(
             group of each example, see `jdrop.study.data.groups.read_groups`: of all examples,
             first the training examples, or of the given test examples alone. None takes the
             examples as independent.
+        as_features: whether integers among the inputs of an `.npz` are features, as the MLP takes
+            them, and not token ids.
 
     Raises:
         DataError: the file is missing, damaged or not as described; the message names the column,
@@ -89,7 +99,7 @@ def load_table(
                 f"{path} is an .npz: its labels are the array `labels` or `train_labels`, its test "
                 "examples `test_inputs`; --target and --test-file are for tables."
             )
-        parts, ood_inputs = _npz_parts(path, task, ood_path)
+        parts, ood_inputs = _npz_parts(path, task, ood_path, as_features)
     else:
         # Imported here: pandas takes longer to import than other data sets take to load.
         from jdrop.study.data.columns import read_examples
@@ -110,7 +120,7 @@ def load_table(
         group_name, group_of_example = "group", read_groups(Path(groups))
     inputs, labels, *test = parts
     rng = generator(seed, "split")
-    strata = np.zeros(len(labels), int) if labels.dtype.kind == "f" else labels
+    classes_of_examples = strata(labels)
     chosen = np.ones(len(labels), bool)
     num_given_test = len(test[1]) if test else 0
     if not test:
@@ -122,10 +132,10 @@ def load_table(
         num_train = len(labels) - num_test
         if train_size is not None:
             num_train = _fitting(train_size, len(labels) - 1)
-        chosen = stratified(rng, strata, num_train)
+        chosen = stratified(rng, classes_of_examples, num_train)
         test = [inputs[~chosen], labels[~chosen]]
     elif train_size is not None:
-        chosen = stratified(rng, strata, _fitting(train_size, len(labels)))
+        chosen = stratified(rng, classes_of_examples, _fitting(train_size, len(labels)))
     inputs, labels = inputs[chosen], labels[chosen]
     if is_table:
         if classes is not None:
@@ -170,7 +180,7 @@ def _fitting(train_size: int, available: int) -> int:
 
 
 def _npz_parts(
-    path: Path, task: str | None, ood_path: Path | None
+    path: Path, task: str | None, ood_path: Path | None, as_features: bool
 ) -> tuple[list[np.ndarray], np.ndarray | None]:
     arrays = read_npz(path)
     names = ["inputs", "labels"]
@@ -179,10 +189,13 @@ def _npz_parts(
     require_arrays(path, arrays, names)
     parts = []
     for inputs_name, labels_name in zip(names[::2], names[1::2], strict=True):
-        inputs = checked_inputs(inputs_name, arrays[inputs_name])
-        parts += [inputs, checked_labels(labels_name, arrays[labels_name], inputs, task)]
-    if ood_path is None:
-        return parts, arrays.get("ood_inputs")
-    others = read_npz(ood_path)
-    require_arrays(ood_path, others, ["inputs"])
-    return parts, others["inputs"]
+        inputs = checked_inputs(inputs_name, arrays[inputs_name], as_features=as_features)
+        parts += [inputs, checked_labels(labels_name, arrays[labels_name], len(inputs), task)]
+    ood_inputs = arrays.get("ood_inputs")
+    if ood_path is not None:
+        others = read_npz(ood_path)
+        require_arrays(ood_path, others, ["inputs"])
+        ood_inputs = others["inputs"]
+    if ood_inputs is not None:
+        ood_inputs = checked_inputs("ood_inputs", ood_inputs, as_features=as_features)
+    return parts, ood_inputs

@@ -78,7 +78,8 @@ def evaluate(run: RunFolder, margins: Mapping[str, float] | None = None) -> Comp
     scored = losses_of_readings([*readings, *([] if own is None else same)], labels)
     losses = _by_name(readings, scored[: len(readings)])
     groups = data.test_groups
-    scorer = Scorer(labels, groups, all_margins, settings.budget)
+    is_per_token = data.test_sequences is not None
+    scorer = Scorer(labels, groups, all_margins, settings.budget, is_per_token=is_per_token)
     methods = scorer.results(readings, losses)
     same_epochs = None
     if own is not None:

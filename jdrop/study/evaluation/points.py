@@ -47,6 +47,7 @@ class Scorer:
         groups: `[example]`: examples of a group are resampled together; None without groups.
         margins: by score, the largest difference that counts as none.
         budget: how many networks the methods of equal budget may cost.
+        is_per_token: whether the examples are tokens, whose NLL has a perplexity.
     """
 
     def __init__(
@@ -55,9 +56,12 @@ class Scorer:
         groups: np.ndarray | None,
         margins: Mapping[str, float],
         budget: int,
+        *,
+        is_per_token: bool = False,
     ) -> None:
         self._labels, self._groups = labels, groups
         self._margins, self._budget = margins, budget
+        self._is_per_token = is_per_token
         self._scores = CURVE_SCORES["regression" if is_regression(labels) else "classification"]
         self._weights = None
         if not is_regression(labels):
@@ -134,6 +138,12 @@ class Scorer:
                 for score, values in losses.items()
             },
         )
+        if self._is_per_token:
+            point = replace(
+                point,
+                scores={**point.scores, "perplexity": _perplexity(point.scores["nll"])},
+                over_seeds={**point.over_seeds, "perplexity": _perplexity(point.over_seeds["nll"])},
+            )
         if size not in reading.table:
             return point
         return self._with_profile(point, reading)
@@ -285,6 +295,12 @@ def _covered_share(means: Array, targets: Array) -> Array:
         return jax.vmap(example_covered, in_axes=(1, 0))(means[:, scored], targets[scored])
 
     return metrics.mean_over_splits(jax.random.key(0), covered, len(targets), NUM_SPLITS)
+
+
+def _perplexity(nll: Interval) -> Interval:
+    """The exponential of a mean NLL and of the ends of its interval."""
+    low, high = (None if end is None else float(np.exp(end)) for end in (nll.low, nll.high))
+    return Interval(float(np.exp(nll.mean)), low, high, nll.num_replicates)
 
 
 def _log_mean(members: np.ndarray) -> Array:

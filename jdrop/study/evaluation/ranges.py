@@ -7,6 +7,7 @@ from jdrop.statistics import Interval
 
 LARGEST = {
     "nll": math.inf,
+    "perplexity": math.inf,
     "brier": 2.0,
     "error": 1.0,
     "crps": math.inf,

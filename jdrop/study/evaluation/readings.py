@@ -271,7 +271,7 @@ def load_subsets(run: RunFolder, settings: Settings, data: DataPart) -> Iterator
         all_examples = SubsetPredictions(
             name,
             data.train_labels,
-            networks.train_outputs[:, :1],
+            networks.train_outputs[:, :1],  # Earlier versions stored all members.
             _after(networks, name, settings.epochs).outputs[:, :1],
         )
         for subset in (*(s for s in part.subsets if s.method == name), all_examples):

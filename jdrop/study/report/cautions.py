@@ -36,6 +36,7 @@ def cautions(comparison: Comparison) -> list[str]:
         *_training_length(comparison),
         *_same_epochs(comparison),
         *_influence(comparison),
+        *_tokens(comparison),
         *_independence(comparison),
     ]
 
@@ -221,6 +222,19 @@ def _influence(comparison: Comparison) -> list[str]:
             group = f"{comparison.data['group_name']} {found.largest_group}"
             text += f"; without {group}, it is {rest}"
         text += "."
+    return [text]
+
+
+def _tokens(comparison: Comparison) -> list[str]:
+    """Says what an example is where labels are per token."""
+    if not comparison.is_per_token:
+        return []
+    text = "An example of this report is a token with a label. Scores are means over tokens."
+    if comparison.data["group_name"] == "sequence":
+        text += (
+            " If several sequences come from one text or author, the intervals are too narrow "
+            "without groups."
+        )
     return [text]
 
 

@@ -98,6 +98,12 @@ def _difference_note(comparison: Comparison, score: str) -> str:
 def title(comparison: Comparison) -> str:
     """Returns the name and the sizes of the data set."""
     data = comparison.data
+    if comparison.is_per_token:
+        parts = (
+            f"{data[f'{part}_size']:,} {name} tokens in {data[f'{part}_sequences']:,} sequences"
+            for part, name in (("train", "training"), ("test", "test"))
+        )
+        return f"{data['name']}: {', '.join(parts)}"
     size = "" if data["train_size"] is None else f"{data['train_size']:,} training examples, "
     noise = f"{data['label_noise']:.0%} of them mislabelled, " if data["label_noise"] else ""
     return f"{data['name']}: {size}{noise}{data['test_size']:,} test examples"

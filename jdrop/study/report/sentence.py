@@ -32,6 +32,7 @@ def answer(comparison: Comparison) -> list[str]:
         f"{verdict_sentence(comparison, point)} {_second_verdict(comparison, point)}".strip(),
         *_controls(comparison, point),
         worth_sentence(comparison, method, point),
+        _perplexities(comparison, method, point),
         _epochs(comparison, method, point),
         _costs(comparison, method, point),
     ]
@@ -65,7 +66,8 @@ def negated(difference: Interval) -> Interval:
 
 def _differences(comparison: Comparison, method: MethodResult, point: Point) -> str:
     data = comparison.data
-    size = "" if data["train_size"] is None else f" with {data['train_size']:,} training examples"
+    noun = "tokens" if comparison.is_per_token else "examples"
+    size = "" if data["train_size"] is None else f" with {data['train_size']:,} training {noun}"
     noise = f", {data['label_noise']:.0%} of them mislabelled" if data["label_noise"] else ""
     scores = [comparison.curve_scores[0], second_score(comparison)]
     scores = [score for score in scores if score not in point.unreliable]
@@ -214,6 +216,19 @@ def _does_as_well(control: Point, headline: Point, score: str) -> bool:
     not_told_apart = difference.low is not None and difference.low <= 0
     return reached in ENOUGH and (
         VERDICTS.index(reached) >= VERDICTS.index(verdict) or not_told_apart
+    )
+
+
+def _perplexities(comparison: Comparison, method: MethodResult, point: Point) -> str:
+    if not comparison.is_per_token:
+        return ""
+    mine, single, ensemble = (
+        mean_text("perplexity", each.scores["perplexity"])
+        for each in (point, comparison.single, comparison.ensemble)
+    )
+    return (
+        f"The perplexity per token is {mine} for {subject(method, point)}, {single} for one plain "
+        f"network and {ensemble} for the average of all {comparison.ensemble.size}."
     )
 
 

@@ -38,6 +38,7 @@ Rows = list[list[str]]
 def score_table(comparison: Comparison) -> tuple[list[str], Rows]:
     """Returns header and rows: the scores, the epochs and the weight decay of each method."""
     scores = comparison.curve_scores
+    scores += ("perplexity",) if comparison.is_per_token else ()
     points = [point for _, point in comparison.table]
     has_epochs = any(point.epochs is not None for point in points)
     has_decay = any(point.weight_decay is not None for point in points)
