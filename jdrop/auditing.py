@@ -39,6 +39,8 @@ class AuditedSite:
         on_in_evaluation: whether it draws in a pass without a key; None: unknown, because the pass
             failed before.
         shares_key_with: the names of other sites that draw from the same key.
+        read_by: the paths of the next layers with weights that read its output; "outputs" stands
+            for those of the network. Empty: nothing reads it, or it is attention without dropout.
     """
 
     name: str
@@ -49,6 +51,7 @@ class AuditedSite:
     on_in_training: bool
     on_in_evaluation: bool | None
     shares_key_with: tuple[str, ...]
+    read_by: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,8 @@ class Audit:
     faults: tuple[str, ...]
 
     def __str__(self) -> str:
-        titles = ("site", "kind", "rate", "shape", "broadcast", "training", "evaluation", "key")
-        rows = [titles, *map(_cells, self.sites)]
+        titles = "site", "kind", "rate", "shape", "broadcast", "training", "evaluation", "key"
+        rows = [(*titles, "read by"), *map(_cells, self.sites)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         table = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -91,6 +94,7 @@ def _cells(site: AuditedSite) -> tuple[str, ...]:
         modes[site.on_in_training],
         modes[site.on_in_evaluation],
         "shared" if site.shares_key_with else key,
+        ", ".join(site.read_by) or "-",
     )
 
 
@@ -124,9 +128,9 @@ def audit(network: Any, inputs: Any) -> Audit:
         ...         x = nn.Dropout(0.5, deterministic=not train)(nn.Dense(8)(x))
         ...         return nn.Dropout(0.1, deterministic=True)(nn.Dense(2)(x))
         >>> print(jdrop.audit(Net(), jax.ShapeDtypeStruct((4, 3), jnp.float32)))
-        site       kind  rate  shape  broadcast  training  evaluation  key
-        Dropout_0  Flax  0.5   4x8    -          on        off         own
-        Dropout_1  Flax  0.1   4x2    -          off       off         -
+        site       kind  rate  shape  broadcast  training  evaluation  key  read by
+        Dropout_0  Flax  0.5   4x8    -          on        off         own  Dense_1
+        Dropout_1  Flax  0.1   4x2    -          off       off         -    outputs
         <BLANKLINE>
         - Never on, since off in training too: Dropout_1.
     """
@@ -185,6 +189,7 @@ class _Place:
         is_on: whether it draws in the pass.
         site: the call of the layer; None: there is no layer.
         draws: what it draws.
+        read_by: as in `AuditedSite`.
     """
 
     name: str
@@ -192,6 +197,7 @@ class _Place:
     is_on: bool
     site: DropoutSite | None
     draws: tuple[Draw, ...]
+    read_by: tuple[str, ...]
 
 
 @dataclass(eq=False)
@@ -203,25 +209,26 @@ class _Pass:
         calls: of layers, in the order in which they were traced. The index of a call is its tag.
         untagged: the calls that leave no tag: attention layers that drop nothing.
         draws: in the jaxpr of the pass.
-        tags: of the calls in the jaxpr.
+        read_by: the tags of the calls in the jaxpr, and the layers that read each.
     """
 
     draws_masks: bool
     calls: list[DropoutSite] = field(default_factory=list)
     untagged: list[int] = field(default_factory=list)
     draws: tuple[Draw, ...] = ()
-    tags: frozenset[int] = frozenset()
+    read_by: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
     def tagged(self, network: Network) -> Network:
         """The network with layers that leave tags in the jaxpr."""
         return network.replace_dropout(self._drop, attention_dropout=self._choose_key)
 
-    def trace(self, function: Callable[..., Any], *arguments: Any) -> None:
+    def trace(self, function: Callable[..., Any], variables: Any, *arguments: Any) -> None:
         """Traces the pass, and keeps what reaches its outputs."""
-        found = read_draws(function, *arguments)
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
+        found = read_draws(function, variables, *arguments, weights=[*map(_owner, paths)])
         self.draws = found.draws
-        names = {*found.tags, *(draw.tag for draw in found.draws)} - {""}
-        self.tags = frozenset(map(int, names))
+        read_by = {**found.tags, **{draw.tag: draw.read_by for draw in found.draws if draw.tag}}
+        self.read_by = {int(name): layers for name, layers in read_by.items()}
 
     def _drop(self, site: DropoutSite, inputs: Array) -> Array:
         """Drops as the layer would, but from a tagged key; or tags the inputs."""
@@ -255,12 +262,12 @@ class _Pass:
         # A call without a tag counts once for each layer.
         first_untagged = {self.calls[i].name: i for i in reversed(self.untagged)}
         places = []
-        for index in sorted({*self.tags, *first_untagged.values()}):
-            site = self.calls[index]
+        for index in sorted({*self.read_by, *first_untagged.values()}):
+            site, read_by = self.calls[index], self.read_by.get(index, ())
             draws = tuple(draw for draw in self.draws if draw.tag == str(index))
-            places.append(_Place("", _layer_of(site), _is_on(site), site, draws))
+            places.append(_Place("", _layer_of(site), _is_on(site), site, draws, read_by))
         by_hand = [draw for draw in self.draws if not draw.tag]
-        places += [_Place("", _line_of(draw), True, None, (draw,)) for draw in by_hand]
+        places += [_Place("", _line_of(d), True, None, (d,), d.read_by) for d in by_hand]
         count: Counter[str] = Counter()
         for index, place in enumerate(places):
             count[place.layer] += 1
@@ -290,8 +297,13 @@ def _layer_of(site: DropoutSite) -> str:
 def _line_of(draw: Draw) -> str:
     """Where a draw is that belongs to no layer: the path of its module, and the line."""
     # The path begins with the class of the whole module, which the paths of layers leave out.
-    path = draw.path.partition("/")[2]
-    return f"{path} ({draw.line})" if path and draw.line else path or draw.line or "the network"
+    return replace(draw, path=draw.path.partition("/")[2]).place or "the network"
+
+
+def _owner(path: tuple[Any, ...]) -> str:
+    """The path of the layer to which a weight belongs, or the name of a weight of the network."""
+    keys = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
+    return "/".join(keys[1:-1] or keys[1:] or keys) or "the network"
 
 
 def _audited(
@@ -324,6 +336,7 @@ def _audited(
             for other in places
             if other is not place and not keys.isdisjoint(draw.key for draw in other.draws)
         ),
+        read_by=place.read_by,
     )
 
 

@@ -3,16 +3,15 @@
 Nothing here computes an array: functions are traced with shapes and dtypes.
 """
 
-import importlib.util
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr
 from jax.interpreters.partial_eval import dce_jaxpr_consts
+
+from jdrop.draws import Argument, read_jaxpr
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,12 +19,12 @@ class TracedFunction:
     """The jaxpr of a function of several arguments that returns a tuple of outputs.
 
     Attributes:
-        jaxpr: without its constants.
+        closed: the jaxpr.
         arguments: for each array that the jaxpr takes, the index of the argument that holds it.
         outputs: for each array that it returns, the index of the output that holds it.
     """
 
-    jaxpr: Jaxpr
+    closed: ClosedJaxpr
     arguments: tuple[int, ...]
     outputs: tuple[int, ...]
 
@@ -35,7 +34,8 @@ class TracedFunction:
         True is certain except where an array goes through a primitive that JAX cannot look into,
         such as a while loop. False is certain.
         """
-        _, used = self._needed_for(outputs)
+        jaxpr = self.closed.jaxpr
+        _, _, used = dce_jaxpr_consts(jaxpr, [output in outputs for output in self.outputs])
         return any(used[i] and argument in arguments for i, argument in enumerate(self.arguments))
 
     def consumptions(self, outputs: Collection[int], argument: int) -> tuple[str, ...]:
@@ -44,15 +44,10 @@ class TracedFunction:
         Returns:
             The path of the linen module, if there is one, and the line of the program.
         """
-        jaxpr, used = self._needed_for(outputs)
-        kept = (a for a, is_used in zip(self.arguments, used, strict=True) if is_used)
-        keys = {var for var, a in zip(jaxpr.invars, kept, strict=True) if a == argument}
-        return tuple(dict.fromkeys(_consumptions(jaxpr, keys, path="", line="")))
-
-    def _needed_for(self, outputs: Collection[int]) -> tuple[Jaxpr, list[bool]]:
-        """The part of the jaxpr that computes these outputs, and which arrays it takes."""
-        jaxpr, _, used = dce_jaxpr_consts(self.jaxpr, [o in outputs for o in self.outputs])
-        return jaxpr, used
+        is_output = [output in outputs for output in self.outputs]
+        arguments = [Argument(is_constant=other != argument) for other in self.arguments]
+        draws = read_jaxpr(self.closed, is_output, arguments).draws
+        return tuple(dict.fromkeys(d.place or "the pass" for d in draws if not d.is_constant))
 
 
 def trace(function: Callable[..., tuple[Any, ...]], *arguments: Any) -> TracedFunction:
@@ -78,63 +73,7 @@ def trace(function: Callable[..., tuple[Any, ...]], *arguments: Any) -> TracedFu
 
     closed, shapes = jax.make_jaxpr(call, return_shape=True)(arrays)
     return TracedFunction(
-        closed.jaxpr,
+        closed,
         tuple(owners[i] for i in arrays),
         tuple(i for i, output in enumerate(shapes) for _ in jax.tree.leaves(output)),
     )
-
-
-def _consumptions(jaxpr: Jaxpr, keys: set[Any], path: str, line: str) -> Iterator[str]:
-    """The equations of a jaxpr that turn keys into something else.
-
-    Args:
-        jaxpr: only what is needed for the outputs of interest.
-        keys: the variables of the jaxpr that hold keys; it gains those that are made of them.
-        path: of the module around the jaxpr.
-        line: of the program that called the jaxpr.
-    """
-    for equation in jaxpr.eqns:
-        given = [isinstance(v, Literal) or v not in keys for v in equation.invars]
-        if all(given):
-            continue
-        scope = str(equation.source_info.name_stack)
-        here = "/".join(part for part in (path, scope) if part)
-        at = _line(equation.source_info) or line
-        inner = list(_jaxprs_of(equation.params))
-        for called in inner:
-            # The arrays of a branch or a loop body are the last ones that its equation takes.
-            pairs = zip(reversed(called.invars), reversed(equation.invars), strict=False)
-            taken = {v for v, w in pairs if not isinstance(w, Literal) and w in keys}
-            yield from _consumptions(called, taken, here, at)
-        made = {v for v in equation.outvars if _is_key(v.aval)}
-        keys |= made
-        if not inner and not made:
-            yield f"{here} ({at})" if here and at else here or at or "the pass"
-
-
-def _is_key(aval: Any) -> bool:
-    return jax.dtypes.issubdtype(getattr(aval, "dtype", None), jax.dtypes.prng_key)
-
-
-def _jaxprs_of(params: dict[str, Any]) -> Iterator[Jaxpr]:
-    """The jaxprs that an equation calls."""
-    for value in params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            called = item.jaxpr if isinstance(item, ClosedJaxpr) else item
-            if isinstance(called, Jaxpr):
-                yield called
-
-
-@cache
-def _libraries() -> tuple[str, ...]:
-    """The folders of programs that are not the user's."""
-    specs = (importlib.util.find_spec(name) for name in ("flax", "jax", "jaxlib", "jdrop"))
-    return tuple(f"{Path(spec.origin).parent}/" for spec in specs if spec and spec.origin)
-
-
-def _line(source_info: Any) -> str:
-    """The innermost line of the user's program that led to an equation, "file:line"; or ""."""
-    for frame in getattr(source_info.traceback, "frames", ()):
-        if not frame.file_name.startswith((*_libraries(), "<")):
-            return f"{frame.file_name}:{frame.line_num}"
-    return ""

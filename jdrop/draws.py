@@ -1,13 +1,14 @@
-"""Where a function draws random numbers, and from which keys, read from its jaxpr.
+"""Where a function draws random numbers, from which keys, and what reads them; from its jaxpr.
 
 Keys are followed by *values*: integers that are equal where two arrays are computed in the same way
-from the same arrays. So two draws use the same key if their keys have the same value. Nothing here
-computes an array.
+from the same arrays. So two draws use the same key if their keys have the same value. What is made
+of a draw is followed to the first weights that it meets. Nothing here computes an array.
 """
 
 import importlib.util
+import itertools
 import sysconfig
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,9 @@ TAG = "jdrop site "
 
 DRAWS = frozenset(("random_bits", "random_gamma", "rng_bit_generator", "rng_uniform"))
 """The primitives that make random numbers of a key."""
+
+OUTPUTS = "outputs"
+"""What reads an array that meets no weights."""
 
 COPIES = frozenset(("copy", "name", "optimization_barrier", "random_clone"))
 """The primitives that return their inputs."""
@@ -47,6 +51,7 @@ class Draw:
         line: of the user's program, such as "models.py:12", or "".
         is_constant: whether the key is made of no argument of the function.
         num_turns: how many turns of a loop draw from this key; None for a loop of unknown length.
+        read_by: the names of the first weights that meet what is made of the random numbers.
     """
 
     tag: str
@@ -56,6 +61,17 @@ class Draw:
     line: str
     is_constant: bool
     num_turns: int | None
+    read_by: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> str:
+        """The path, and the line in brackets, as far as they are known."""
+        return f"{self.path} ({self.line})" if self.path and self.line else self.path or self.line
+
+    @property
+    def site(self) -> str:
+        """The tag, or a name of a key without one."""
+        return self.tag or f"key {self.key}"
 
 
 @dataclass(frozen=True)
@@ -64,19 +80,34 @@ class Draws:
 
     Attributes:
         draws: in their order. Those that reach no output are left out.
-        tags: the names of tagged arrays that are no keys.
+        tags: the names of tagged arrays that are no keys; for each the names of the first weights
+            that meet what is made of it.
     """
 
     draws: tuple[Draw, ...]
-    tags: frozenset[str]
+    tags: dict[str, tuple[str, ...]]
 
 
-def read_draws(function: Callable[..., Any], *arguments: Any) -> Draws:
+@dataclass(frozen=True)
+class Argument:
+    """An array that a jaxpr takes.
+
+    Attributes:
+        weight: its name, if it is a weight.
+        is_constant: whether a key that is made of it counts as one that is made of no argument.
+    """
+
+    weight: str = ""
+    is_constant: bool = False
+
+
+def read_draws(function: Callable[..., Any], *arguments: Any, weights: Sequence[str] = ()) -> Draws:
     """Lists the places where a function draws random numbers that reach its outputs.
 
     Args:
         function: takes and returns pytrees of arrays.
         *arguments: arrays, or their shapes and dtypes.
+        weights: the names of the first arrays, which are weights.
 
     Example:
         >>> def function(key):
@@ -90,13 +121,32 @@ def read_draws(function: Callable[..., Any], *arguments: Any) -> Draws:
     # A key that is used twice is what to tell, not an error.
     with jax.debug_key_reuse(False):
         closed = jax.make_jaxpr(function)(*arguments)
-    jaxpr, used_consts, used = dce_jaxpr_consts(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
-    consts = [c for c, is_used in zip(closed.consts, used_consts, strict=True) if is_used]
+    others = itertools.repeat("", len(closed.jaxpr.invars) - len(weights))
+    arguments_of_jaxpr = [Argument(weight) for weight in (*weights, *others)]
+    return read_jaxpr(closed, [True] * len(closed.jaxpr.outvars), arguments_of_jaxpr)
+
+
+def read_jaxpr(
+    closed: ClosedJaxpr, is_output: Sequence[bool], arguments: Sequence[Argument]
+) -> Draws:
+    """Lists the places where a jaxpr draws random numbers that reach its outputs.
+
+    Args:
+        closed: the jaxpr.
+        is_output: whether each result of it counts as an output.
+        arguments: the arrays that it takes.
+    """
+    jaxpr, used_consts, used = dce_jaxpr_consts(closed.jaxpr, list(is_output))
     reader = _Reader()
-    values = [reader.of_constant(const) for const in consts]
-    values += [reader.new(_Origin(from_argument=True)) for is_used in used if is_used]
-    reader.read(jaxpr, values, _Place())
-    return Draws(tuple(reader.draws), frozenset(reader.tags))
+    values = [reader.of_constant(const) for const in itertools.compress(closed.consts, used_consts)]
+    for argument, var in zip(itertools.compress(arguments, used), jaxpr.invars, strict=True):
+        weights = frozenset((argument.weight,)) - {""}
+        from_input = not weights and not _is_key(var.aval)
+        values.append(reader.new(_Origin(not argument.is_constant, from_input, weights=weights)))
+    for result in reader.read(jaxpr, values, _Place()):
+        reader.add_readers(reader.origins[result].sites, {OUTPUTS})
+    draws = tuple(replace(draw, read_by=reader.readers_of(draw.site)) for draw in reader.draws)
+    return Draws(draws, {name: reader.readers_of(name) for name in reader.tags})
 
 
 @dataclass(frozen=True)
@@ -120,15 +170,21 @@ class _Origin:
 
     Attributes:
         from_argument: whether arguments of the function are among it.
+        from_input: whether arguments that are neither weights nor keys are among it.
         loops: the loops in whose turns it changes.
         tag: the name of the tagged key among it, or "".
         key: the value of that key before it was tagged.
+        weights: the names of the weights among it, unless it is made of an input.
+        sites: the draws and the tags among it that have met no weights yet.
     """
 
     from_argument: bool = False
+    from_input: bool = False
     loops: frozenset[int] = frozenset()
     tag: str = ""
     key: int | None = None
+    weights: frozenset[str] = frozenset()
+    sites: frozenset[str] = frozenset()
 
 
 @dataclass(eq=False)
@@ -138,6 +194,7 @@ class _Reader:
     key_of_words: dict[int, int] = field(default_factory=dict)
     draws: list[Draw] = field(default_factory=list)
     tags: set[str] = field(default_factory=set)
+    readers: dict[str, set[str]] = field(default_factory=dict)
     num_loops: int = 0
 
     def new(self, origin: _Origin) -> int:
@@ -152,7 +209,26 @@ class _Reader:
         # A key that is made of a tagged key is still the tagged site's.
         tagged = next((origin for origin in origins if origin.tag), _Origin())
         from_argument = any(origin.from_argument for origin in origins)
-        return self.new(_Origin(from_argument, loops, tagged.tag, tagged.key))
+        from_input = any(origin.from_input for origin in origins)
+        weights = frozenset().union(*(origin.weights for origin in origins))
+        sites = frozenset().union(*(origin.sites for origin in origins))
+        if sites and weights:
+            self.add_readers(sites, weights)
+            sites = frozenset()
+        if from_input:
+            weights = frozenset()
+        return self.new(
+            _Origin(from_argument, from_input, loops, tagged.tag, tagged.key, weights, sites)
+        )
+
+    def add_readers(self, sites: Collection[str], names: Collection[str]) -> None:
+        """Keeps what reads these draws and tags."""
+        for site in sites:
+            self.readers.setdefault(site, set()).update(names)
+
+    def readers_of(self, site: str) -> tuple[str, ...]:
+        """What reads a draw or a tag."""
+        return tuple(sorted(self.readers.get(site, ())))
 
     def of_constant(self, constant: Any) -> int:
         """The value of an array that is known."""
@@ -161,11 +237,18 @@ class _Reader:
         content = np.asarray(constant)
         return self._equal(("constant", content.dtype.str, content.shape, content.tobytes()), ())
 
-    def _equal(self, description: Hashable, inputs: Sequence[int]) -> int:
-        """The value with this description, made of these."""
+    def _equal(self, description: Hashable, inputs: Sequence[int], site: str = "") -> int:
+        """The value with this description, made of these, and perhaps by a draw."""
         if description not in self.values:
             self.values[description] = self.made_of(inputs)
-        return self.values[description]
+        value = self.values[description]
+        return self._with_sites(value, {site}) if site else value
+
+    def _with_sites(self, value: int, sites: Collection[str]) -> int:
+        """The same value, of which these draws and tags are among the origins."""
+        origin = self.origins[value]
+        self.origins[value] = replace(origin, sites=origin.sites | frozenset(sites))
+        return value
 
     def read(self, jaxpr: Jaxpr, values: Sequence[int], place: _Place) -> list[int]:
         """Follows the arrays of a jaxpr, and returns the values of its results.
@@ -199,8 +282,6 @@ class _Reader:
         name, params, num_outputs = equation.primitive.name, equation.params, len(equation.outvars)
         if name == "name" and params["name"].startswith(TAG):
             return [self._tagged(equation, inputs[0])]
-        if name in DRAWS:
-            self._add(inputs[0], equation.outvars[0].aval.shape, place)
         if name in COPIES and num_outputs == len(inputs):
             return inputs
         if name == "random_wrap" and inputs[0] in self.key_of_words:
@@ -224,22 +305,26 @@ class _Reader:
         if called_jaxprs:
             return [self.made_of(inputs) for _ in range(num_outputs)]
         if name == "random_unwrap":
-            if equation.outvars[0] in hashed:
-                self._add(inputs[0], None, place)
-            words = self._equal((name, inputs[0]), inputs)
+            site = self._add(inputs[0], None, place) if equation.outvars[0] in hashed else ""
+            words = self._equal((name, inputs[0]), inputs, site)
             self.key_of_words[words] = inputs[0]
             return [words]
+        is_draw = name in DRAWS
+        site = self._add(inputs[0], equation.outvars[0].aval.shape, place) if is_draw else ""
         description = (name, repr(sorted(params.items(), key=str)), *inputs)
-        return [self._equal((*description, index), inputs) for index in range(num_outputs)]
+        return [self._equal((*description, index), inputs, site) for index in range(num_outputs)]
 
     def _tagged(self, equation: Any, value: int) -> int:
         name = equation.params["name"].removeprefix(TAG)
-        if not _is_key(equation.outvars[0].aval):
+        tagged = self.new(self.origins[value])
+        if _is_key(equation.outvars[0].aval):
+            self.origins[tagged] = replace(self.origins[tagged], tag=name, key=value)
+        else:
             self.tags.add(name)
-            return value
-        return self.new(replace(self.origins[value], tag=name, key=value))
+        return self._with_sites(tagged, {name})
 
-    def _add(self, key: int, shape: tuple[Any, ...] | None, place: _Place) -> None:
+    def _add(self, key: int, shape: tuple[Any, ...] | None, place: _Place) -> str:
+        """Keeps a draw, and returns its site."""
         origin = self.origins[key]
         num_turns: int | None = 1
         for loop, length in place.loops:
@@ -256,6 +341,7 @@ class _Reader:
                 num_turns=num_turns,
             )
         )
+        return self.draws[-1].site
 
     def _call(self, called: ClosedJaxpr, inputs: Sequence[int], place: _Place) -> list[int]:
         constants = [self.of_constant(const) for const in called.consts]
@@ -273,7 +359,7 @@ class _Reader:
             else self._changing(value, loop)
             for i, value in enumerate(inputs)
         ]  # fmt: skip
-        results = self._call(params["jaxpr"], changing, place)
+        results = self._read_turns(params["jaxpr"], changing, num_consts, num_carry, place)
         return [self.made_of([result], without_loop=loop) for result in results]
 
     def _read_while(self, params: Any, inputs: list[int], place: _Place) -> list[int]:
@@ -286,8 +372,28 @@ class _Reader:
         ]
         self._call(params["cond_jaxpr"], [*inputs[:num_cond], *changing], place)
         constants = inputs[num_cond : num_cond + num_body]
-        results = self._call(params["body_jaxpr"], [*constants, *changing], place)
+        results = self._read_turns(
+            params["body_jaxpr"], [*constants, *changing], num_body, len(carry), place
+        )
         return [self.made_of([result], without_loop=loop) for result in results]
+
+    def _read_turns(
+        self, body: ClosedJaxpr, inputs: list[int], num_consts: int, num_carry: int, place: _Place
+    ) -> list[int]:
+        """The results of a turn; in the next one, weights may read what this one has drawn."""
+        results = self._call(body, inputs, place)
+        new_sites = [self.origins[result].sites for result in results[:num_carry]]
+        if any(new_sites):
+            carry = inputs[num_consts : num_consts + num_carry]
+            carried = [
+                self._with_sites(self.new(self.origins[value]), sites)
+                for value, sites in zip(carry, new_sites, strict=True)
+            ]
+            draws = list(self.draws)
+            others = inputs[:num_consts], inputs[num_consts + num_carry :]
+            self._call(body, [*others[0], *carried, *others[1]], place)
+            self.draws = draws  # The next turn draws at the same places.
+        return results
 
     def _enter_loop(self, place: _Place, length: int | None) -> tuple[_Place, int]:
         self.num_loops += 1

@@ -113,7 +113,7 @@ class LinenAdapter:
             )
             return outputs, {**variables, **updates}
 
-        return Network(apply, init, apply_train, self.network)
+        return Network(apply, init, apply_train, self.network, choose_fn=self.choose)
 
     def _keys(self, key: Array) -> tuple[dict[str, Array], Array | None]:
         """The keys of the rng streams, and the key that the call gets."""

@@ -65,8 +65,8 @@ class StepRule(Protocol):
 class Network:
     """An `apply_fn`, and how to initialise, train and change the network.
 
-    Make one with `jdrop.linen.as_network` or `jdrop.nnx.as_network`, or from any function with
-    `Network(apply_fn)`. A network can be called like its `apply_fn`.
+    Make one with `as_network` of `jdrop.linen` or `jdrop.nnx`, or with `Network(apply_fn)`. A
+    network can be called like its `apply_fn`.
 
     Attributes:
         apply_fn: maps variables, inputs and a key or None to outputs. It changes no state: batch
@@ -76,6 +76,7 @@ class Network:
             with new batch statistics. Without it, training uses `apply_fn`.
         replace_fn: `replace_fn(f, attention_dropout)` implements `replace_dropout`.
         step_rule: replaces the ordinary training step; None for the ordinary step.
+        choose_fn: chooses the outputs of `apply_fn` among those of `train_fn`.
 
     Example:
         >>> import jax, jax.numpy as jnp, jdrop
@@ -92,6 +93,7 @@ class Network:
     train_fn: Callable[[Variables, Any, Array], tuple[Any, Variables]] | None = None
     replace_fn: Callable[[ReplaceFn, AttentionDropout], "Network"] | None = None
     step_rule: StepRule | None = None
+    choose_fn: Callable[[Any], Any] | None = None
 
     def __call__(self, variables: Variables, inputs: Any, key: Array | None) -> Any:
         """Returns the outputs of `apply_fn`."""
@@ -105,8 +107,7 @@ class Network:
         """
         if self.init_fn is None:
             raise ValueError(
-                "this network has no init_fn; give one, `Network(apply_fn, init_fn)`, "
-                "or make the variables yourself."
+                "this network has no init_fn; give one, or make the variables yourself."
             )
         return self.init_fn(key, inputs)
 
@@ -128,8 +129,8 @@ class Network:
 
         This holds for layers of jdrop and of Flax, and for every pass, with and without a key. The
         other layers then accept weights of fewer units than they were made for. The result has no
-        `step_rule`. A second `replace_dropout` sees only the calls for which the first `f` returned
-        None.
+        `step_rule`, and nothing checks whether the mode reaches its layers. A second
+        `replace_dropout` sees only the calls for which the first `f` returned None.
 
         Args:
             f: `f(site, inputs)` returns the outputs of the layer, or None: the layer does what it
@@ -187,7 +188,7 @@ def dropout_sites(network: Network, variables: Any, inputs: Any) -> tuple[Dropou
     """Lists the calls of dropout layers in a training pass, in their order.
 
     The pass is abstract: it computes nothing. A layer inside a loop such as `nn.scan` can be listed
-    more than once, because JAX can trace the body of a loop more than once.
+    more than once, as JAX can trace the body of a loop more than once.
 
     Args:
         network: made by `as_network`.

@@ -412,6 +412,6 @@ def as_network(
             outputs = run(model, inputs, key)
             return outputs, {**variables, "state": state_after(model)}
 
-        return Network(apply, init, apply_train, network)
+        return Network(apply, init, apply_train, network, choose_fn=choose)
 
     return network(None, True)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from jdrop import bits, functional
@@ -93,8 +94,9 @@ def drop_branch(
             draw masks from another key. Without `per_sample` it must change no state of a Flax
             module; see `flax.linen.cond` and `flax.nnx.cond`.
         x: an array, or a pytree of arrays. With `per_sample` each array, and the output of the
-            branch, is `[batch, ...]`, and one device should hold the whole batch: gathering
-            samples from others costs more than it saves.
+            branch, is `[batch, ...]`. Of a batch that is sharded over devices, each of them
+            computes all kept samples. In `jax.shard_map`, with a key for each device, each of them
+            computes those it holds.
         rate: the probability to drop. A Python scalar in [0, 1). Without `per_sample` also a scalar
             array in [0, 1], which may be traced.
         per_sample: whether samples are dropped one by one, or the whole batch.
@@ -133,8 +135,10 @@ def drop_branch(
     if functional.is_number(rate, 0):
         return branch(x)
     order, kept = _draw_samples(key, batch, rate)
-    rows = jax.tree.map(lambda leaf: jnp.asarray(leaf).at[order].get(**INDEXING), x)
-    outputs = branch(rows)
+    leaves, tree = jax.tree.flatten(jax.tree.map(jnp.asarray, x))
+    # Every device computes the kept samples of the whole batch.
+    rows = [leaf.at[order].get(out_sharding=_sharding(leaf, None), **INDEXING) for leaf in leaves]
+    outputs = branch(jax.tree.unflatten(tree, rows))
     if jnp.ndim(outputs) == 0 or len(outputs) != len(order):
         raise ValueError(
             f"branch must return an array with the batch axis of its inputs, of size {len(order)}, "
@@ -142,8 +146,9 @@ def drop_branch(
         )
     kept = jax.lax.expand_dims(kept, range(1, outputs.ndim))
     outputs = functional.apply_mask(kept, outputs, rate, scale=scale)
-    zeros = jnp.zeros((batch, *outputs.shape[1:]), outputs.dtype)
-    return zeros.at[order].set(outputs, **INDEXING)
+    divided = _sharding(outputs, jax.typeof(leaves[0]).sharding.spec[0])
+    zeros = jnp.zeros((batch, *outputs.shape[1:]), outputs.dtype, device=divided)
+    return zeros.at[order].set(outputs, out_sharding=divided, **INDEXING)
 
 
 def depth_linear_rates(rate: ArrayLike, num_layers: int) -> tuple[float, ...]:
@@ -238,7 +243,7 @@ def _branch_of_batch(
         return functional.apply_mask(jnp.asarray(True), branch(x), rate, scale=scale)
 
     def skip(x: Any) -> Array:
-        return jnp.zeros(outputs.shape, outputs.dtype)
+        return jnp.zeros_like(outputs)
 
     return jax.lax.cond(kept.reshape(()), compute, skip, x)
 
@@ -254,6 +259,14 @@ def _batch_size(x: Any) -> int:
         )
     size: int = shapes[0][0]
     return size
+
+
+def _sharding(x: Array, batch_axis: Any) -> NamedSharding | None:
+    """How explicit mesh axes divide `x`, with this one for its batch axis; None without them."""
+    mesh, spec = jax.typeof(x).sharding.mesh, jax.typeof(x).sharding.spec
+    if AxisType.Explicit not in mesh.axis_types:
+        return None
+    return NamedSharding(mesh, PartitionSpec(batch_axis, *spec[1:]))
 
 
 def _draw_samples(key: Array, batch: int, rate: float) -> tuple[Array, Array]:

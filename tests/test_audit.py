@@ -14,6 +14,7 @@ import jdrop.linen
 import jdrop.nnx
 from jdrop.auditing import Audit
 from jdrop.draws import read_draws
+from jdrop.network import Network
 
 INPUTS = jax.ShapeDtypeStruct((5, 7, 4), jnp.float32)
 
@@ -67,14 +68,19 @@ def test_the_sites_of_a_sound_model_are_listed_without_faults(model):
     assert audit.faults == ()
     described = [
         (site.kind, site.rate, site.shape, site.broadcast_dims, site.on_in_training,
-         site.on_in_evaluation, site.shares_key_with)
+         site.on_in_evaluation, site.shares_key_with, site.read_by)
         for site in audit.sites
     ]  # fmt: skip
+    if isinstance(model, nn.Module | Network):
+        first, second = "MultiHeadAttention_0", "SelfAttention_0"
+    else:
+        first, second = "flax_attention", "our_attention"
+    read_by_all = tuple(f"{first}/{name}" for name in ("key", "query", "value"))
     assert described == [
-        ("Flax", 0.25, (5, 7, 4), (1,), True, False, ()),
-        ("Flax", 0.125, (5, 2, 7, 7), (0, 1), True, False, ()),
-        ("jdrop", 0.5, (5, 2, 7, 7), (), True, False, ()),
-        ("jdrop", 0.5, (5, 7, 4), (), True, False, ()),
+        ("Flax", 0.25, (5, 7, 4), (1,), True, False, (), read_by_all),
+        ("Flax", 0.125, (5, 2, 7, 7), (0, 1), True, False, (), (f"{first}/out",)),
+        ("jdrop", 0.5, (5, 2, 7, 7), (), True, False, (), (f"{second}/out",)),
+        ("jdrop", 0.5, (5, 7, 4), (), True, False, (), ("outputs",)),
     ]
     assert str(audit).endswith("\n\nNo faults.")
 
@@ -345,3 +351,78 @@ def test_a_model_that_as_network_refuses_is_audited():
     with pytest.raises(ValueError, match="the batch statistics of the network stay as they are"):
         jdrop.linen.as_network(LinenBranches()).init(jax.random.key(0), inputs)
     assert len(jdrop.audit(LinenBranches(), inputs).sites) == 2
+
+
+# What reads a site.
+
+
+class Reads(nn.Module):
+    """Dropout before a residual connection, two heads, and a mask that is off in training."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        def drop(x, rate, name):
+            return jdrop.linen.Dropout(rate, deterministic=not train, name=name)(x)
+
+        x = drop(x, 0.1, "inputs")
+        x = x + drop(nn.Dense(4, name="branch")(x), 0.2, "residual")
+        x = nn.BatchNorm(use_running_average=not train, name="norm")(x)
+        x = drop(nn.relu(x) + 1, 0.3, "shared")
+        kernel = self.param("kernel", nn.initializers.ones, (4, 3))
+        kernel = drop(kernel.astype(jnp.bfloat16), 0.4, "connections").astype(x.dtype)
+        first, second = nn.Dense(2, name="first")(x), nn.remat(nn.Dense)(2, name="second")(x)
+        if train:
+            first = first * jax.random.bernoulli(self.make_rng("dropout"), 0.5, first.shape)
+        off = nn.Dropout(0.5, deterministic=True, name="off")(x @ kernel)
+        return drop(second, 0.5, "logits"), nn.Dense(1, name="last")(first), off
+
+
+def test_the_layers_that_read_a_site_are_the_next_ones_with_weights():
+    audit = jdrop.audit(Reads(), INPUTS)
+    assert {site.name: site.read_by for site in audit.sites if site.kind == "jdrop"} == {
+        "inputs": ("branch", "norm"),
+        "residual": ("norm",),
+        "shared": ("first", "kernel", "second"),
+        "connections": ("kernel",),
+        "logits": ("outputs",),
+    }
+    off, by_hand = [site for site in audit.sites if site.kind != "jdrop"]
+    assert (by_hand.kind, by_hand.read_by) == ("hand-written", ("last",))
+    assert (off.name, off.read_by) == ("off", ("outputs",))
+
+
+def test_the_next_turn_of_a_scan_reads_what_the_last_layer_of_a_turn_drops():
+    class Turn(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            x = nn.Dense(4, name="first")(x)
+            x = jdrop.linen.Dropout(0.5, deterministic=False)(x)
+            x = nn.Dense(4, name="second")(x)
+            return jdrop.linen.Dropout(0.5, deterministic=False)(x), None
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            turns = nn.scan(
+                Turn, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True},
+                length=3,
+            )(name="turns")  # fmt: skip
+            return nn.Dense(2, name="head")(turns(x, None)[0])
+
+    audit = jdrop.audit(Net(), INPUTS)
+    assert [site.read_by for site in audit.sites] == [("turns/second",), ("head", "turns/first")]
+
+
+def test_while_loops_and_branches_are_followed_to_what_reads_a_draw(getkey):
+    def function(weights: Any, key: jax.Array, x: jax.Array) -> jax.Array:
+        def turn(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            i, x = carry
+            x = x * weights["turn"]
+            return i + 1, x + jax.random.uniform(jax.random.fold_in(key, i))
+
+        _, x = jax.lax.while_loop(lambda carry: carry[0] < 5, turn, (0, x))
+        return jax.lax.cond(x > 0, lambda: x * weights["branch"], lambda: x)
+
+    weights = {"branch": jnp.ones(()), "turn": jnp.ones(())}
+    (draw,) = read_draws(function, weights, getkey(), jnp.float32(1), weights=list(weights)).draws
+    assert draw.read_by == ("branch", "outputs", "turn")

@@ -137,8 +137,9 @@ existing_file = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option(
     "--dataset",
     default="digits",
-    metavar="NAME|FILE",
-    help="digits, mnist, fashion-mnist, or a file that ends in .npz, .csv, .tsv, .txt or .data.",
+    metavar="NAME|FILE|MODULE:OBJECT",
+    help="digits, mnist, fashion-mnist; a file that ends in .npz, .csv, .tsv, .txt or .data; or "
+    "your dictionary of the arrays that jdrop.compare takes, or a function that returns it.",
 )
 @click.option("--target", help="Column of a table to predict: its name or its index from 0.")
 @click.option(

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -19,9 +20,12 @@ from jdrop.study.data import (
     DATASETS,
     DataError,
     Dataset,
+    from_arrays,
     load,
     load_predictions,
     load_table,
+    subset,
+    with_label_noise,
 )
 from jdrop.study.models import MLP, Model, ModelError
 from jdrop.study.progress import with_progress
@@ -159,6 +163,12 @@ def load_data(options: Mapping[str, Any]) -> Dataset:
         )
     if options["data_dir"] is not None:
         raise DataError("--data-dir is for mnist and fashion-mnist.")
+    if re.fullmatch(r"[\w.]+:\w+", dataset) and not Path(dataset).exists():
+        for name in ("target", "task", "test_file", "ood", "groups"):
+            if options[name] is not None:
+                option = name.replace("_", "-")
+                raise DataError(f"--{option} is for files, not for the object {dataset}.")
+        return load_data_object(dataset, **shared)
     return load_table(
         Path(dataset),
         target=options["target"],
@@ -169,6 +179,48 @@ def load_data(options: Mapping[str, Any]) -> Dataset:
         as_features=options["model"] is None,
         **shared,
     )
+
+
+DATA_ARGUMENTS = (
+    "inputs",
+    "labels",
+    "test_inputs",
+    "test_labels",
+    "ood_inputs",
+    "groups",
+    "test_groups",
+)
+"""What a data object may hold: the arrays of `jdrop.compare`."""
+
+
+def load_data_object(
+    name: str, *, train_size: int | None, label_noise: float, seed: int
+) -> Dataset:
+    """Imports a data set `module:object`.
+
+    The object is a dictionary of the arrays that `jdrop.compare` takes, by the names of its
+    arguments; a tuple of the first four; or a function without arguments that returns one of them.
+
+    Raises:
+        DataError: the object is none of these, or its arrays do not fit.
+    """
+    arrays = load_object(name)
+    if callable(arrays):
+        arrays = arrays()
+    if isinstance(arrays, tuple):
+        arrays = dict(zip(DATA_ARGUMENTS, arrays, strict=False)) if len(arrays) == 4 else None
+    if not isinstance(arrays, Mapping) or not {*DATA_ARGUMENTS[:4]} <= {*arrays} <= {
+        *DATA_ARGUMENTS
+    }:
+        raise DataError(
+            f"{name} (--dataset) must be a dictionary with {', '.join(DATA_ARGUMENTS[:4])}, and "
+            f"maybe {', '.join(DATA_ARGUMENTS[4:])}; a tuple of the first four; or a function "
+            "without arguments that returns one of them."
+        )
+    data = from_arrays(name.replace(":", "."), **arrays)
+    if train_size is not None:
+        data = data.train_on(subset(data, train_size, seed))
+    return with_label_noise(data, label_noise, seed)
 
 
 def mlp_model(options: Mapping[str, Any], data: Dataset) -> Model:

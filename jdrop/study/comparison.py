@@ -57,11 +57,12 @@ def compare(
 
     Args:
         model: a linen module; a network that `jdrop.linen.as_network` or `jdrop.nnx.as_network`
-            has made, with a `call=` where the module needs one; or a class or function that makes
-            one of them or, from an argument `rngs`, an nnx module. It drops by layers of jdrop or
-            Flax alone. If the function takes `width_factor`, narrow and wide networks are compared
-            too; if it takes `rate`, the rate can be swept. Outputs are logits `[batch, class]`, in
-            regression `[batch]` or `[batch, 1]`, with labels per token `[batch, length, class]`.
+            has made, with `call=` and `outputs=` where the module needs them; or a class or
+            function that makes one of them or, from an argument `rngs`, an nnx module. It drops by
+            layers of jdrop or Flax alone. If the function takes `width_factor`, narrow and wide
+            networks are compared too; if it takes `rate`, the rate can be swept. Outputs are logits
+            `[batch, class]`, in regression `[batch]` or `[batch, 1]`, with labels per token
+            `[batch, length, class]`.
         inputs: training examples, `[example, ...]`, scaled as the model needs them, or a pytree of
             arrays `[example, ...]`, such as a dictionary. Floats and uint8 become float32, other
             integers int32.

@@ -17,7 +17,15 @@ import jdrop
 import jdrop.linen
 import jdrop.nnx
 from jdrop.calls import ModeError
-from jdrop.network import DropoutSite, Network, Variables, consumed_keys, dropout_sites
+from jdrop.network import (
+    AttentionDropout,
+    DropoutSite,
+    Network,
+    ReplaceFn,
+    Variables,
+    consumed_keys,
+    dropout_sites,
+)
 from jdrop.study.data import Dataset, take
 from jdrop.study.errors import UserError
 
@@ -125,7 +133,7 @@ class Model:
                     "a network must have an init_fn and a replace_fn to be compared; make it with "
                     "`jdrop.linen.as_network` or `jdrop.nnx.as_network`."
                 )
-            return module
+            return _trained_on_choice(module)
         if not isinstance(module, nn.Module):
             raise ModelError(
                 "the model's factory must make a linen module, an nnx module from an argument "
@@ -260,6 +268,23 @@ class Model:
         return _network_of_collection(FIXED_MASKS, network_with, init)
 
 
+def _trained_on_choice(network: Network) -> Network:
+    """The network whose outputs in training are those of its predictions."""
+    choose, train, replace_fn = network.choose_fn, network.apply_train, network.replace_fn
+    if choose is None:
+        return network
+    assert replace_fn is not None
+
+    def apply_train(variables: Variables, inputs: Any, key: Array) -> tuple[Any, Variables]:
+        outputs, updated = train(variables, inputs, key)
+        return choose(outputs), updated
+
+    def replace_dropout(f: ReplaceFn, attention_dropout: AttentionDropout) -> Network:
+        return _trained_on_choice(replace_fn(f, attention_dropout))
+
+    return Network(network.apply_fn, network.init_fn, apply_train, replace_dropout)
+
+
 def _keep_all(site: DropoutSite, inputs: Array) -> Array:
     return inputs
 
@@ -320,7 +345,6 @@ def check_model(model: Model, data: Dataset) -> int | None:
         network = model.dropout
         variables = jax.eval_shape(network.init, key, inputs)
         outputs = jax.eval_shape(lambda v, x: network(v, x, None), variables, inputs)
-        trained, _ = jax.eval_shape(network.apply_train, variables, inputs, key)
         dropout_keys = consumed_keys(network, variables, inputs)
         plain_keys = consumed_keys(model.plain, variables, inputs)
     except ModelError:
@@ -336,11 +360,6 @@ def check_model(model: Model, data: Dataset) -> int | None:
         raise ModelError(
             f"the model must return one array, got {type(outputs).__name__}; choose the array to "
             "compare by `as_network(module, outputs=...)`, and give the network as the model."
-        )
-    if not isinstance(trained, jax.ShapeDtypeStruct):
-        raise ModelError(
-            f"the model must return in training one array, got {type(trained).__name__}; choose "
-            "it in the `call=` of `as_network`, since `outputs=` chooses for predictions only."
         )
     _check_shape(outputs.shape, labels, data)
     if not dropout_keys:

@@ -59,7 +59,8 @@ def thin(
             dropout layer, or the path of a layer whose weights make the units, as in "Dense_0". If
             a dropout layer drops the units, name the dropout layer. None: all dropout layers that
             drop units and are on in training, at their own rates. Other dropout layers, and
-            attention layers, draw masks as before.
+            attention layers, draw masks as before. A network made with
+            `has_dropout=False` has none to thin, so name layers whose weights make the units.
         block_size: the largest number of neighbouring units that are kept or deleted together;
             larger blocks are faster. Each layer takes the largest divisor of its number of units
             that changes the fraction kept by at most 1/64. `network.step_rule.units` shows the
@@ -77,7 +78,8 @@ def thin(
         ThinningError: a network that cannot be thinned, for instance because the units go through
             layer normalisation or a residual connection, or because the network computes with the
             number of its units; a rate that drops no unit.
-        ValueError: a rate out of range; a name that is not a layer; a block size below 1.
+        ValueError: a rate out of range; a name that is not a layer; a block size below 1; a module
+            that its mode does not reach, see `jdrop.linen.as_network`.
 
     Example:
         >>> import flax.linen as nn, jdrop, jdrop.linen, optax

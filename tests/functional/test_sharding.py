@@ -225,3 +225,60 @@ def test_shard_map_over_some_axes_with_a_shared_key_shares_the_mask(axis_type, w
         )
         x = jax.device_put(wide_x, P("a", "b"))
         assert_same_bits(jax.jit(run)(clone(key), x), expected)
+
+
+# Branches that are not computed for the samples they drop.
+
+
+def drop_branch_and_gradient(key: Array, x: Array, per_sample: bool) -> tuple[Array, Array]:
+    def drop(x: Array) -> Array:
+        return jdrop.drop_branch(key, lambda x: 2 * x + 1, x, 0.3, per_sample=per_sample)
+
+    y, pull = jax.vjp(drop, x)
+    return y, pull(x)[0]
+
+
+@pytest.mark.parametrize("per_sample", [True, False])
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_sharding_does_not_change_which_samples_a_branch_drops(
+    axis_type, per_sample, wide_x, getkey
+):
+    key = getkey()
+    expected = drop_branch_and_gradient(clone(key), wide_x, per_sample)
+
+    def run_each(key: Array, xs: list[Array]) -> list[tuple[Array, Array]]:
+        return [drop_branch_and_gradient(clone(key), x, per_sample) for x in xs]
+
+    with jax.set_mesh(make_mesh(axis_type)):
+        xs = [jax.device_put(wide_x, spec) for spec in SPECS]
+        results = jax.jit(run_each)(clone(key), xs)
+    for x, (y, gradient) in zip(xs, results, strict=True):
+        assert_same_bits(y, expected[0])
+        assert_same_bits(gradient, expected[1])
+        if axis_type == AxisType.Explicit:
+            # So that a residual connection can add the branch.
+            assert jax.typeof(y).sharding == jax.typeof(x).sharding
+
+
+def test_shard_map_drops_the_samples_that_each_device_holds(wide_x, getkey):
+    key, sizes = getkey(), set()
+
+    def branch(x: Array) -> Array:
+        sizes.add(len(x))
+        return 2 * x + 1
+
+    def local(key: Array, x: Array) -> Array:
+        return jdrop.drop_branch(jax.random.fold_in(key, jax.lax.axis_index("a")), branch, x, 0.5)
+
+    expected = [
+        jdrop.drop_branch(jax.random.fold_in(clone(key), i), branch, block, 0.5)
+        for i, block in enumerate(jnp.split(wide_x, 4))
+    ]
+    with jax.set_mesh(make_mesh(AxisType.Explicit)):
+        run = jax.shard_map(local, in_specs=(P(), P("a")), out_specs=P("a"))
+        compiled = jax.jit(run).lower(clone(key), jax.device_put(wide_x, P("a"))).compile()
+        assert_same_bits(
+            compiled(clone(key), jax.device_put(wide_x, P("a"))), jnp.concatenate(expected)
+        )
+    assert not collectives(compiled)
+    assert sizes == {2}

@@ -1,6 +1,7 @@
 """The command `jdrop`, as a user types it."""
 
 import dataclasses
+import functools
 import importlib
 import json
 import os
@@ -324,3 +325,71 @@ def test_a_model_that_fails_is_named_before_anything_is_written(
     line = one_error_line(["--model", f"failing_models:{model}"], capsys)
     assert line.startswith(f"error: --model failing_models:{model}: ")
     assert not (tmp_path / "comparison").exists()
+
+
+DATA_OBJECTS = """
+import flax.linen as nn
+import jdrop.linen
+import numpy as np
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, ids, mask, train):
+        x = nn.Embed(9, 4)(ids) * mask[..., None]
+        return nn.Dense(3)(jdrop.linen.Dropout(0.5)(x, deterministic=not train))
+
+
+ids = np.arange(240).reshape(60, 4) % 9
+inputs = {"ids": ids, "mask": ids > 0}
+labels = np.where(ids > 0, ids % 3, -1)
+data = {
+    "inputs": inputs, "labels": labels, "test_inputs": inputs, "test_labels": labels,
+    "test_groups": np.arange(60) // 2,
+}
+pair = ids, labels
+unknown = {**data, "weights": labels}
+
+
+def four():
+    return ids / 9, labels[:, 0] % 3, ids / 9, labels[:, 0] % 3
+"""
+
+
+def test_a_dictionary_of_arrays_is_a_data_set(tmp_path, monkeypatch):
+    (tmp_path / "data_objects.py").write_text(DATA_OBJECTS)
+    monkeypatch.chdir(tmp_path)
+    made = []
+
+    def run(experiment, progress):
+        made.append(experiment)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jdrop.study.comparison.Experiment.run", run)
+    options = ["--model", "data_objects:Net", "--dataset", "data_objects:data"]
+    run_command([*options, "--train-size", "20"])
+    assert made[0].folder.name.startswith("data_objects.data-")
+    load = functools.partial(command.load_data_object, seed=0)
+    data = load("data_objects:data", train_size=20, label_noise=0.0)
+    assert data.train_inputs["ids"].shape == (20, 4)
+    assert data.num_classes == 3
+    assert len(data.group_labels) == 30
+    data = load("data_objects:four", train_size=None, label_noise=0.5)
+    assert data.train_inputs.dtype == np.float32
+    assert data.label_noise == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["data_objects:pair"], "data_objects:pair .--dataset. must be a dictionary with inputs"),
+        (["data_objects:unknown"], "and maybe ood_inputs, groups, test_groups"),
+        (["data_objects:absent"], "data_objects has no absent"),
+        (["data_objects:data", "--groups", "0"], "--groups is for files"),
+        (["data_objects:data", "--label-noise", "0.1"], "labels are per token"),
+    ],
+)
+def test_an_object_that_is_no_data_set_is_refused(tmp_path, monkeypatch, capsys, options, message):
+    (tmp_path / "data_objects.py").write_text(DATA_OBJECTS)
+    monkeypatch.chdir(tmp_path)
+    assert re.search(message, one_error_line(["--dataset", *options], capsys))

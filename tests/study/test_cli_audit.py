@@ -41,8 +41,8 @@ def models(tmp_path, monkeypatch):
 def test_the_table_and_the_faults_are_printed(capsys):
     assert run_command(["audit", "audited_models:Linen", "--input-shape", "5,7"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "site       kind  rate  shape  broadcast  training  evaluation  key",
-        "Dropout_0  Flax  0.5   5x4    -          off       off         -",
+        "site       kind  rate  shape  broadcast  training  evaluation  key  read by",
+        "Dropout_0  Flax  0.5   5x4    -          off       off         -    outputs",
         "",
         "- Never on, since off in training too: Dropout_0.",
     ]

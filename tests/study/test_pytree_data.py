@@ -207,6 +207,10 @@ def call(module, inputs, *, train, key):
     return module(**inputs, eval_mode=not train)["logits"]
 
 
+def call_for_all(module, inputs, *, train, key):
+    return module(**inputs, eval_mode=not train)
+
+
 class NnxNet(nnx.Module):
     def __init__(self, rngs, rate=0.3):
         self.hidden, self.out = nnx.Linear(4, 6, rngs=rngs), nnx.Linear(6, 3, rngs=rngs)
@@ -219,6 +223,7 @@ class NnxNet(nnx.Module):
 
 NETWORKS = {
     "network": jdrop.linen.as_network(ManyOutputs(), call),
+    "chosen": jdrop.linen.as_network(ManyOutputs(), call_for_all, outputs="logits"),
     "factory": lambda rate=0.3: jdrop.linen.as_network(ManyOutputs(rate), call),
     "nnx network": jdrop.nnx.as_network(NnxNet),
     "nnx factory": lambda rate=0.3: jdrop.nnx.as_network(lambda rngs: NnxNet(rngs, rate)),
@@ -229,6 +234,9 @@ NETWORKS = {
 def test_a_network_of_as_network_is_a_model(name):
     model, data = Model(NETWORKS[name]), from_arrays("a", TREE, Y, TREE, Y)
     assert check_model(model, data) == 3
+    for network in (model.dropout, model.plain):
+        variables = network.init(jax.random.key(0), TREE)
+        assert network.apply_train(variables, TREE, jax.random.key(1))[0].shape == (60, 3)
     assert model.changeable == ({"rate"} if "factory" in name else frozenset())
     if "factory" not in name:
         return
@@ -244,13 +252,9 @@ def test_a_network_that_cannot_be_compared_is_refused():
     data = from_arrays("a", TREE, Y, TREE, Y)
     with pytest.raises(ModelError, match="must have an init_fn and a replace_fn"):
         Model(jdrop.network.Network(lambda v, x, key: x)).plain  # noqa: B018
-    chosen = jdrop.linen.as_network(
-        ManyOutputs(),
-        lambda module, inputs, *, train, key: module(**inputs, eval_mode=not train),
-        outputs="logits",
-    )
-    with pytest.raises(ModelError, match=r"in training one array, got dict; .* `call=`"):
-        check_model(Model(chosen), data)
+    everything = jdrop.linen.as_network(ManyOutputs(), call_for_all)
+    with pytest.raises(ModelError, match=r"must return one array, got dict; .* outputs="):
+        check_model(Model(everything), data)
 
 
 def test_the_name_of_a_network_is_the_same_in_every_process():

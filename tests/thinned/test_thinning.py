@@ -298,3 +298,36 @@ def test_a_boxed_weight_has_the_name_of_its_layer():
     network = jdrop.linen.as_network(Hidden(), has_dropout=False)
     network = thin(network, INPUTS, {"hidden": 0.5}, block_size=2)
     assert [units.size for units in network.step_rule.units] == [8]
+
+
+class LinenOff(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = jdrop.linen.Dropout(0.5, deterministic=True)(nn.relu(nn.Dense(8, name="hidden")(x)))
+        return nn.Dense(3)(x)
+
+
+class NnxOff(nnx.Module):
+    def __init__(self, rngs):
+        self.hidden, self.out = nnx.Linear(4, 8, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)
+        self.dropout = jdrop.nnx.Dropout(0.5)
+
+    def __call__(self, x, train):
+        return self.out(self.dropout(nnx.relu(self.hidden(x)), deterministic=True))
+
+
+OFF = {
+    "linen": partial(jdrop.linen.as_network, LinenOff()),
+    "nnx": partial(jdrop.nnx.as_network, NnxOff),
+}
+
+
+@pytest.mark.parametrize("framework", OFF)
+def test_a_network_whose_mode_reaches_no_layer_is_thinned_only_if_it_may_have_no_dropout(framework):
+    rates = {"hidden": 0.5}
+    with pytest.raises(ValueError, match="draws no mask in training"):
+        thin(OFF[framework](), INPUTS, rates)
+    plain = OFF[framework](has_dropout=False)
+    assert [units.name for units in thin(plain, INPUTS, rates).step_rule.units] == ["hidden"]
+    with pytest.raises(ThinningError, match="no dropout layer that is on in training"):
+        thin(plain, INPUTS)
