@@ -357,7 +357,6 @@ class SigLIP(NnxTransformer):
         return self.run(images, deterministic=deterministic, rngs=rngs)
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Signature:
     """A module with the call of a code base, and what `as_network` needs besides.

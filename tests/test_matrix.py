@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from flax import nnx
 from signatures import OWN_MASKS, SIGNATURES, Signature
 
 import jdrop
@@ -95,9 +94,7 @@ def check_monte_carlo(signature: Signature) -> str:
     """Averages over masks are normalised, and differ from weight scaling."""
     network, inputs = signature.network, signature.inputs
     variables = network.init(jax.random.key(0), inputs)
-    log_probs = inference.monte_carlo(
-        jax.random.key(1), network, variables, inputs, num_samples=3
-    )
+    log_probs = inference.monte_carlo(jax.random.key(1), network, variables, inputs, num_samples=3)
     assert log_probs.shape == (4, 3)
     assert jnp.allclose(jax.nn.logsumexp(log_probs, -1), 0, atol=1e-5)
     assert not jnp.allclose(log_probs, predict(None, network, variables, inputs))
@@ -134,9 +131,7 @@ def table() -> dict[str, dict[str, str]]:
     """The page's table: by row and column, the text of the cell."""
     lines = [line for line in PAGE.read_text().splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    ((start, titles),) = (
-        (index, row) for index, row in enumerate(cells) if row[0] == "code base"
-    )
+    ((start, titles),) = ((index, row) for index, row in enumerate(cells) if row[0] == "code base")
     assert [title.strip("`") for title in titles[1:]] == list(CHECKS)
     return {row[0]: dict(zip(CHECKS, row[1:], strict=True)) for row in cells[start + 2 :]}
 

@@ -71,7 +71,8 @@ def test_the_sites_of_a_call_of_ones_own_are_those_of_the_module(getkey):
 
 
 @pytest.mark.parametrize(
-    ("as_network", "module"), [(jdrop.linen.as_network, Init2winit()), (jdrop.nnx.as_network, partial(AIStack))]
+    ("as_network", "module"),
+    [(jdrop.linen.as_network, Init2winit()), (jdrop.nnx.as_network, partial(AIStack))],
 )
 def test_a_call_that_says_what_as_network_does_draws_the_same_masks(as_network, module, getkey):
     flags = {} if as_network is jdrop.nnx.as_network else {"train": None}
