@@ -93,7 +93,7 @@ STUDIES = {
         "digits as sets of points",
         lambda data_dir: digits_as_points(train_size=500),
         lambda examples: DeepSets(),
-        {"epochs": 50},
+        {"epochs": 100},
     ),
 }
 

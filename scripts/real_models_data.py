@@ -40,7 +40,7 @@ class Examples:
 
 def fashion_mnist(data_dir: Path | None, train_size: int, test_size: int) -> Examples:
     """Images `[example, 28, 28, 1]` in [0, 1], the first of the test images."""
-    data = load("fashion-mnist", train_size=train_size, label_noise=0, seed=0, data_dir=data_dir)
+    data = load("fashion-mnist", train_size=train_size, label_noise=0.0, seed=0, data_dir=data_dir)
     train, test = (
         images.reshape(-1, 28, 28, 1)
         for images in (data.train_inputs, data.test_inputs[:test_size])
@@ -54,7 +54,7 @@ def digits_as_points(train_size: int) -> Examples:
     A point has the coordinates x, y and how dark it is, in [-1, 1]. The groups are the forms that
     the writers filled in.
     """
-    data = load("digits", train_size=train_size, label_noise=0, seed=0, data_dir=None)
+    data = load("digits", train_size=train_size, label_noise=0.0, seed=0, data_dir=None)
     points = _points(np.concatenate([data.train_inputs, data.test_inputs]))
     inputs, test_inputs = (
         {name: array[rows] for name, array in points.items()}
