@@ -3,7 +3,6 @@
 Member `i` depends only on the key and `i`, not on the number of members.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,11 +14,23 @@ from jax.typing import ArrayLike
 
 from jdrop import train
 from jdrop.annotations import Float
+from jdrop.batching import Batching, check_concrete, map_members, remember_choice, time_batchings
 from jdrop.network import ApplyFn, Network, Variables
 from jdrop.network import predict as predict_member
 from jdrop.train import Batch, LossFn, TrainState, cross_entropy
 
-__all__ = ["fit_ensemble", "init_ensemble", "member_keys", "predict", "train_step"]
+__all__ = [
+    "Batching",
+    "choose_batching",
+    "fit_ensemble",
+    "init_ensemble",
+    "member_keys",
+    "predict",
+    "train_step",
+]
+
+_STEPS_TO_TIME = 3
+"""The training steps of a fit that is timed."""
 
 
 def member_keys(key: Array, ensemble_size: int) -> Array:
@@ -79,7 +90,6 @@ def init_ensemble(
     return jax.vmap(member)(member_keys(key, ensemble_size))
 
 
-@partial(jax.jit, static_argnames=("member_batches", "batching"))
 def train_step(
     key: Array,
     state: TrainState,
@@ -99,7 +109,8 @@ def train_step(
         batch: a tuple of inputs and labels, each an array `[batch, ...]` or any pytree of such
             arrays. All members share the batch.
         member_batches: whether each member has its own batch, `[member, batch, ...]`.
-        batching: "vmap" or "scan"; see `fit_ensemble`.
+        batching: "vmap", "scan" or "auto"; see `fit_ensemble`. In a loop `choose_batching` before
+            the loop is better than "auto", which looks up its choice at every step.
 
     Returns:
         The members after the step, and the mean loss of each before it, `[member]`; with a
@@ -108,7 +119,8 @@ def train_step(
     Raises:
         TypeError: no key, which would train without dropout.
         ValueError: a state without a member axis; batches for another number of members; an unknown
-            `batching`; the errors of `jdrop.train.train_step`.
+            `batching`, or "auto" inside `jax.jit` or with several processes; the errors of
+            `jdrop.train.train_step`.
 
     Example:
         >>> def init_fn(key, inputs):
@@ -125,6 +137,20 @@ def train_step(
     """
     if key is None:
         raise TypeError("train_step needs a key: without one it would train without dropout.")
+    if batching == "auto":
+        batching = remember_choice(
+            lambda: choose_batching(key, state, batch, member_batches=member_batches),
+            (key, state, batch),
+            "train_step",
+            member_batches,
+        )
+    return _train_step(key, state, batch, member_batches, batching)
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _train_step(
+    key: Array, state: TrainState, batch: Batch, member_batches: bool, batching: str
+) -> tuple[TrainState, Any]:
     num_members = _count_members(state)
     keys = member_keys(key, num_members)
     if not member_batches:
@@ -132,7 +158,7 @@ def train_step(
         def step_on_shared_batch(key: Array, state: TrainState) -> tuple[TrainState, Any]:
             return train.train_step(key, state, batch)
 
-        return _map_members(batching, step_on_shared_batch, keys, state)
+        return map_members(batching, step_on_shared_batch, keys, state)
     shapes = [jnp.shape(array) for array in jax.tree.leaves(batch)]
     if any(shape[:1] != (num_members,) for shape in shapes):
         raise ValueError(
@@ -140,7 +166,7 @@ def train_step(
             f"the state, got the shapes {shapes}; leave out `member_batches` if all members share "
             "the batch."
         )
-    return _map_members(batching, train.train_step, keys, state, batch)
+    return map_members(batching, train.train_step, keys, state, batch)
 
 
 def _count_members(state: TrainState) -> int:
@@ -153,16 +179,45 @@ def _count_members(state: TrainState) -> int:
     return state.step.shape[0]
 
 
-def _map_members(batching: str, f: Callable[..., Any], *arguments: Any) -> Any:
-    """Maps `f` over the first axis of its arguments, at once or one member after another."""
-    if batching == "vmap":
-        return jax.vmap(f)(*arguments)
-    if batching == "scan":
-        return jax.lax.map(lambda member: f(*member), arguments)
-    raise ValueError(f"batching must be 'vmap' or 'scan', got {batching!r}.")
+def choose_batching(
+    key: Array, state: TrainState, batch: Batch, *, member_batches: bool = False
+) -> Batching:
+    """Times `train_step` with each `batching`, and chooses the faster.
+
+    Compiles both programs and runs each four times. The choice may differ from run to run if both
+    are equally fast. The results of training then differ by rounding.
+
+    Args:
+        key: of a step; it is not consumed.
+        state: of all members. It stays as it is.
+        batch: as in `train_step`.
+        member_batches: as in `train_step`.
+
+    Returns:
+        The choice and the times; printed, a sentence that says both.
+
+    Raises:
+        ValueError: arrays inside `jax.jit`, where nothing can be timed; several processes, each of
+            which might choose differently; the errors of `train_step`.
+
+    Example:
+        >>> def init_fn(key, inputs):
+        ...     return {"params": jax.random.normal(key, (inputs.shape[1], 2))}
+        >>> network = Network(lambda variables, x, key: x @ variables["params"], init_fn)
+        >>> batch = jnp.eye(4), jnp.array([0, 1, 0, 1])
+        >>> init_key, train_key = jax.random.split(jax.random.key(0))
+        >>> state = init_ensemble(init_key, network, optax.adam(0.1), batch[0], ensemble_size=3)
+        >>> batching = choose_batching(train_key, state, batch)
+        >>> batching.choice in ("vmap", "scan")
+        True
+        >>> state, losses = train_step(train_key, state, batch, batching=batching.choice)
+    """
+    check_concrete((key, state, batch))
+    return time_batchings(
+        lambda batching: _train_step(jax.random.clone(key), state, batch, member_batches, batching)
+    )
 
 
-@partial(jax.jit, static_argnames=("num_epochs", "batch_size", "batching"))
 def fit_ensemble(
     key: Array,
     state: TrainState,
@@ -174,7 +229,7 @@ def fit_ensemble(
     rows: ArrayLike | None = None,
     batching: str = "vmap",
 ) -> tuple[TrainState, Any]:
-    """Trains all members at once: `jdrop.train.fit`, vmapped across their keys.
+    """Trains all members in one program: `jdrop.train.fit`, mapped over their keys.
 
     Every member sees all examples, or its `rows` of them, in its own order and with its own masks.
     All members share one copy of the data. A member equals the same member trained alone, up to the
@@ -189,8 +244,11 @@ def fit_ensemble(
         batch_size: the number of examples in a step of a member.
         rows: integers `[member, row]`, the examples of each member's epochs, for bagging or
             cross-validation; see `jdrop.train.fit`.
-        batching: "vmap" trains all members in one batched program. "scan" trains one member after
-            another in the same program, up to the same rounding. Measure which one is faster.
+        batching: "vmap" trains all members at once: their operations become batched ones. "scan"
+            trains one member after another, which is several times faster for convolutions on a
+            CPU. "auto" times both for a few steps, logs its choice and the times to the logger
+            `jdrop`, and remembers the choice for these shapes. The results differ by rounding, so
+            a choice by time is not exactly reproducible: give "vmap" or "scan" for that.
 
     Returns:
         The trained members, and the mean training loss of each member and epoch, `[member, epoch]`;
@@ -198,7 +256,8 @@ def fit_ensemble(
 
     Raises:
         ValueError: a state without a member axis; rows for another number of members; an unknown
-            `batching`; the errors of `jdrop.train.fit`.
+            `batching`, or "auto" inside `jax.jit` or with several processes; the errors of
+            `jdrop.train.fit`.
 
     Example:
         >>> def init_fn(key, inputs):
@@ -220,14 +279,50 @@ def fit_ensemble(
             f"rows must be [member, row] with the {num_members} members of the state, got the "
             f"shape {member_rows.shape}."
         )
-    keys = member_keys(key, num_members)
+    data = (key, state, inputs, labels, member_rows)
+    if batching == "auto":
+        batching = remember_choice(
+            lambda: _time_fits(*data, batch_size), data, "fit_ensemble", batch_size
+        )
+    return _fit_ensemble(*data, num_epochs, batch_size, batching)
+
+
+def _time_fits(
+    key: Array, state: TrainState, inputs: Any, labels: Any, rows: Array | None, batch_size: int
+) -> Batching:
+    """Times a fit of a few steps with each batching."""
+    # Raises the errors of the whole fit, with its own numbers, before anything is timed.
+    _fit_ensemble.eval_shape(key, state, inputs, labels, rows, 1, batch_size, "vmap")
+    num_examples = jax.tree.leaves((inputs, labels))[0].shape[0]
+    every_row = jnp.broadcast_to(jnp.arange(num_examples), (*state.step.shape, num_examples))
+    few = (every_row if rows is None else rows)[:, : _STEPS_TO_TIME * batch_size]
+
+    def run(batching: str) -> Any:
+        fit_key = jax.random.clone(key)
+        return _fit_ensemble(fit_key, state, inputs, labels, few, 1, batch_size, batching)
+
+    return time_batchings(run, num_steps=few.shape[1] // batch_size)
+
+
+@partial(jax.jit, static_argnums=(5, 6, 7))
+def _fit_ensemble(
+    key: Array,
+    state: TrainState,
+    inputs: Any,
+    labels: Any,
+    rows: Array | None,
+    num_epochs: int,
+    batch_size: int,
+    batching: str,
+) -> tuple[TrainState, Any]:
+    keys = member_keys(key, _count_members(state))
 
     def fit_member(key: Array, state: TrainState, rows: Array | None) -> Any:
         return train.fit(
             key, state, inputs, labels, num_epochs=num_epochs, batch_size=batch_size, rows=rows
         )
 
-    return _map_members(batching, fit_member, keys, state, member_rows)
+    return map_members(batching, fit_member, keys, state, rows)
 
 
 @partial(jax.jit, static_argnames=("network", "regression"))

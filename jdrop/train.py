@@ -16,6 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jdrop.annotations import Float, Shaped
+from jdrop.convolutions import with_channels_last
 from jdrop.network import ApplyFn, Network, Variables, check_network
 
 __all__ = ["Batch", "LossFn", "TrainState", "cross_entropy", "fit", "train_step", "weighted"]
@@ -279,6 +280,11 @@ def train_step(key: Array, state: TrainState, batch: Batch) -> tuple[TrainState,
         raise TypeError("train_step needs a key: without one it would train without dropout.")
     if state.network.step_rule is not None:
         return state.network.step_rule.step(key, state, batch)
+    return with_channels_last(_take_step)(key, state, batch)
+
+
+def _take_step(key: Array, state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
+    """The step of `train_step`, without a step rule."""
     inputs, labels = batch
     params = state.variables["params"]
 

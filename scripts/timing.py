@@ -81,10 +81,12 @@ def torch_if_installed() -> Any:
     return torch
 
 
-def time_in_turn(functions: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
+def time_in_turn(
+    functions: dict[str, Callable[[], Any]], rounds: int = ROUNDS
+) -> dict[str, list[float]]:
     """The seconds of each function in each round. A first round compiles and is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for counted in [False] + [True] * ROUNDS:
+    for counted in [False] + [True] * rounds:
         for name, function in functions.items():
             start = time.perf_counter()
             jax.block_until_ready(function())

@@ -195,12 +195,20 @@ def test_a_batch_without_any_weight_trains_nothing(getkey):
     np.testing.assert_array_equal(after.variables["params"], state.variables["params"])
 
 
-def test_weighted_losses_of_half_precision_are_summed_in_float32():
-    """In bfloat16 the sum of the weights would stop growing at 256."""
-    losses = jnp.full(1000, 0.5, jnp.bfloat16)
-    loss = weighted(lambda outputs, labels: outputs)(losses, (losses, jnp.ones(1000)))
-    assert loss.dtype == jnp.bfloat16
-    assert float(loss) == 0.5
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_weighted_losses_of_half_precision_are_rounded_once(getkey, dtype):
+    """Weights, their sum, or a sum of losses in this dtype would each add an error of its own."""
+    losses = jax.random.uniform(getkey(), (100, 300)).astype(dtype)
+    weights = jax.random.uniform(getkey(), (100, 300))
+    loss_fn = weighted(lambda outputs, labels: outputs)
+    rounded = jax.vmap(lambda losses, weights: loss_fn(losses, (losses, weights)))(losses, weights)
+    assert rounded.dtype == dtype
+    exact_losses, exact_weights = np.asarray(losses, np.float64), np.asarray(weights, np.float64)
+    exact = (exact_losses * exact_weights).sum(1) / exact_weights.sum(1)
+    # Half a unit in the last place, and two sums of 300 positive numbers in float32.
+    half_unit = 2.0 ** np.floor(np.log2(exact)) * float(jnp.finfo(dtype).eps) / 2
+    bound = half_unit + exact * 600 * 2.0**-24
+    assert np.all(np.abs(np.asarray(rounded, np.float64) - exact) <= bound)
 
 
 def test_weighted_losses_of_pairs_are_an_error(getkey):

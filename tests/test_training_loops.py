@@ -168,7 +168,7 @@ def test_an_unknown_batching_is_an_error(getkey, function):
             getkey(), state, inputs, labels, num_epochs=1, batch_size=4, batching="map"
         ),
     }
-    with pytest.raises(ValueError, match="batching must be 'vmap' or 'scan', got 'map'"):
+    with pytest.raises(ValueError, match="batching must be 'vmap', 'scan' or 'auto', got 'map'"):
         functions[function]()
 
 

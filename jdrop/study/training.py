@@ -21,6 +21,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jdrop import ensemble, metrics
+from jdrop.convolutions import has_convolution
 from jdrop.network import Network, Variables
 from jdrop.study.analyses import LearningCurve
 from jdrop.study.data import Dataset, take
@@ -298,11 +299,20 @@ class Trainer:
             (*state.step.shape, len(data.train_labels)), np.int32, sharding=on_members
         )
 
+        batching = batching_by_rule(spec.network, state.variables, example, len(devices))
+
         def fit_epoch(
             key: Array, state: TrainState, inputs: Any, labels: Array, rows: Array
         ) -> Any:
             return ensemble.fit_ensemble(
-                key, state, inputs, labels, num_epochs=1, batch_size=batch_size, rows=rows
+                key,
+                state,
+                inputs,
+                labels,
+                num_epochs=1,
+                batch_size=batch_size,
+                rows=rows,
+                batching=batching,
             )
 
         lowered_fit_epoch = jax.jit(fit_epoch, out_shardings=(on_members, on_members)).lower(
@@ -317,6 +327,28 @@ class Trainer:
             num_bytes=num_bytes,
             epoch_flops=step_flops * (len(data.train_labels) // batch_size),
         )
+
+
+def batching_by_rule(network: Network, variables: Variables, inputs: Any, num_devices: int) -> str:
+    """How members train in one program: "scan" for convolutions on one CPU, "vmap" otherwise.
+
+    Batched convolutions are several times slower on a CPU. The choice is by rule, not by time, so
+    that a run can be repeated exactly. Several devices share the members, which must be batched.
+
+    Args:
+        network: the architecture.
+        variables: shapes and dtypes of all members.
+        inputs: shapes and dtypes of an example batch.
+        num_devices: how many devices train the members.
+    """
+    if jax.default_backend() != "cpu" or num_devices > 1:
+        return "vmap"
+    member = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), variables)
+
+    def predict(variables: Variables, inputs: Any) -> Any:
+        return network(variables, inputs, None)
+
+    return "scan" if has_convolution(predict, member, inputs) else "vmap"
 
 
 def _program_key(spec: NetworkSpec, data: Dataset) -> Any:

@@ -1,19 +1,23 @@
 """Networks trained together: on every device, from any checkpoint, each with its own key."""
 
 import dataclasses
+from functools import partial
 
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
 import pytest
 
+import jdrop.linen
+from jdrop import ensemble
 from jdrop.study import training as training_module
 from jdrop.study.data import Dataset
 from jdrop.study.methods import WEIGHT_DECAYS
 from jdrop.study.models import MLP, Model
 from jdrop.study.run_folder import RunFolder
 from jdrop.study.settings import Settings
-from jdrop.study.training import DivergedError, NetworkSpec, Trainer, Validation
+from jdrop.study.training import DivergedError, NetworkSpec, Trainer, Validation, batching_by_rule
 
 SETTINGS = Settings(replicates=2, batch_size=10)
 MODEL = Model(lambda: MLP((4,), 3))
@@ -40,6 +44,41 @@ def train(folder, data, progress=lambda *call: None, *, stops=(), validation=Non
         stops=stops,
         validation=validation,
     )
+
+
+class CNN(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(nn.Conv(4, (3,))(x[..., None]).mean(1))
+
+
+def test_members_with_convolutions_train_in_turn_on_one_cpu(monkeypatch):
+    cnn = jdrop.linen.as_network(CNN(), has_dropout=False)
+    inputs = jax.ShapeDtypeStruct((1, 5), np.float32)
+
+    def choice(network, num_devices):
+        init = partial(ensemble.init_ensemble, ensemble_size=2)
+        state = jax.eval_shape(
+            lambda key, inputs: init(key, network, ADAM, inputs), jax.random.key(0), inputs
+        )
+        return batching_by_rule(network, state.variables, inputs, num_devices)
+
+    assert choice(cnn, 1) == "scan"
+    assert choice(MODEL.dropout, 1) == "vmap"
+    assert choice(cnn, 2) == "vmap"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert choice(cnn, 1) == "vmap"
+
+
+def test_a_cnn_trains_on_one_device_as_on_all(tmp_path, data, monkeypatch):
+    cnn = jdrop.linen.as_network(CNN(), has_dropout=False)
+    many = train(tmp_path / "many", data, network=cnn)
+    device, *others = jax.devices()
+    assert others
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    one = train(tmp_path / "one", data, network=cnn)
+    for leaf, other in zip(*(jax.tree.leaves(run.variables) for run in (one, many)), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-4, atol=1e-4)
 
 
 class KilledError(Exception):

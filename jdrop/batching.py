@@ -1,0 +1,109 @@
+"""Members of an ensemble at once or one after another in one program, and which is faster."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+BATCHINGS = ("vmap", "scan")
+
+ROUNDS = 3
+"""How often each batching is timed; the fastest run counts."""
+
+_logger = logging.getLogger("jdrop")
+
+_remembered: dict[Any, str] = {}
+"""The choices that "auto" has made, by everything that a program depends on."""
+
+
+@dataclass(frozen=True)
+class Batching:
+    """The faster way to train the members of an ensemble, and the times behind the choice.
+
+    Attributes:
+        choice: "vmap" or "scan", to give as `batching`.
+        seconds: by "vmap" and "scan", the time of a training step of all members.
+    """
+
+    choice: str
+    seconds: dict[str, float]
+
+    def __str__(self) -> str:
+        """The choice and its reason in a sentence."""
+        vmap, scan = (f"{1e3 * self.seconds[name]:.3g} ms" for name in BATCHINGS)
+        return (
+            f"batching={self.choice!r} is the faster on {jax.default_backend()}: a training step "
+            f"of all members takes {vmap} at once ('vmap') and {scan} one after another ('scan')."
+        )
+
+
+def map_members(batching: str, f: Callable[..., Any], *arguments: Any) -> Any:
+    """Maps `f` over the first axis of its arguments, at once or one member after another."""
+    if batching == "vmap":
+        return jax.vmap(f)(*arguments)
+    if batching == "scan":
+        return jax.lax.map(lambda member: f(*member), arguments)
+    raise ValueError(f"batching must be 'vmap', 'scan' or 'auto', got {batching!r}.")
+
+
+def time_batchings(run: Callable[[str], Any], num_steps: int = 1) -> Batching:
+    """Times both batchings in turn.
+
+    Args:
+        run: `run(batching)` takes training steps of all members.
+        num_steps: how many.
+
+    Raises:
+        ValueError: several processes, each of which might choose differently.
+    """
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"batching must be 'vmap' or 'scan' with several processes, got 'auto' with "
+            f"{jax.process_count()}, each of which might choose differently."
+        )
+    for batching in BATCHINGS:  # Compiles.
+        jax.block_until_ready(run(batching))
+    seconds = dict.fromkeys(BATCHINGS, float("inf"))
+    for _ in range(ROUNDS):
+        for batching in BATCHINGS:
+            start = time.perf_counter()
+            jax.block_until_ready(run(batching))
+            elapsed = time.perf_counter() - start
+            seconds[batching] = min(seconds[batching], elapsed / num_steps)
+    return Batching(min(BATCHINGS, key=seconds.__getitem__), seconds)
+
+
+def check_concrete(arrays: Any) -> None:
+    """Raises if an array is inside a transformation such as `jax.jit`, where nothing is timed."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays)):
+        raise ValueError(
+            "batching must be 'vmap' or 'scan' inside jax.jit and other transformations, where "
+            "training steps cannot be timed, got 'auto'; call `jdrop.ensemble.choose_batching` "
+            "outside, and give its `choice`."
+        )
+
+
+def remember_choice(measure: Callable[[], Batching], arrays: Any, *settings: Any) -> str:
+    """The faster batching. Measures it only the first time for such arrays and settings.
+
+    Args:
+        measure: times the batchings.
+        arrays: all arrays that the program takes, in a pytree.
+        settings: all else on which the program depends.
+
+    Raises:
+        ValueError: arrays inside a transformation such as `jax.jit`.
+    """
+    check_concrete(arrays)
+    leaves, structure = jax.tree.flatten(arrays)
+    # The structure holds the network, the optimizer and the loss of the state.
+    types = tuple((jax.typeof(leaf), getattr(leaf, "sharding", None)) for leaf in leaves)
+    program = (structure, types, jax.default_backend(), *settings)
+    if program not in _remembered:
+        measured = measure()
+        _logger.info("%s", measured)
+        _remembered[program] = measured.choice
+    return _remembered[program]
