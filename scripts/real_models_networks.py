@@ -94,7 +94,7 @@ class ViT(nn.Module):
 
 
 class TextClassifier(nn.Module):
-    """An LSTM that reads words, with dropout of its inputs and of its last output."""
+    """An LSTM that reads words, with dropout of its inputs and of the mean of its outputs."""
 
     vocabulary: int
     num_classes: int
@@ -107,9 +107,10 @@ class TextClassifier(nn.Module):
         x = nn.Embed(self.vocabulary, self.width)(tokens)
         x = jdrop.linen.Dropout(self.rate, deterministic=not train)(x)
         x = nn.RNN(nn.OptimizedLSTMCell(self.width))(x, seq_lengths=lengths)
-        last = jnp.take_along_axis(x, lengths[:, None, None] - 1, 1)[:, 0]
-        last = jdrop.linen.Dropout(self.rate, deterministic=not train)(last)
-        return nn.Dense(self.num_classes)(last)
+        is_word = (jnp.arange(tokens.shape[1])[None] < lengths[:, None])[..., None]
+        mean = jnp.where(is_word, x, 0).sum(1) / lengths[:, None]
+        mean = jdrop.linen.Dropout(self.rate, deterministic=not train)(mean)
+        return nn.Dense(self.num_classes)(mean)
 
 
 class CharacterModel(nn.Module):
