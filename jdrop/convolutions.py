@@ -25,13 +25,16 @@ REWRITTEN = frozenset(
 def with_channels_last(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the function with every convolution in the order that is fast on a CPU.
 
-    On other backends the convolutions stay as they are. Traces the function once at each call.
+    On other backends the convolutions stay as they are, and so they do outside of transformations
+    such as `jax.jit`, where there are no loops of the compiler.
 
     Args:
         function: of pytrees of arrays, which returns a pytree of arrays.
     """
 
     def call(*arguments: Any) -> Any:
+        if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments)):
+            return function(*arguments)
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
         jaxpr = _rewrite(closed.jaxpr)
         outputs = eval_jaxpr(jaxpr, closed.consts, *jax.tree.leaves(arguments))
