@@ -106,6 +106,8 @@ def real_models_table() -> str:
     ]
     for name, label in REAL_MODELS.items():
         folder = RESULTS / "real-models" / name
+        if not folder.exists():
+            continue
         with (folder / "scores.csv").open() as file:
             rows = [row for row in csv.DictReader(file) if row["score"] == "nll"]
         largest = max(int(row["size"]) for row in rows if row["method"] == "plain")
