@@ -36,8 +36,6 @@ Progress = Callable[[str, int, int], None]
 
 NUM_EVALUATIONS = 25  # Points of a learning curve over the epochs of the settings.
 
-SECONDS_BETWEEN_CHECKPOINTS = 15.0  # A killed run loses at most that, and one epoch.
-
 
 class DivergedError(UserError):
     """Training led to networks whose losses or predictions are not finite."""
@@ -188,7 +186,8 @@ class Trainer:
             key: consumed.
             spec: the networks.
             data: the examples.
-            checkpoint: the name of the checkpoints; each training of a run has its own.
+            checkpoint: the part that the checkpoints are for, or `PART/NAME` if the part needs
+                several trainings. They stay until the part is stored.
             description: of the networks, for the progress.
             stops: counts of epochs after which the networks are kept; training ends with the
                 largest. By default the epochs of the spec.
@@ -219,48 +218,44 @@ class Trainer:
         # A checkpoint has the same structure at every epoch, so a place for each stop.
         kept = {str(stop): first_members(state.variables, count) for stop in stops}
         log, done = TrainingLog(), 0
-        checkpoints = self._run_folder.checkpoints(checkpoint)
+        checkpoints = self._run_folder.checkpoints(checkpoint, count)
         restored = checkpoints.restore({**_changing_arrays(state), "kept": kept})
         if restored is not None:
             done, arrays, stored_log = restored
             log = TrainingLog(**stored_log)
             kept = arrays.pop("kept")
-            arrays = jax.tree.map(
-                lambda new, old: jax.device_put(new, old.sharding), arrays, _changing_arrays(state)
-            )
             state = dataclasses.replace(state, **arrays)
 
         every_row = np.arange(len(labels), dtype=np.int32)
         rows = np.broadcast_to(every_row, (*state.step.shape, len(labels)))
         interval = max(1, spec.epochs // NUM_EVALUATIONS)
-        last_save = time.perf_counter()
-        for epoch in range(done + 1, last_epoch + 1):
-            if validation is not None:
-                if log.validation and validation.is_enough(log.validation):
-                    break
-                rows = np.resize(validation.rows(epoch), rows.shape).astype(np.int32)
-            start = time.perf_counter()
-            state, losses = jax.block_until_ready(
-                programs.fit_epoch(jax.random.clone(fit_key), state, inputs, labels, rows)
-            )
-            log.train_seconds += time.perf_counter() - start
-            check_finite(~np.isfinite(np.asarray(losses)[:count]).all(1))
-            if spec.record and validation is None and _is_recorded(epoch, interval, last_epoch):
-                log.epochs.append(epoch)
-                network, firsts = spec.network, first_members(state.variables, replicates)
-                log.train.append(mean_losses(network, firsts, inputs, labels))
-                log.test.append(mean_losses(network, firsts, data.test_inputs, data.test_labels))
-            if validation is not None and epoch in validation.epochs:
-                log.validation.append(validation.losses(first_members(state.variables, count)))
-            if str(epoch) in kept:
-                kept[str(epoch)] = first_members(state.variables, count)
-            self._progress(f"training {description}", epoch, last_epoch)
-            if time.perf_counter() - last_save > SECONDS_BETWEEN_CHECKPOINTS:
-                arrays = {**_changing_arrays(state), "kept": kept}
-                checkpoints.save(epoch, arrays, dataclasses.asdict(log))
-                last_save = time.perf_counter()
-            done = epoch
-        checkpoints.delete()
+        with checkpoints.saving() as update:
+            for epoch in range(done + 1, last_epoch + 1):
+                if validation is not None:
+                    if log.validation and validation.is_enough(log.validation):
+                        break
+                    rows = np.resize(validation.rows(epoch), rows.shape).astype(np.int32)
+                start = time.perf_counter()
+                state, losses = jax.block_until_ready(
+                    programs.fit_epoch(jax.random.clone(fit_key), state, inputs, labels, rows)
+                )
+                log.train_seconds += time.perf_counter() - start
+                check_finite(~np.isfinite(np.asarray(losses)[:count]).all(1))
+                if spec.record and validation is None and _is_recorded(epoch, interval, last_epoch):
+                    log.epochs.append(epoch)
+                    network, firsts = spec.network, first_members(state.variables, replicates)
+                    log.train.append(mean_losses(network, firsts, inputs, labels))
+                    log.test.append(
+                        mean_losses(network, firsts, data.test_inputs, data.test_labels)
+                    )
+                if validation is not None and epoch in validation.epochs:
+                    log.validation.append(validation.losses(first_members(state.variables, count)))
+                if str(epoch) in kept:
+                    kept[str(epoch)] = first_members(state.variables, count)
+                done = epoch
+                arrays = {**_changing_arrays(state), "kept": dict(kept)}
+                update(epoch, arrays, dataclasses.asdict(log))
+                self._progress(f"training {description}", epoch, last_epoch)
         return TrainedNetworks(
             variables={int(stop): variables for stop, variables in kept.items()},
             num_networks=count,

@@ -11,7 +11,7 @@ import pytest
 
 import jdrop.linen
 from jdrop import ensemble
-from jdrop.study import training as training_module
+from jdrop.study import checkpoints
 from jdrop.study.data import Dataset
 from jdrop.study.methods import WEIGHT_DECAYS
 from jdrop.study.models import MLP, Model
@@ -88,7 +88,7 @@ class KilledError(Exception):
 def test_a_training_that_is_stopped_anywhere_ends_the_same(tmp_path, data, monkeypatch):
     """Each stop is at another epoch, and a new trainer goes on from the last checkpoint."""
     whole = train(tmp_path / "whole", data, stops=(2, 6))
-    monkeypatch.setattr(training_module, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     first_epochs = []
     for last in (3, 5, 7):
         epochs = []
@@ -109,7 +109,10 @@ def test_a_training_that_is_stopped_anywhere_ends_the_same(tmp_path, data, monke
     jax.tree.map(np.testing.assert_array_equal, parts.variables, whole.variables)
     assert parts.log.learning_curve == whole.log.learning_curve
     assert parts.epoch_flops == whole.epoch_flops
-    assert not list((tmp_path / "parts" / "checkpoints").iterdir())
+    # The networks stay until the part is stored that is made of them.
+    again = train(tmp_path / "parts", data, stop, stops=(2, 6))
+    jax.tree.map(np.testing.assert_array_equal, again.variables, whole.variables)
+    assert len(epochs) == 2
 
 
 def test_a_member_is_the_same_among_more_members(tmp_path, data):

@@ -60,6 +60,7 @@ def evaluate(run: RunFolder, margins: Mapping[str, float] | None = None) -> Comp
     data = run.require("data", DataPart)
     # The last part: without it others may be missing.
     summary = run.require("summary", SummaryPart)
+    run.check_has(summary.parts)
     settings = Settings.from_mapping(
         {field.name: run.run_config[field.name] for field in dataclasses.fields(Settings)}
     )

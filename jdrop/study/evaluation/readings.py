@@ -15,10 +15,9 @@ from jdrop.study.parts import (
     DataPart,
     MethodPredictions,
     NetworksPart,
-    OverfittingPart,
     SubsetPredictions,
+    SummaryPart,
     SweepCell,
-    SweepPart,
     TuningPart,
 )
 from jdrop.study.results import Cost
@@ -264,7 +263,7 @@ def load_subsets(run: RunFolder, settings: Settings, data: DataPart) -> Iterator
     The last of each method are trained on all training examples. Outputs and labels are in the
     unit of the target.
     """
-    part = run.load("overfitting", OverfittingPart) or OverfittingPart([])
+    subsets = [run.require(name, SubsetPredictions) for name in _parts_named(run, "overfitting-")]
     for name in ("plain", "dropout"):
         networks = run.require(name, NetworksPart)
         assert networks.train_outputs is not None
@@ -274,7 +273,7 @@ def load_subsets(run: RunFolder, settings: Settings, data: DataPart) -> Iterator
             networks.train_outputs[:, :1],  # Earlier versions stored all members.
             _after(networks, name, settings.epochs).outputs[:, :1],
         )
-        for subset in (*(s for s in part.subsets if s.method == name), all_examples):
+        for subset in (*(s for s in subsets if s.method == name), all_examples):
             yield SubsetPredictions(
                 name,
                 in_target_unit(subset.train_labels, data),
@@ -311,10 +310,16 @@ def load_co_adaptation(run: RunFolder) -> dict[str, CoAdaptation]:
 
 def load_sweep(run: RunFolder, data: DataPart) -> Iterator[SweepCell]:
     """Yields the predictions of each cell of the sweep, in the unit of the target."""
-    part = run.load("sweep", SweepPart) or SweepPart([])
-    for cell in part.cells:
+    for name in _parts_named(run, "sweep-"):
+        cell = run.require(name, SweepCell)
         yield dataclasses.replace(
             cell,
             plain=in_target_unit(cell.plain, data),
             dropout=in_target_unit(cell.dropout, data),
         )
+
+
+def _parts_named(run: RunFolder, prefix: str) -> list[str]:
+    """The names of the run's parts that begin so, in the order in which they were made."""
+    names = run.require("summary", SummaryPart).parts
+    return [name for name in names if name.startswith(prefix)]
