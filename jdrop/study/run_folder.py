@@ -24,15 +24,18 @@ of the run's configuration, the name of the part, the fields and the `.npz`. So 
 or of another run is found.
 """  # noqa: E501
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
+import os
 import platform
-from collections.abc import Iterable, Mapping
+import socket
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import jax
 import numpy as np
@@ -41,6 +44,11 @@ import pydantic
 from jdrop.study.atomic_writes import replacing, write_text
 from jdrop.study.checkpoints import Checkpoints
 from jdrop.study.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # On Windows.
+    fcntl = None  # type: ignore[assignment]
 
 FORMAT = 3
 """The version of the layout; a change that older versions of jdrop cannot read increases it."""
@@ -108,6 +116,37 @@ class RunFolder:
         if not path.exists():
             raise RunError(f"{folder} holds no run: there is no run.json in it.")
         return cls(folder, _read_run_config(path))
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """No other process runs in this folder meanwhile. The lock ends with the process.
+
+        Raises:
+            RunError: another process runs in the folder.
+        """
+        with (self.folder / "lock").open("a+", encoding="utf-8") as file:
+            try:
+                _lock(file)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise RunError(
+                    f"another run is at work in {self.folder} ({file.read().strip()}); wait until "
+                    "it ends, stop it, or take another folder."
+                ) from error
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            yield
+
+    def describe_progress(self) -> str:
+        """Which parts and checkpoints the folder holds, for a run that is stopped."""
+        parts = [path.stem for path in _by_time(self.folder.glob("parts/*.json"))]
+        kept = [f"complete: {', '.join(parts)}"] if parts else []
+        for path in _by_time(self.folder.glob("checkpoints/**/[0-9]*")):
+            if path.name.isdecimal():
+                training = path.parent.relative_to(self.folder / "checkpoints").as_posix()
+                kept.append(f"{training} after {path.name} epochs")
+        return "; ".join(kept) or "nothing yet"
 
     def is_complete(self, name: str) -> bool:
         """Whether a part is complete and intact. A warning says so if it is damaged.
@@ -280,6 +319,26 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise _DamagedError(f"{path} is damaged: it must hold an object.")
     return values
+
+
+def _lock(file: IO[str]) -> None:
+    """Locks a file, where the system can; the lock ends with the process, even if it is killed.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # Some network file systems have no locks.
+        _logger.warning("%s cannot be locked: start no second run in this folder.", file.name)
+
+
+def _by_time(paths: Iterable[Path]) -> list[Path]:
+    return sorted(paths, key=lambda path: path.stat().st_mtime)
 
 
 def _unreadable(path: Path, error: OSError) -> RunError:

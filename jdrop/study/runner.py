@@ -102,7 +102,8 @@ def run_parts(
         command: the command or call that began the run, for the report.
 
     Raises:
-        jdrop.study.training.DivergedError: networks whose predictions are NaN.
+        jdrop.study.diverged.DivergedError: all plain or all dropout networks of a
+            replicate diverge.
         jdrop.study.run_folder.RunError: damaged files.
     """
     start = time.perf_counter()

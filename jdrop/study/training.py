@@ -25,7 +25,7 @@ from jdrop.convolutions import has_convolution
 from jdrop.network import Network, Variables
 from jdrop.study.analyses import LearningCurve
 from jdrop.study.data import Dataset, take
-from jdrop.study.errors import UserError
+from jdrop.study.diverged import check_some_are_left, mark_diverged
 from jdrop.study.models import RATE
 from jdrop.study.run_folder import RunFolder
 from jdrop.study.settings import Settings
@@ -35,10 +35,6 @@ Progress = Callable[[str, int, int], None]
 """`progress(description, done, total)`, called as the work goes on."""
 
 NUM_EVALUATIONS = 25  # Points of a learning curve over the epochs of the settings.
-
-
-class DivergedError(UserError):
-    """Training led to networks whose losses or predictions are not finite."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +69,7 @@ class TrainingLog:
         train: by recorded epoch, mean training scores of the first member of each replicate.
         test: the same for the test examples.
         validation: by checked epoch, what `Validation.losses` returned.
+        diverged: the indices of networks whose losses were NaN or infinite.
     """
 
     train_seconds: float = 0.0
@@ -80,6 +77,7 @@ class TrainingLog:
     train: list[dict[str, float]] = field(default_factory=list)
     test: list[dict[str, float]] = field(default_factory=list)
     validation: list[Any] = field(default_factory=list)
+    diverged: list[int] = field(default_factory=list)
 
     @property
     def learning_curve(self) -> LearningCurve | None:
@@ -196,7 +194,8 @@ class Trainer:
             rate: for a network whose variables hold its rate.
 
         Raises:
-            DivergedError: losses that are NaN or infinite.
+            jdrop.study.diverged.DivergedError: recorded networks of a replicate all have losses
+                that are not finite. Other networks that diverge are marked by `mark_diverged`.
         """
         self.compile_programs([(spec, data)])
         programs = self._programs[_program_key(spec, data)]
@@ -240,7 +239,10 @@ class Trainer:
                     programs.fit_epoch(jax.random.clone(fit_key), state, inputs, labels, rows)
                 )
                 log.train_seconds += time.perf_counter() - start
-                check_finite(~np.isfinite(np.asarray(losses)[:count]).all(1))
+                is_finite = np.isfinite(np.asarray(losses)[:count]).all(1)
+                log.diverged = sorted({*log.diverged, *np.flatnonzero(~is_finite).tolist()})
+                if spec.record and validation is None:
+                    check_some_are_left(log.diverged, count, replicates, description)
                 if spec.record and validation is None and _is_recorded(epoch, interval, last_epoch):
                     log.epochs.append(epoch)
                     network, firsts = spec.network, first_members(state.variables, replicates)
@@ -256,8 +258,12 @@ class Trainer:
                 arrays = {**_changing_arrays(state), "kept": dict(kept)}
                 update(epoch, arrays, dataclasses.asdict(log))
                 self._progress(f"training {description}", epoch, last_epoch)
+        in_order = bool(spec.weight_decays)
         return TrainedNetworks(
-            variables={int(stop): variables for stop, variables in kept.items()},
+            variables={
+                int(stop): mark_diverged(variables, log.diverged, replicates, in_order=in_order)
+                for stop, variables in kept.items()
+            },
             num_networks=count,
             num_parameters=programs.num_parameters,
             num_bytes=programs.num_bytes,
@@ -401,19 +407,6 @@ def first_members(variables: Variables, count: int) -> Variables:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], variables)
 
 
-def check_finite(has_diverged: Any) -> None:
-    """Raises if a network has diverged: one Boolean for each.
-
-    Raises:
-        DivergedError: at least one is True.
-    """
-    if has_diverged.any():
-        raise DivergedError(
-            f"training diverged: {int(has_diverged.sum())} of {has_diverged.size} networks have "
-            "losses or predictions that are not finite; take a smaller learning rate."
-        )
-
-
 def squared_error(outputs: Array, targets: Array) -> Array:
     """The loss of regression: one squared error for each example."""
     return (outputs.reshape(targets.shape) - targets) ** 2
@@ -472,6 +465,6 @@ def _losses(network: Network, variables: Variables, inputs: Any, labels: Array) 
 def mean_losses(
     network: Network, variables: Variables, inputs: Any, labels: Any
 ) -> dict[str, float]:
-    """Mean scores over members and examples."""
+    """Mean scores over members and examples, without those of diverged members."""
     losses = _losses(network, variables, *jax.tree.map(jnp.asarray, (inputs, labels)))
-    return {name: float(values.mean()) for name, values in losses.items()}
+    return {name: float(jnp.nanmean(values)) for name, values in losses.items()}
