@@ -1,8 +1,9 @@
 """Checkpoints of a training that is under way: atomic, with checksums, for any number of devices.
 
-`checkpoints/PART/EPOCHS/` is an Orbax checkpoint. Orbax writes it under another name and renames it
-when it is complete. It holds the arrays of all members, and the metadata: the log of the training,
-which run and part it belongs to, and a checksum of all of that.
+`checkpoints/PART/EPOCHS/` is an Orbax checkpoint of the arrays of all members. Then
+`checkpoints/PART/EPOCHS.json` is written: the log of the training, and a checksum of the log, of
+all files of the checkpoint, and of the run and part that they belong to. Without it a checkpoint is
+not complete, and Orbax reads no checkpoint whose checksum is wrong.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jdrop.study.atomic_writes import write_text
 from jdrop.study.errors import UserError
 
 SECONDS_BETWEEN_CHECKPOINTS = 15.0
@@ -89,16 +91,14 @@ class Checkpoints:
             CheckpointError: the disk is full, or the folder cannot be written.
         """
         state = jax.tree.map(lambda leaf: np.asarray(leaf)[: self._num_members], state)
-        log = json.loads(json.dumps(log))
-        metadata = {"identity": self._identity, "log": log, "checksum": _checksum(state, log)}
+        path = self._folder / str(epochs)
         try:
+            _remove(path)  # A kill may have left it without its JSON.
             with _checkpointer() as checkpointer:
-                checkpointer.save(
-                    self._folder / str(epochs),
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(metadata)
-                    ),
-                )
+                checkpointer.save(path, args=ocp.args.StandardSave(state))
+            log = json.loads(json.dumps(log))
+            content = {"log": log, "checksum": self._checksum(path, log)}
+            write_text(path.with_suffix(".json"), json.dumps(content))
         except Exception as error:  # Orbax raises a ValueError where the disk is full.
             self._remove_all_but(self._epochs())
             raise CheckpointError(
@@ -132,46 +132,54 @@ class Checkpoints:
         _remove(self._folder)
 
     def _read(self, epochs: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        path = self._folder / str(epochs)
+        content = json.loads(path.with_suffix(".json").read_bytes())
+        if content["checksum"] != self._checksum(path, content["log"]):
+            raise ValueError("it is damaged, of another run or of another version of jdrop")
         with _checkpointer() as checkpointer:
-            restored = checkpointer.restore(
-                self._folder / str(epochs),
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(like), metadata=ocp.args.JsonRestore()
-                ),
-            )
-        state, metadata = restored["state"], restored["metadata"]
-        if metadata["identity"] != self._identity:
-            raise ValueError("it is of another run, or of another version of jdrop")
-        if metadata["checksum"] != _checksum(state, metadata["log"]):
-            raise ValueError("its checksum is wrong")
-        return state, metadata["log"]
+            state = checkpointer.restore(path, args=ocp.args.StandardRestore(like))
+        for leaf, other in zip(*map(jax.tree.leaves, (state, like)), strict=True):
+            if leaf.shape != other.shape:
+                raise ValueError(f"it holds an array of shape {leaf.shape}, not {other.shape}")
+        return state, content["log"]
 
     def _epochs(self) -> list[int]:
         """The epochs of the complete checkpoints, rising."""
-        if not self._folder.exists():
-            return []
-        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
+        names = (path.stem for path in self._folder.glob("*.json"))
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def _checksum(self, path: Path, log: dict[str, Any]) -> str:
+        checksum = hashlib.sha256(json.dumps([self._identity, log], sort_keys=True).encode())
+        for file in sorted(path.rglob("*")):
+            if file.is_file():
+                checksum.update(file.relative_to(path).as_posix().encode())
+                checksum.update(hashlib.sha256(file.read_bytes()).digest())
+        return checksum.hexdigest()
 
     def _set_aside(self, epochs: int, reason: str) -> None:
-        path = self._folder / str(epochs)
         _logger.warning(
             "The checkpoint %s was not used: %s. The training goes on from the one before, or "
             "begins again.",
-            path,
+            self._folder / str(epochs),
             reason,
         )
-        _remove(path.with_name(f"{epochs}.refused"))
-        path.rename(path.with_name(f"{epochs}.refused"))
+        for path in (self._folder / str(epochs), self._folder / f"{epochs}.json"):
+            refused = path.with_name(f"{path.name}.refused")
+            _remove(refused)
+            if path.exists():
+                path.rename(refused)
 
     def _remove_all_but(self, epochs: list[int]) -> None:
         """Removes other checkpoints, and what killed runs have left."""
-        for path in [*self._folder.iterdir()] if self._folder.exists() else []:
-            if path.name not in map(str, epochs) and not path.name.endswith(".refused"):
+        kept = {f"{epoch}{suffix}" for epoch in epochs for suffix in ("", ".json")}
+        # The JSON first, since it marks a checkpoint as complete.
+        for path in sorted(self._folder.glob("*"), key=lambda path: path.is_dir()):
+            if path.name not in kept and path.suffix != ".refused":
                 _remove(path)
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+    return ocp.Checkpointer(ocp.StandardCheckpointHandler())
 
 
 def _with_first_members(like: Any, members: np.ndarray) -> Any:
@@ -180,20 +188,15 @@ def _with_first_members(like: Any, members: np.ndarray) -> Any:
     return jax.device_put(array, like.sharding) if isinstance(like, jax.Array) else array
 
 
-def _checksum(state: Any, log: dict[str, Any]) -> str:
-    checksum = hashlib.sha256(json.dumps(log, sort_keys=True).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        checksum.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
-        checksum.update(np.asarray(leaf).tobytes())
-    return checksum.hexdigest()
-
-
-def _remove(folder: Path) -> None:
-    """Removes a folder; one that is removed in part only has another name."""
-    doomed = folder.with_name(f"{folder.name}.removed")
+def _remove(path: Path) -> None:
+    """Removes a file or a folder; a folder that is removed in part only has another name."""
+    if path.is_file():
+        path.unlink()
+        return
+    doomed = path.with_name(f"{path.name}.removed")
     shutil.rmtree(doomed, ignore_errors=True)
-    if folder.exists():
-        folder.rename(doomed)
+    if path.exists():
+        path.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
 

@@ -142,10 +142,9 @@ class RunFolder:
         """Which parts and checkpoints the folder holds, for a run that is stopped."""
         parts = [path.stem for path in _by_time(self.folder.glob("parts/*.json"))]
         kept = [f"complete: {', '.join(parts)}"] if parts else []
-        for path in _by_time(self.folder.glob("checkpoints/**/[0-9]*")):
-            if path.name.isdecimal():
-                training = path.parent.relative_to(self.folder / "checkpoints").as_posix()
-                kept.append(f"{training} after {path.name} epochs")
+        for path in _by_time(self.folder.glob("checkpoints/**/*.json")):
+            training = path.parent.relative_to(self.folder / "checkpoints").as_posix()
+            kept.append(f"{training} after {path.stem} epochs")
         return "; ".join(kept) or "nothing yet"
 
     def is_complete(self, name: str) -> bool:

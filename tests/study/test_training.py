@@ -106,14 +106,14 @@ def test_a_training_that_is_stopped_anywhere_ends_the_same(tmp_path, data, monke
         else:
             parts = train(tmp_path / "parts", data, stop, stops=(2, 6))
         first_epochs.append(epochs[0])
-    assert first_epochs == [1, 3, 5]
+    assert first_epochs == [1, 4, 6]
     jax.tree.map(np.testing.assert_array_equal, parts.variables, whole.variables)
     assert parts.log.learning_curve == whole.log.learning_curve
     assert parts.epoch_flops == whole.epoch_flops
     # The networks stay until the part is stored that is made of them.
     again = train(tmp_path / "parts", data, stop, stops=(2, 6))
     jax.tree.map(np.testing.assert_array_equal, again.variables, whole.variables)
-    assert len(epochs) == 2
+    assert len(epochs) == 1
 
 
 def test_a_member_is_the_same_among_more_members(tmp_path, data):
