@@ -8,6 +8,7 @@ import io
 import math
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -311,10 +312,19 @@ def run_command(arguments: Sequence[str]) -> int:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         sys.stderr.write(f"error: {' '.join(message.split())}\n")
         return error.exit_code if isinstance(error, click.ClickException) else 1
-    except click.Abort:
-        sys.stderr.write("stopped; the same command goes on from here.\n")
-        return 130
+    except click.Abort as abort:
+        stopped = str(abort.__cause__ or "") or "stopped"
+        sys.stderr.write(f"{stopped}; the same command goes on from there.\n")
+        return 143 if isinstance(abort.__cause__, _Terminated) else 130
     return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """The process was asked to end by SIGTERM, as batch systems do before they kill it."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
 
 
 def main() -> int:
@@ -323,6 +333,7 @@ def main() -> int:
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
     if sys.stdout is None:  # The shell closed it.
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    signal.signal(signal.SIGTERM, _terminate)
     # A character that the terminal lacks must not lose the results.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")

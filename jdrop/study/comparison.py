@@ -208,18 +208,26 @@ class Experiment:
         """Trains what the folder does not hold yet, and scores all that it holds.
 
         Raises:
-            UserError: networks that diverge.
+            UserError: networks that diverge; another run in the folder.
             OSError: the folder cannot be written.
+            KeyboardInterrupt: the run was stopped; the message says what the folder holds.
         """
-        run_parts(
-            self._run_folder,
-            self._settings,
-            self._model,
-            self._data,
-            sweep=self._sweep,
-            progress=progress,
-            command=self._command,
-        )
+        with self._run_folder.locked():
+            try:
+                run_parts(
+                    self._run_folder,
+                    self._settings,
+                    self._model,
+                    self._data,
+                    sweep=self._sweep,
+                    progress=progress,
+                    command=self._command,
+                )
+            except KeyboardInterrupt as stop:
+                raise type(stop)(
+                    f"stopped; {self.folder} keeps what is done "
+                    f"({self._run_folder.describe_progress()})"
+                ) from stop
         return evaluate(self._run_folder, self._margins)
 
 

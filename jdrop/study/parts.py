@@ -174,17 +174,6 @@ class SubsetPredictions:
 
 
 @dataclass(frozen=True)
-class OverfittingPart:
-    """Networks trained on few examples.
-
-    Attributes:
-        subsets: in order of their size.
-    """
-
-    subsets: list[SubsetPredictions]
-
-
-@dataclass(frozen=True)
 class ExactPart:
     """Small dropout networks, all of whose masks were enumerated.
 
@@ -219,17 +208,6 @@ class SweepCell:
 
 
 @dataclass(frozen=True)
-class SweepPart:
-    """A sweep over rates, widths, sizes of the training set or label noise.
-
-    Attributes:
-        cells: all combinations of values; the last parameter varies fastest.
-    """
-
-    cells: list[SweepCell]
-
-
-@dataclass(frozen=True)
 class SummaryPart:
     """What is known when all other parts are complete.
 
@@ -238,12 +216,14 @@ class SummaryPart:
         left_out: a sentence for everything that the run does not compare.
         versions: of the software, and the device; see `versions`.
         seconds: how long the session took that completed the run.
+        parts: the names of all other parts, in the order in which they were made.
     """
 
     command: str
     left_out: list[str]
     versions: dict[str, str]
     seconds: dict[str, float]
+    parts: list[str]
 
 
 BaselinePredictions = Annotated[np.ndarray, pydantic.PlainValidator(_check_axes(1, 2))]

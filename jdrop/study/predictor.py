@@ -24,7 +24,7 @@ from jdrop.study.data import (
 from jdrop.study.data.streams import with_length
 from jdrop.study.parts import MethodPredictions
 from jdrop.study.settings import Settings
-from jdrop.study.training import check_finite, count_flops
+from jdrop.study.training import count_flops
 
 FLOPS_BATCH = 100  # The compiler counts the operations for so many examples at once.
 
@@ -66,9 +66,6 @@ class Predictor:
             variables: of all members of all replicates, with a leading axis.
             inputs: `[example, ...]`, a pytree of such arrays, or a stream.
             labels: of these inputs; they say which tokens have a label.
-
-        Raises:
-            jdrop.study.training.DivergedError: predictions that are NaN.
         """
         return self.predict_passes([key], network, variables, inputs, labels, next)
 
@@ -94,9 +91,6 @@ class Predictor:
             labels: of these inputs; they say which tokens have a label.
             combine: is called for each chunk with the predictions of the passes, one after another;
                 returns an array whose third axis is that of the examples.
-
-        Raises:
-            jdrop.study.training.DivergedError: predictions that are NaN.
         """
         slices = self._chunks(keys[0], variables, inputs)
         num_passes = len(slices) * len(keys)
@@ -108,7 +102,6 @@ class Predictor:
                     key = jax.random.fold_in(key, index)
                 member_outputs = self._member_outputs(key, network, variables, chunk)
                 outputs = np.asarray(outputs_of_tokens(member_outputs, labels[rows]))
-                check_finite(np.isnan(outputs).any(tuple(range(1, outputs.ndim))))
                 by_member = outputs.reshape(-1, self.settings.replicates, *outputs.shape[1:])
                 yield np.ascontiguousarray(by_member.swapaxes(0, 1))
                 if key is not None:

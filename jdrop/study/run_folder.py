@@ -9,44 +9,61 @@ Files are written whole or not at all, so a run that is killed at any moment goe
 | `parts/GROUP.*` | a `NetworksPart` for each group of networks in `jdrop.study.methods.METHODS` |
 | `parts/tuning-GROUP.json` | a `TuningPart` for each of these groups that cross-validation chose settings for |
 | `parts/baselines.*` | a `BaselinesPart` |
-| `parts/overfitting.*` | an `OverfittingPart` |
+| `parts/overfitting-METHOD-SIZE.*` | a `SubsetPredictions` for each method and training size |
 | `parts/exact.*` | an `ExactPart` |
-| `parts/sweep.*` | a `SweepPart` |
+| `parts/sweep-INDEX.*` | a `SweepCell` for each combination of swept values |
 | `parts/summary.json` | a `SummaryPart`, written last |
-| `checkpoints/NAME/` | an Orbax checkpoint of a training that is under way |
+| `checkpoints/NAME/` | checkpoints of the trainings for a part; see `jdrop.study.checkpoints` |
+| `lock` | which process runs or ran here; the process locks this file |
 
 A part is a dataclass. `NAME.json` holds its fields; where a field is an array, it holds
 `{"array": KEY, "shape": [...], "dtype": "..."}` and `NAME.npz` holds the array under that key. The
 key is the path of the field, as in `methods/monte-carlo/0/outputs`. A part without arrays has no
-`.npz`. `jdrop.study.parts` says the shape and dtype of every array.
+`.npz`. `jdrop.study.parts` says the shape and dtype of every array. `checksum` in the JSON is a hash
+of the run's configuration, the name of the part, the fields and the `.npz`. So a part that is damaged
+or of another run is found.
 """  # noqa: E501
 
+import contextlib
 import dataclasses
+import hashlib
 import json
+import logging
+import os
 import platform
-import shutil
-import zipfile
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pydantic
 
 from jdrop.study.atomic_writes import replacing, write_text
+from jdrop.study.checkpoints import Checkpoints
 from jdrop.study.errors import UserError
 
-FORMAT = 2
+try:
+    import fcntl
+except ImportError:  # On Windows.
+    fcntl = None  # type: ignore[assignment]
+
+FORMAT = 3
 """The version of the layout; a change that older versions of jdrop cannot read increases it."""
 
 PartType = TypeVar("PartType")
 
+_logger = logging.getLogger(__name__)
+
 
 class RunError(UserError):
     """A folder that does not hold the run that was asked for, or holds damaged files."""
+
+
+class _DamagedError(Exception):
+    """A part that is not as it was stored; the message is a sentence."""
 
 
 class RunFolder:
@@ -100,37 +117,66 @@ class RunFolder:
             raise RunError(f"{folder} holds no run: there is no run.json in it.")
         return cls(folder, _read_run_config(path))
 
-    def has(self, name: str) -> bool:
-        """Whether a part is complete."""
-        return self._json_path(name).exists()
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """No other process runs in this folder meanwhile. The lock ends with the process.
+
+        Raises:
+            RunError: another process runs in the folder.
+        """
+        with (self.folder / "lock").open("a+", encoding="utf-8") as file:
+            try:
+                _lock(file)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise RunError(
+                    f"another run is at work in {self.folder} ({file.read().strip()}); wait until "
+                    "it ends, stop it, or take another folder."
+                ) from error
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            yield
+
+    def describe_progress(self) -> str:
+        """Which parts and checkpoints the folder holds, for a run that is stopped."""
+        parts = [path.stem for path in _by_time(self.folder.glob("parts/*.json"))]
+        kept = [f"complete: {', '.join(parts)}"] if parts else []
+        for path in _by_time(self.folder.glob("checkpoints/**/*.json")):
+            training = path.parent.relative_to(self.folder / "checkpoints").as_posix()
+            kept.append(f"{training} after {path.stem} epochs")
+        return "; ".join(kept) or "nothing yet"
+
+    def is_complete(self, name: str) -> bool:
+        """Whether a part is complete and intact. A warning says so if it is damaged.
+
+        Raises:
+            RunError: a file cannot be read.
+        """
+        if not self._json_path(name).exists():
+            return False
+        try:
+            self._read(name)
+        except _DamagedError as error:
+            _logger.warning("%s It is computed again now.", error)
+            return False
+        return True
 
     def load(self, name: str, part_type: type[PartType]) -> PartType | None:
         """A part; None if it is not complete.
 
         Raises:
-            RunError: a file is damaged, or lacks a field or an array.
+            RunError: a file is damaged, is of another run, or cannot be read.
         """
-        path = self._json_path(name)
-        if not path.exists():
+        if not self._json_path(name).exists():
             return None
-        fields = _read_json(path)
-        arrays_path = path.with_suffix(".npz")
         try:
-            # NumPy leaves a damaged file open that it opened itself.
-            with arrays_path.open("rb") as file:
-                archive = np.load(file, allow_pickle=False)
-                arrays = {key: archive[key] for key in archive.files}
-        except FileNotFoundError:
-            arrays = {}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise _damaged(arrays_path, error) from error
-        try:
-            part = _insert_arrays(fields, arrays, arrays_path)
-            return pydantic.TypeAdapter(part_type).validate_python(part)
-        except pydantic.ValidationError as error:
-            first = error.errors()[0]
-            field = "/".join(map(str, first["loc"]))
-            raise _damaged(path, f"the field {field}: {first['msg']}") from error
+            fields, arrays = self._read(name)
+            return pydantic.TypeAdapter(part_type).validate_python(_insert_arrays(fields, arrays))
+        except (_DamagedError, pydantic.ValidationError) as error:
+            raise RunError(
+                f"{error} Give the command that began the run again: it computes the part again."
+            ) from error
 
     def require(self, name: str, part_type: type[PartType]) -> PartType:
         """A part that must be complete.
@@ -138,77 +184,72 @@ class RunFolder:
         Raises:
             RunError: as `load` does, and if the part is not complete.
         """
+        self.check_has([name])
         part = self.load(name, part_type)
-        if part is None:
-            raise RunError(
-                f"{self.folder} holds no complete run: the part {name!r} is missing. Give the "
-                "command that began the run again, and the run goes on."
-            )
+        assert part is not None
         return part
+
+    def check_has(self, names: Iterable[str]) -> None:
+        """Raises if a part is not there.
+
+        Raises:
+            RunError: the message names the first such part.
+        """
+        for name in names:
+            if not self._json_path(name).exists():
+                raise RunError(
+                    f"{self.folder} holds no complete run: the part {name!r} is missing. Give the "
+                    "command that began the run again, and the run goes on."
+                )
 
     def store(self, name: str, part: Any) -> None:
         """Writes a part; its JSON last, since that marks the part as complete."""
         path = self._json_path(name)
         path.parent.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)  # Of a damaged part: its arrays are about to change.
         arrays: dict[str, Any] = {}
-        fields = _extract_arrays(part, "", arrays)
+        fields = json.loads(json.dumps(_extract_arrays(part, "", arrays)))
+        arrays_path = path.with_suffix(".npz")
         if arrays:
-            with replacing(path.with_suffix(".npz")) as partial, partial.open("wb") as file:
+            with replacing(arrays_path) as partial, partial.open("wb") as file:
                 np.savez(file, **arrays)
-        write_text(path, json.dumps(fields, indent=1) + "\n")
+        checksum = self._checksum(name, fields, _file_hash(arrays_path) if arrays else None)
+        write_text(path, json.dumps({**fields, "checksum": checksum}, indent=1) + "\n")
 
-    def checkpoints(self, name: str) -> "Checkpoints":
-        """The checkpoints of a training that is under way."""
-        return Checkpoints(self.folder.absolute() / "checkpoints" / name)
+    def checkpoints(self, name: str, num_members: int = 0) -> Checkpoints:
+        """The checkpoints of a training that is under way.
+
+        Args:
+            name: of the part that the training is for; `PART/NAME` if it is for several trainings.
+            num_members: how many networks the training has.
+        """
+        identity = self._checksum(name, {"jdrop": version("jdrop")}, None)
+        return Checkpoints(self.folder.absolute() / "checkpoints" / name, identity, num_members)
+
+    def _read(self, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """The fields and the arrays of a part that is intact."""
+        path = self._json_path(name)
+        arrays_path = path.with_suffix(".npz")
+        fields = _read_json(path)
+        checksum = fields.pop("checksum", None)
+        has_arrays = arrays_path.exists()
+        arrays_hash = _file_hash(arrays_path) if has_arrays else None
+        if checksum != self._checksum(name, fields, arrays_hash):
+            raise _DamagedError(
+                f"{path} or its .npz is damaged, or of another run: the checksum is wrong."
+            )
+        if not has_arrays:
+            return fields, {}
+        with np.load(arrays_path, allow_pickle=False) as archive:
+            return fields, {key: archive[key] for key in archive.files}
+
+    def _checksum(self, name: str, fields: Mapping[str, Any], arrays_hash: str | None) -> str:
+        """A hash of a part, and of the run that it belongs to."""
+        values = json.dumps([FORMAT, self.run_config, name, fields, arrays_hash], sort_keys=True)
+        return hashlib.sha256(values.encode()).hexdigest()
 
     def _json_path(self, name: str) -> Path:
         return self.folder / "parts" / f"{name}.json"
-
-
-class Checkpoints:
-    """The last state of one training: its arrays, and a log that JSON holds."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def _manager(self) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-        return ocp.CheckpointManager(self._folder, options=options)
-
-    def save(self, step: int, state: Any, log: dict[str, Any]) -> None:
-        """Writes a checkpoint, then removes the one before it."""
-        with self._manager() as manager:
-            manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), log=ocp.args.JsonSave(log)
-                ),
-            )
-
-    def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """Step, state and log of the last complete checkpoint; None if there is none.
-
-        Args:
-            like: a state with arrays of the same shapes and dtypes.
-        """
-        if not self._folder.exists():
-            return None
-        with self._manager() as manager:
-            step = manager.latest_step()
-            if step is None:
-                return None
-            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-            restored = manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract), log=ocp.args.JsonRestore()
-                ),
-            )
-            return step, restored["state"], restored["log"]
-
-    def delete(self) -> None:
-        """Removes the checkpoints when the training is complete."""
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _extract_arrays(value: Any, path: str, arrays: dict[str, Any]) -> Any:
@@ -230,33 +271,32 @@ def _join(path: str, name: Any) -> str:
     return f"{path}/{name}" if path else str(name)
 
 
-def _insert_arrays(value: Any, arrays: Mapping[str, np.ndarray], path: Path) -> Any:
-    """Reverses `_extract_arrays`; `path` is that of the arrays, for errors."""
+def _insert_arrays(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """Reverses `_extract_arrays`."""
     if isinstance(value, list):
-        return [_insert_arrays(child, arrays, path) for child in value]
+        return [_insert_arrays(child, arrays) for child in value]
     if not isinstance(value, dict):
         return value
-    if set(value) != {"array", "shape", "dtype"}:
-        return {name: _insert_arrays(child, arrays, path) for name, child in value.items()}
-    array = arrays.get(value["array"])
-    if array is None:
-        raise _damaged(path, f"it holds no array {value['array']}")
-    if list(array.shape) != value["shape"] or str(array.dtype) != value["dtype"]:
-        raise _damaged(
-            path,
-            f"the array {value['array']} is {array.dtype}{list(array.shape)}, not "
-            f"{value['dtype']}{value['shape']}",
-        )
-    return array
+    if set(value) == {"array", "shape", "dtype"}:
+        return arrays[value["array"]]
+    return {name: _insert_arrays(child, arrays) for name, child in value.items()}
+
+
+def _file_hash(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def _read_run_config(path: Path) -> dict[str, Any]:
     """What `run.json` says of the run, without its format, which must be this version's."""
     try:
         run_config = _read_json(path)
-    except RunError as error:
+    except _DamagedError as error:
         raise RunError(
-            f"{path} cannot be read, so nothing says which run the folder holds; delete the whole "
+            f"{path} is damaged, so nothing says which run the folder holds; delete the whole "
             "folder, or take another."
         ) from error
     stored_format = run_config.pop("format", "none")
@@ -270,19 +310,38 @@ def _read_run_config(path: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
+        values = json.loads(path.read_bytes())
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (ValueError, RecursionError) as error:
+        raise _DamagedError(f"{path} is damaged: {error}.") from error
     if not isinstance(values, dict):
-        raise _damaged(path, "it must hold an object")
+        raise _DamagedError(f"{path} is damaged: it must hold an object.")
     return values
 
 
-def _damaged(path: Path, reason: object) -> RunError:
-    return RunError(
-        f"{path} cannot be read ({reason}); delete it and the file of the same name with the "
-        "other ending. The command that began the run then computes the part again."
-    )
+def _lock(file: IO[str]) -> None:
+    """Locks a file, where the system can; the lock ends with the process, even if it is killed.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # Some network file systems have no locks.
+        _logger.warning("%s cannot be locked: start no second run in this folder.", file.name)
+
+
+def _by_time(paths: Iterable[Path]) -> list[Path]:
+    return sorted(paths, key=lambda path: path.stat().st_mtime)
+
+
+def _unreadable(path: Path, error: OSError) -> RunError:
+    return RunError(f"{path} cannot be read ({error.strerror}); make it readable.")
 
 
 def versions() -> dict[str, str]:

@@ -49,11 +49,9 @@ from jdrop.study.parts import (
     ExactPart,
     MethodPredictions,
     NetworksPart,
-    OverfittingPart,
     SubsetPredictions,
     SummaryPart,
     SweepCell,
-    SweepPart,
     TuningPart,
 )
 from jdrop.study.predictor import Predictor
@@ -76,6 +74,9 @@ TRAIN_SHARES = (0.125, 0.25, 0.5)
 
 Sweep = Mapping[str, Sequence[float]]
 """By parameter ("rate", "train_size", "width_factor", "label_noise"), its values."""
+
+StoreOnce = Callable[[str, Callable[[], Any]], None]
+"""`store_once(name, make_part)` makes and stores a part that the folder does not hold yet."""
 
 
 def run_parts(
@@ -102,7 +103,8 @@ def run_parts(
         command: the command or call that began the run, for the report.
 
     Raises:
-        jdrop.study.training.DivergedError: networks whose predictions are NaN.
+        jdrop.study.diverged.DivergedError: all plain or all dropout networks of a
+            replicate diverge.
         jdrop.study.run_folder.RunError: damaged files.
     """
     start = time.perf_counter()
@@ -112,9 +114,13 @@ def run_parts(
     )
     work = _Work(settings, model, data, trainer, predictor)
 
+    stored: list[str] = []
+
     def store_once(name: str, make_part: Callable[[], Any]) -> None:
-        if not run_folder.has(name):
+        if not run_folder.is_complete(name):
             run_folder.store(name, make_part())
+        run_folder.checkpoints(name).delete()
+        stored.append(name)
 
     store_once("data", work.data_part)
     store_once("baselines", partial(baselines_part, data, settings.seed, progress))
@@ -126,7 +132,7 @@ def run_parts(
             "There are no out-of-distribution inputs: by default features are shuffled, which "
             "takes one array of floats and one label per example."
         )
-    missing = [spec for group, spec in specs if not run_folder.has(group.name)]
+    missing = [spec for group, spec in specs if not run_folder.is_complete(group.name)]
     trainer.compile_programs([(spec, data) for spec in missing])
     for group, spec in specs:
         tuning = None
@@ -135,7 +141,7 @@ def run_parts(
             tuning = run_folder.require(f"tuning-{group.name}", TuningPart)
         store_once(group.name, partial(work.networks_part, group, spec, tuning))
     if settings.theory:
-        store_once("overfitting", work.overfitting_part)
+        work.store_subsets(store_once)
     else:
         left_out.append("The claims of the theory were not asked for.")
     if settings.theory and data.has_features and not data.is_regression and not data.is_per_token:
@@ -145,10 +151,9 @@ def run_parts(
             "All masks of a small network were not enumerated: that network takes one array of "
             "floats and one label per example."
         )
-    if sweep:
-        store_once("sweep", partial(work.sweep_part, sweep))
+    work.store_sweep(store_once, run_folder, sweep)
     seconds = {"this run": time.perf_counter() - start}
-    store_once("summary", lambda: SummaryPart(command, left_out, versions(), seconds))
+    store_once("summary", lambda: SummaryPart(command, left_out, versions(), seconds, [*stored]))
 
 
 def check_sweep(sweep: Sweep, model: Model, data: Dataset) -> None:
@@ -318,49 +323,49 @@ class _Work:
             co_adaptation=co_adaptation,
         )
 
-    def overfitting_part(self) -> OverfittingPart:
-        """Trains on fewer examples, with and without dropout, for equally many steps.
+    def store_subsets(self, store_once: StoreOnce) -> None:
+        """Trains on fewer examples, with and without dropout; a part for each training."""
+        data = self.data
+        num_classes = 1 if data.is_per_token else data.num_classes or 1
+        min_size = max(self.settings.batch_size, 2 * num_classes)
+        methods: tuple[Literal["plain", "dropout"], ...] = ("plain", "dropout")
+        for share, method in product(TRAIN_SHARES, methods):
+            size = round(share * len(data.train_labels))
+            if size >= min_size:
+                name = f"overfitting-{method}-{size}"
+                store_once(name, partial(self.subset_part, name, method, size))
+
+    def subset_part(
+        self, name: str, method: Literal["plain", "dropout"], size: int
+    ) -> SubsetPredictions:
+        """Trains on some of the examples, for as many steps as on all of them.
 
         The examples are repeated until they are as many as all training examples. So an epoch has
         the same number of steps, and the programs are the same.
         """
         settings, data = self.settings, self.data
-        num_classes = 1 if data.is_per_token else data.num_classes or 1
-        min_size = max(settings.batch_size, 2 * num_classes)
-        sizes = [round(share * len(data.train_labels)) for share in TRAIN_SHARES]
-        specs: dict[Literal["plain", "dropout"], NetworkSpec] = {
-            "plain": self.spec(self.model.plain),
-            "dropout": self.spec(self.model.dropout),
-        }
-        self.trainer.compile_programs([(spec, data) for spec in specs.values()])
-        subsets = []
-        for size, (method, spec) in product(sizes, specs.items()):
-            if size < min_size:
-                continue
-            chosen = np.flatnonzero(subset(data, size, settings.seed))
-            repeated = data.train_on(np.resize(chosen, len(data.train_labels)))
-            key_index = 2 * size + (method == "dropout")
-            trained = self.trainer.fit_networks(
-                jax.random.fold_in(self.key(OVERFITTING_KEY_INDEX), key_index),
-                spec,
-                repeated,
-                checkpoint=f"overfitting-{method}-{size}",
-                description=f"{method} networks on {size} examples",
-            )
-            variables = trained.variables[settings.epochs]
-            outputs_for = partial(self.predictor.predict, None, spec.network, variables)
-            train_labels = labels_of_tokens(data.train_labels[chosen])
-            train_outputs = outputs_for(repeated.train_inputs, repeated.train_labels)
-            subsets.append(
-                SubsetPredictions(
-                    method=method,
-                    train_labels=train_labels,
-                    # The first examples are the chosen ones, the rest repeats them.
-                    train_outputs=train_outputs[:, :, : len(train_labels)],
-                    test_outputs=outputs_for(data.test_inputs, data.test_labels),
-                )
-            )
-        return OverfittingPart(subsets)
+        spec = self.spec(self.model.plain if method == "plain" else self.model.dropout)
+        chosen = np.flatnonzero(subset(data, size, settings.seed))
+        repeated = data.train_on(np.resize(chosen, len(data.train_labels)))
+        key_index = 2 * size + (method == "dropout")
+        trained = self.trainer.fit_networks(
+            jax.random.fold_in(self.key(OVERFITTING_KEY_INDEX), key_index),
+            spec,
+            repeated,
+            checkpoint=name,
+            description=f"{method} networks on {size} examples",
+        )
+        variables = trained.variables[settings.epochs]
+        outputs_for = partial(self.predictor.predict, None, spec.network, variables)
+        train_labels = labels_of_tokens(data.train_labels[chosen])
+        train_outputs = outputs_for(repeated.train_inputs, repeated.train_labels)
+        return SubsetPredictions(
+            method=method,
+            train_labels=train_labels,
+            # The first examples are the chosen ones, the rest repeats them.
+            train_outputs=train_outputs[:, :, : len(train_labels)],
+            test_outputs=outputs_for(data.test_inputs, data.test_labels),
+        )
 
     def exact_part(self) -> ExactPart:
         """Trains small dropout networks and enumerates all of their masks."""
@@ -401,17 +406,24 @@ class _Work:
             arithmetic=np.asarray(averages.arithmetic),
         )
 
-    def sweep_part(self, sweep: Sweep) -> SweepPart:
-        """Trains plain networks and a dropout network for every combination of values."""
+    def store_sweep(self, store_once: StoreOnce, run_folder: RunFolder, sweep: Sweep) -> None:
+        """Trains for every combination of values; a part for each."""
+        if not sweep:
+            return
         grid = [dict(zip(sweep, values, strict=True)) for values in product(*sweep.values())]
-        cells: list[SweepCell] = []
-        for index, values in enumerate(grid):
+        without_rate = [_without_rate(values) for values in grid]
+
+        def cell(index: int) -> SweepCell:
             # Plain networks do not depend on the rate, so cells differing only in rate share them.
-            without_rate = [_without_rate(earlier) for earlier in grid[: index + 1]]
-            first = without_rate.index(_without_rate(values))
-            plain = cells[first].plain if first < index else self._plain_outputs(index, values)
-            cells.append(SweepCell(values, plain, self._dropout_outputs(index, values)))
-        return SweepPart(cells)
+            first = without_rate.index(without_rate[index])
+            if first < index:
+                plain = run_folder.require(f"sweep-{first}", SweepCell).plain
+            else:
+                plain = self._plain_outputs(index, grid[index])
+            return SweepCell(grid[index], plain, self._dropout_outputs(index, grid[index]))
+
+        for index in range(len(grid)):
+            store_once(f"sweep-{index}", partial(cell, index))
 
     def _plain_outputs(self, cell_index: int, values: Mapping[str, float]) -> np.ndarray:
         """Test outputs of plain networks at one cell of the grid."""
@@ -447,7 +459,7 @@ class _Work:
             jax.random.fold_in(self.key(SWEEP_KEY_INDEX), index),
             spec,
             data,
-            checkpoint=f"sweep-{index}",
+            checkpoint=f"sweep-{index // 2}/{method}",
             description=f"{method} networks at {where}",
             rate=rate,
         )

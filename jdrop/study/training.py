@@ -32,7 +32,7 @@ from jdrop.study.data import (
     take,
 )
 from jdrop.study.data.streams import with_length
-from jdrop.study.errors import UserError
+from jdrop.study.diverged import check_some_are_left, mark_diverged
 from jdrop.study.models import RATE
 from jdrop.study.run_folder import RunFolder
 from jdrop.study.settings import Settings
@@ -41,12 +41,6 @@ from jdrop.study.training_losses import loss_fn_of, mean_losses
 from jdrop.train import TrainState, train_step
 
 NUM_EVALUATIONS = 25  # Points of a learning curve over the epochs of the settings.
-
-SECONDS_BETWEEN_CHECKPOINTS = 15.0  # A killed run loses at most that, and one epoch.
-
-
-class DivergedError(UserError):
-    """Training led to networks whose losses or predictions are not finite."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +75,7 @@ class TrainingLog:
         train: by recorded epoch, mean training scores of the first member of each replicate.
         test: the same for the test examples.
         validation: by checked epoch, what `Validation.losses` returned.
+        diverged: the indices of networks whose losses were NaN or infinite.
     """
 
     train_seconds: float = 0.0
@@ -88,6 +83,7 @@ class TrainingLog:
     train: list[dict[str, float]] = field(default_factory=list)
     test: list[dict[str, float]] = field(default_factory=list)
     validation: list[Any] = field(default_factory=list)
+    diverged: list[int] = field(default_factory=list)
 
     @property
     def learning_curve(self) -> LearningCurve | None:
@@ -194,7 +190,8 @@ class Trainer:
             key: consumed.
             spec: the networks.
             data: the examples.
-            checkpoint: the name of the checkpoints; each training of a run has its own.
+            checkpoint: the part that the checkpoints are for, or `PART/NAME` if the part needs
+                several trainings. They stay until the part is stored.
             description: of the networks, for the progress.
             stops: counts of epochs after which the networks are kept; training ends with the
                 largest. By default the epochs of the spec.
@@ -203,7 +200,8 @@ class Trainer:
             rate: for a network whose variables hold its rate.
 
         Raises:
-            DivergedError: losses that are NaN or infinite.
+            jdrop.study.diverged.DivergedError: recorded networks of a replicate all have losses
+                that are not finite. Other networks that diverge are marked by `mark_diverged`.
         """
         self.compile_programs([(spec, data)])
         programs = self._programs[_program_key(spec, data)]
@@ -227,55 +225,56 @@ class Trainer:
         # A checkpoint has the same structure at every epoch, so a place for each stop.
         kept = {str(stop): first_members(state.variables, count) for stop in stops}
         log, done = TrainingLog(), 0
-        checkpoints = self._run_folder.checkpoints(checkpoint)
+        checkpoints = self._run_folder.checkpoints(checkpoint, count)
         restored = checkpoints.restore({**_changing_arrays(state), "kept": kept})
         if restored is not None:
             done, arrays, stored_log = restored
             log = TrainingLog(**stored_log)
             kept = arrays.pop("kept")
-            arrays = jax.tree.map(
-                lambda new, old: jax.device_put(new, old.sharding), arrays, _changing_arrays(state)
-            )
             state = dataclasses.replace(state, **arrays)
 
         every_row = np.arange(len(labels), dtype=np.int32)
         rows = np.broadcast_to(every_row, (*state.step.shape, len(labels)))
         interval = max(1, spec.epochs // NUM_EVALUATIONS)
-        last_save = time.perf_counter()
-        for epoch in range(done + 1, last_epoch + 1):
-            if validation is not None:
-                if log.validation and validation.is_enough(log.validation):
-                    break
-                rows = np.resize(validation.rows(epoch), rows.shape).astype(np.int32)
-            start = time.perf_counter()
-            state, losses = jax.block_until_ready(
-                programs.fit_epoch(jax.random.clone(fit_key), state, inputs, labels, rows)
-            )
-            log.train_seconds += time.perf_counter() - start
-            check_finite(~np.isfinite(np.asarray(losses)[:count]).all(1))
-            if spec.record and validation is None and _is_recorded(epoch, interval, last_epoch):
-                log.epochs.append(epoch)
-                score = partial(
-                    mean_losses,
-                    spec.network,
-                    first_members(state.variables, replicates),
-                    output_bytes=data.output_bytes,
+        with checkpoints.saving() as update:
+            for epoch in range(done + 1, last_epoch + 1):
+                if validation is not None:
+                    if log.validation and validation.is_enough(log.validation):
+                        break
+                    rows = np.resize(validation.rows(epoch), rows.shape).astype(np.int32)
+                start = time.perf_counter()
+                state, losses = jax.block_until_ready(
+                    programs.fit_epoch(jax.random.clone(fit_key), state, inputs, labels, rows)
                 )
-                log.train.append(score(inputs, labels))
-                log.test.append(score(data.test_inputs, data.test_labels))
-            if validation is not None and epoch in validation.epochs:
-                log.validation.append(validation.losses(first_members(state.variables, count)))
-            if str(epoch) in kept:
-                kept[str(epoch)] = first_members(state.variables, count)
-            self._progress(f"training {description}", epoch, last_epoch)
-            if time.perf_counter() - last_save > SECONDS_BETWEEN_CHECKPOINTS:
-                arrays = {**_changing_arrays(state), "kept": kept}
-                checkpoints.save(epoch, arrays, dataclasses.asdict(log))
-                last_save = time.perf_counter()
-            done = epoch
-        checkpoints.delete()
+                log.train_seconds += time.perf_counter() - start
+                is_finite = np.isfinite(np.asarray(losses)[:count]).all(1)
+                log.diverged = sorted({*log.diverged, *np.flatnonzero(~is_finite).tolist()})
+                if spec.record and validation is None:
+                    check_some_are_left(log.diverged, count, replicates, description)
+                if spec.record and validation is None and _is_recorded(epoch, interval, last_epoch):
+                    log.epochs.append(epoch)
+                    score = partial(
+                        mean_losses,
+                        spec.network,
+                        first_members(state.variables, replicates),
+                        output_bytes=data.output_bytes,
+                    )
+                    log.train.append(score(inputs, labels))
+                    log.test.append(score(data.test_inputs, data.test_labels))
+                if validation is not None and epoch in validation.epochs:
+                    log.validation.append(validation.losses(first_members(state.variables, count)))
+                if str(epoch) in kept:
+                    kept[str(epoch)] = first_members(state.variables, count)
+                done = epoch
+                arrays = {**_changing_arrays(state), "kept": dict(kept)}
+                update(epoch, arrays, dataclasses.asdict(log))
+                self._progress(f"training {description}", epoch, last_epoch)
+        in_order = bool(spec.weight_decays)
         return TrainedNetworks(
-            variables={int(stop): variables for stop, variables in kept.items()},
+            variables={
+                int(stop): mark_diverged(variables, log.diverged, replicates, in_order=in_order)
+                for stop, variables in kept.items()
+            },
             num_networks=count,
             num_parameters=programs.num_parameters,
             num_bytes=programs.num_bytes,
@@ -426,16 +425,3 @@ def count_flops(function: Callable[..., Any], *args: Any) -> float:
 def first_members(variables: Variables, count: int) -> Variables:
     """The first members of an ensemble, sliced on the host: nothing to compile."""
     return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], variables)
-
-
-def check_finite(has_diverged: Any) -> None:
-    """Raises if a network has diverged: one Boolean for each.
-
-    Raises:
-        DivergedError: at least one is True.
-    """
-    if has_diverged.any():
-        raise DivergedError(
-            f"training diverged: {int(has_diverged.sum())} of {has_diverged.size} networks have "
-            "losses or predictions that are not finite; take a smaller learning rate."
-        )

@@ -73,7 +73,7 @@ def _losses(network: Network, variables: Variables, inputs: Any, labels: Array) 
 def mean_losses(
     network: Network, variables: Variables, inputs: Any, labels: Any, output_bytes: int
 ) -> dict[str, float]:
-    """Mean scores over members and examples.
+    """Mean scores over members and examples; members with a score that is NaN are kept out.
 
     Args:
         network: the architecture.
@@ -89,7 +89,12 @@ def mean_losses(
         if not (in_chunk := len(labels_of_tokens(np.asarray(labels[rows])))):
             continue
         chunk = jax.tree.map(jnp.asarray, (take(inputs, rows), labels[rows]))
-        for name, values in _losses(network, variables, *chunk).items():
-            totals[name] = totals.get(name, 0.0) + in_chunk * float(values.mean())
+        losses = _losses(network, variables, *chunk)
+        axes = tuple(range(1, jax.tree.leaves(losses)[0].ndim))
+        has_nan = [jnp.isnan(values).any(axes, keepdims=True) for values in losses.values()]
+        is_left = ~jnp.stack(has_nan).any(0)
+        for name, values in losses.items():
+            mean = float(jnp.mean(values, where=is_left))
+            totals[name] = totals.get(name, 0.0) + in_chunk * mean
         num_scored += in_chunk
     return {name: total / num_scored for name, total in totals.items()}

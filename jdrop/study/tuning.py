@@ -30,6 +30,9 @@ from jdrop.study.training import NetworkSpec, Trainer, Validation
 EPOCH_FACTORS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0)
 """Candidates for the epochs of a method, as multiples of the epochs of the settings."""
 
+WORST = float(np.finfo(np.float32).max)
+"""The loss of networks that all diverged: a number that JSON holds."""
+
 MIN_FOLDS = 5
 """Folds of the training examples, at least; with more replicates each has its own fold."""
 
@@ -196,7 +199,8 @@ def average_losses(
 ) -> list[float]:
     """The mean losses of averages on left-out examples, by size.
 
-    The losses are NLL or squared errors. At each size they are means over all groups of neighbours,
+    The losses are NLL or squared errors. Groups with a network that diverged are kept out; where
+    none is left, the loss is `WORST`. At each size they are means over all groups of neighbours,
     where the members of a replicate lie on a circle.
 
     Args:
@@ -207,7 +211,7 @@ def average_losses(
     """
     is_regression = outputs.ndim == 3
     num_members = outputs.shape[1]
-    losses = np.zeros((len(outputs), num_members))
+    losses = np.full((len(outputs), num_members), np.nan)
     for replicate, rows in enumerate(left_out):
         chosen = outputs[replicate][:, rows].astype(np.float64)
         # Only the probability of the label matters to the NLL.
@@ -219,8 +223,13 @@ def average_losses(
             total += np.roll(members, 1 - size, axis=0)
             average = total / size
             loss = (average - labels[rows]) ** 2 if is_regression else -_log(average)
-            losses[replicate, size - 1] = loss.mean()
-    return losses.mean(0).tolist()
+            losses[replicate, size - 1] = _mean_of_finite(loss.mean(1), np.nan)
+    return [_mean_of_finite(values, WORST) for values in losses.T]
+
+
+def _mean_of_finite(values: np.ndarray, otherwise: float) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else otherwise
 
 
 def _log(probs: np.ndarray) -> np.ndarray:

@@ -156,7 +156,7 @@ def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys):
 
     monkeypatch.setattr(command, "run", interrupt)
     assert run_command([]) == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "the same command goes on from there" in capsys.readouterr().err
 
 
 def one_error_line(arguments, capsys):

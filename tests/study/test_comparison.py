@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from jdrop.study.comparison import (
     run_config,
 )
 from jdrop.study.data import from_arrays
+from jdrop.study.diverged import DivergedError
 from jdrop.study.errors import UserError
 from jdrop.study.models import MLP, Model
 from jdrop.study.parts import BaselinesPart, DataPart, NetworksPart
@@ -224,6 +226,57 @@ def test_evaluating_again_changes_nothing(finished, comparison):
     point = margins.method("dropout").point(1)
     assert point.against_ensemble["nll"].verdict == "refused"
     assert "There are 2 replicates: a claim needs at least 3" in " ".join(report.answer(margins))
+
+
+def with_diverged(folder, copy, name, members):
+    """A copy of a run in which networks of the first replicate have diverged."""
+    shutil.copytree(folder, copy)
+    run = RunFolder.open(copy)
+    part = run.require(name, NetworksPart)
+    for predictions in itertools.chain.from_iterable(part.methods.values()):
+        for outputs in (predictions.outputs, predictions.ood_outputs):
+            outputs[0, members] = np.nan
+    run.store(name, part)
+    return evaluation.evaluate(run)
+
+
+def test_a_network_that_diverged_is_counted_and_kept_out(finished, comparison, tmp_path):
+    found = with_diverged(finished[1], tmp_path / "run", "plain", [1])
+    plain = found.method("plain")
+    assert [point.size for point in plain.points] == [1, 2]
+    assert "1 diverged" in plain.title(2)
+    assert (
+        "diverged for 1 of 6 networks of the method 'plain': averages are of at most 2"
+        in (found.left_out[0])
+    )
+    # One plain network stands for those that are left: here two in each replicate.
+    outputs = at_epochs(
+        RunFolder.open(finished[1]).require("plain", NetworksPart).methods["plain"], 2
+    )
+    labels = RunFolder.open(finished[1]).require("data", DataPart).test_labels
+    left = np.stack([outputs[0, [0, 2]], outputs[1, [0, 1]]])
+    losses = -left[..., np.arange(len(labels)), labels].astype(np.float64)
+    same_epochs = {method.name: method for method in found.same_epochs}
+    score = same_epochs["plain"].points[0].scores["nll"].mean
+    assert score == pytest.approx(losses.mean(), rel=1e-3)
+    # Nothing else has changed.
+    dropout = comparison.method("dropout").points[0].scores["nll"]
+    assert found.method("dropout").points[0].scores["nll"] == dropout
+    report.write(found, tmp_path / "report")
+    assert "1 diverged" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_a_method_whose_networks_diverged_is_left_out(finished, tmp_path):
+    found = with_diverged(finished[1], tmp_path / "run", "wide", [0])
+    assert "wide" not in {method.name for method in found.methods}
+    assert "1 of 2 networks of the method 'wide': the method is left out" in found.left_out[0]
+    report.write(found, tmp_path / "report")
+    assert "'wide': the method is left out" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_plain_networks_that_diverged_are_an_error(finished, tmp_path):
+    with pytest.raises(DivergedError, match="2 plain networks predict NaN"):
+        with_diverged(finished[1], tmp_path / "run", "plain", [0, 1])
 
 
 class Net(nn.Module):

@@ -13,7 +13,7 @@ import pytest
 import jdrop
 import jdrop.linen
 from jdrop import thinned
-from jdrop.study import streaming, training
+from jdrop.study import checkpoints, streaming
 from jdrop.study.data import (
     DataError,
     Dataset,
@@ -316,7 +316,7 @@ class KilledError(Exception):
 def test_a_comparison_of_sources_is_that_of_arrays_and_goes_on(tmp_path, monkeypatch):
     """Scores, tuning, sweep, linear model and theory, of a run that is killed on the way."""
     monkeypatch.setattr(streams, "CHUNK_BYTES", 14 * 28)
-    monkeypatch.setattr(training, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     settings = dict(replicates=2, ensemble_size=2, budget=2, num_samples=2, epochs=2)
     settings |= dict(batch_size=8, controls=False, sweep={"train_size": [20]})
 

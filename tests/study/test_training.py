@@ -11,13 +11,14 @@ import pytest
 
 import jdrop.linen
 from jdrop import ensemble
-from jdrop.study import training as training_module
+from jdrop.study import checkpoints
 from jdrop.study.data import Dataset
+from jdrop.study.diverged import DivergedError
 from jdrop.study.methods import WEIGHT_DECAYS
 from jdrop.study.models import MLP, Model
 from jdrop.study.run_folder import RunFolder
 from jdrop.study.settings import Settings
-from jdrop.study.training import DivergedError, NetworkSpec, Trainer, Validation, batching_by_rule
+from jdrop.study.training import NetworkSpec, Trainer, Validation, batching_by_rule
 
 SETTINGS = Settings(replicates=2, batch_size=10)
 MODEL = Model(lambda: MLP((4,), 3))
@@ -88,7 +89,7 @@ class KilledError(Exception):
 def test_a_training_that_is_stopped_anywhere_ends_the_same(tmp_path, data, monkeypatch):
     """Each stop is at another epoch, and a new trainer goes on from the last checkpoint."""
     whole = train(tmp_path / "whole", data, stops=(2, 6))
-    monkeypatch.setattr(training_module, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     first_epochs = []
     for last in (3, 5, 7):
         epochs = []
@@ -105,11 +106,14 @@ def test_a_training_that_is_stopped_anywhere_ends_the_same(tmp_path, data, monke
         else:
             parts = train(tmp_path / "parts", data, stop, stops=(2, 6))
         first_epochs.append(epochs[0])
-    assert first_epochs == [1, 3, 5]
+    assert first_epochs == [1, 4, 6]
     jax.tree.map(np.testing.assert_array_equal, parts.variables, whole.variables)
     assert parts.log.learning_curve == whole.log.learning_curve
     assert parts.epoch_flops == whole.epoch_flops
-    assert not list((tmp_path / "parts" / "checkpoints").iterdir())
+    # The networks stay until the part is stored that is made of them.
+    again = train(tmp_path / "parts", data, stop, stops=(2, 6))
+    jax.tree.map(np.testing.assert_array_equal, again.variables, whole.variables)
+    assert len(epochs) == 1
 
 
 def test_a_member_is_the_same_among_more_members(tmp_path, data):
@@ -183,3 +187,26 @@ def test_validation_ends_a_training_when_it_is_enough(tmp_path, data):
 def test_networks_that_diverge_are_reported(tmp_path, data):
     with pytest.raises(DivergedError, match="4 of 4 networks"):
         train(tmp_path, data, optimizer=optax.sgd(float("inf")))
+
+
+def test_a_network_that_diverges_does_not_disturb_the_others(tmp_path, data):
+    """The second of two members of the first replicate diverges: it has an infinite decay."""
+    adamw = optax.inject_hyperparams(optax.adamw)(0.05, weight_decay=0.0)
+    arguments = {"network": MODEL.plain, "optimizer": adamw, "record": False}
+    calm = train(tmp_path / "calm", data, weight_decays=(0.0, 0.1), **arguments).variables[6]
+    trained = train(tmp_path / "wild", data, weight_decays=(0.0, float("inf")), **arguments)
+    assert trained.log.diverged == [2, 3]
+    for leaf, other in zip(*map(jax.tree.leaves, (trained.variables[6], calm)), strict=True):
+        np.testing.assert_array_equal(leaf[:2], other[:2])
+        assert np.isnan(leaf[2:]).all()
+
+
+@pytest.mark.parametrize("record", [True, False])
+def test_a_learning_curve_is_without_networks_that_diverged(tmp_path, data, record):
+    adamw = optax.inject_hyperparams(optax.adamw)(0.05, weight_decay=0.0)
+    arguments = {"network": MODEL.plain, "optimizer": adamw, "record": record}
+    trained = train(tmp_path, data, weight_decays=(float("inf"), 0.0), **arguments)
+    assert trained.log.diverged == [0, 1]
+    # The members that are recorded are those that diverge.
+    curve = trained.log.learning_curve
+    assert curve is None or np.isnan(curve.test["nll"]).all()

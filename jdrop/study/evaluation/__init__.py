@@ -25,9 +25,11 @@ from jdrop.study.evaluation.overfitting import score_overfitting
 from jdrop.study.evaluation.points import Scorer, headline_of
 from jdrop.study.evaluation.readings import (
     Reading,
+    describe_diverged,
     in_target_unit,
     load_baselines,
     load_co_adaptation,
+    load_exact,
     load_learning_curves,
     load_readings,
     load_subsets,
@@ -35,7 +37,7 @@ from jdrop.study.evaluation.readings import (
     load_tuning,
 )
 from jdrop.study.evaluation.sweep import score_sweep
-from jdrop.study.parts import DataPart, ExactPart, SummaryPart
+from jdrop.study.parts import DataPart, SummaryPart
 from jdrop.study.results import Comparison
 from jdrop.study.run_folder import RunFolder, versions
 from jdrop.study.scores import CURVE_SCORES
@@ -60,6 +62,7 @@ def evaluate(run: RunFolder, margins: Mapping[str, float] | None = None) -> Comp
     data = run.require("data", DataPart)
     # The last part: without it others may be missing.
     summary = run.require("summary", SummaryPart)
+    run.check_has(summary.parts)
     settings = Settings.from_mapping(
         {field.name: run.run_config[field.name] for field in dataclasses.fields(Settings)}
     )
@@ -99,12 +102,12 @@ def evaluate(run: RunFolder, margins: Mapping[str, float] | None = None) -> Comp
         influence=_influences(readings, losses, data.task, groups, data.group_labels),
         diversity=diversity_of_methods(readings, labels),
         mask_curve=mask_curve(readings, losses, labels, groups),
-        exact=score_enumerated(run.load("exact", ExactPart), labels, groups),
+        exact=score_enumerated(load_exact(run), labels, groups),
         overfitting=score_overfitting(load_subsets(run, settings, data), labels),
         learning_curves=load_learning_curves(run, data),
         co_adaptation=load_co_adaptation(run),
         sweep=score_sweep(load_sweep(run, data), labels, groups),
-        left_out=summary.left_out,
+        left_out=[*describe_diverged(run), *summary.left_out],
     )
 
 

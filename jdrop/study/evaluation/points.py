@@ -153,6 +153,8 @@ class Scorer:
         label, explanation = reading.label, reading.explanation
         if method is not None:
             label, explanation = method.label, method.explanation
+        if reading.num_diverged:
+            label += f" ({reading.num_diverged} diverged)"
         return MethodResult(
             name=reading.name,
             label=label.replace("{budget}", str(self._budget)),

@@ -3,22 +3,24 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from jdrop.statistics import group_losses
 from jdrop.study.analyses import CoAdaptation, LearningCurve, TuningCurve
+from jdrop.study.diverged import DivergedError, members_left, num_diverged, num_left
 from jdrop.study.methods import METHODS
 from jdrop.study.parts import (
     BaselinesPart,
     DataPart,
+    ExactPart,
     MethodPredictions,
     NetworksPart,
-    OverfittingPart,
     SubsetPredictions,
+    SummaryPart,
     SweepCell,
-    SweepPart,
     TuningPart,
 )
 from jdrop.study.results import Cost
@@ -71,6 +73,7 @@ class Reading:
         label: for tables, if the method is not in `METHODS`.
         explanation: what the method is, if it is not in `METHODS`.
         is_baseline: whether the method is a simple model, see `MethodResult.is_baseline`.
+        num_diverged: how many members diverged and are left out.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Reading:
     label: str = ""
     explanation: str = ""
     is_baseline: bool = False
+    num_diverged: int = 0
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -138,10 +142,12 @@ def load_readings(
     Returns:
         The methods after the epochs of the settings; and the methods after the epochs that
         cross-validation chose for each size of each, None if the run was not tuned. The two share
-        the states that are in both.
+        the states that are in both. Members that diverged are left out, in each replicate as
+        many; a method without members is left out.
 
     Raises:
         RunError: a part holds the networks of a method, but not its predictions.
+        DivergedError: a replicate has fewer than two plain networks left.
     """
     group_names = {method.group.name for method in METHODS.values()}
     parts = {name: run.load(name, NetworksPart) for name in group_names}
@@ -159,9 +165,19 @@ def load_readings(
                 "computes the part again."
             )
         stored = {(each.epochs, each.weight_decay): each for each in predictions}
-        num_members = predictions[0].outputs.shape[1]
+        num_members = min(num_left(each.outputs) for each in predictions)
+        diverged = max(num_diverged(each.outputs) for each in predictions)
+        if method.name == "plain" and num_members < 2:
+            raise DivergedError(
+                f"training diverged: {diverged} plain networks predict NaN, and a replicate has "
+                "fewer than 2 left; take a smaller learning rate."
+            )
+        if num_members == 0:
+            continue
         states = {
-            choice: _state(part, choice, stored[choice.epochs, choice.weight_decay], data)
+            choice: _state(
+                part, choice, stored[choice.epochs, choice.weight_decay], data, num_members
+            )
             for choice in all_choices(method, settings, tuning)
         }
         sizes = all_sizes(num_members, method.unit)
@@ -171,21 +187,27 @@ def load_readings(
         if tuning is not None and method.weight_decays:
             flops = max(1, len(method.weight_decays)) * settings.epochs * tuning.epoch_flops
             searched = dict.fromkeys(sizes, flops)
-        same.append(
-            Reading(method.name, dict.fromkeys(sizes, same_state), method.unit, table, searched)
-        )
+        make_reading = partial(Reading, method.name, num_diverged=diverged)
+        same.append(make_reading(dict.fromkeys(sizes, same_state), method.unit, table, searched))
         if settings.tune and not method.only_same_epochs:
             choices = own_choices(method, sizes, settings, tuning)
             own_states = {size: states[choice] for size, choice in choices.items()}
             own_searches = {} if tuning is None else searches(method, sizes, settings, tuning)
-            own.append(Reading(method.name, own_states, method.unit, table, own_searches))
+            own.append(make_reading(own_states, method.unit, table, own_searches))
     return same, own if settings.tune else None
 
 
 def _state(
-    part: NetworksPart, choice: Choice, predictions: MethodPredictions, data: DataPart
+    part: NetworksPart,
+    choice: Choice,
+    predictions: MethodPredictions,
+    data: DataPart,
+    num_members: int,
 ) -> State:
     """What the members of a method predict, with the cost of one member, without the search."""
+    outputs, ood_outputs = predictions.outputs, predictions.ood_outputs
+    if ood_outputs is not None:
+        ood_outputs = members_left(outputs, num_members, ood_outputs)
     cost = Cost(
         train_flops=choice.epochs * part.epoch_flops,
         search_flops=0.0,
@@ -196,8 +218,8 @@ def _state(
         bytes=part.num_bytes,
     )
     return State(
-        in_target_unit(predictions.outputs, data),
-        predictions.ood_outputs,
+        in_target_unit(members_left(outputs, num_members), data),
+        ood_outputs,
         choice.epochs,
         choice.weight_decay,
         cost,
@@ -261,10 +283,12 @@ def _after(part: NetworksPart, name: str, epochs: int) -> MethodPredictions:
 def load_subsets(run: RunFolder, settings: Settings, data: DataPart) -> Iterator[SubsetPredictions]:
     """Yields predictions of single networks, plain first, by rising count of training examples.
 
+    Subsets on which a network diverged are left out.
+
     The last of each method are trained on all training examples. Outputs and labels are in the
     unit of the target.
     """
-    part = run.load("overfitting", OverfittingPart) or OverfittingPart([])
+    subsets = [run.require(name, SubsetPredictions) for name in _parts_named(run, "overfitting-")]
     for name in ("plain", "dropout"):
         networks = run.require(name, NetworksPart)
         assert networks.train_outputs is not None
@@ -274,7 +298,10 @@ def load_subsets(run: RunFolder, settings: Settings, data: DataPart) -> Iterator
             networks.train_outputs[:, :1],  # Earlier versions stored all members.
             _after(networks, name, settings.epochs).outputs[:, :1],
         )
-        for subset in (*(s for s in part.subsets if s.method == name), all_examples):
+        for subset in (
+            *(s for s in subsets if s.method == name and not _any_diverged(s)),
+            all_examples,
+        ):
             yield SubsetPredictions(
                 name,
                 in_target_unit(subset.train_labels, data),
@@ -310,11 +337,61 @@ def load_co_adaptation(run: RunFolder) -> dict[str, CoAdaptation]:
 
 
 def load_sweep(run: RunFolder, data: DataPart) -> Iterator[SweepCell]:
-    """Yields the predictions of each cell of the sweep, in the unit of the target."""
-    part = run.load("sweep", SweepPart) or SweepPart([])
-    for cell in part.cells:
+    """Yields the predictions of each cell of the sweep, in the unit of the target.
+
+    Cells are left out where a dropout network diverged, or fewer than two plain networks are left.
+    """
+    for name in _parts_named(run, "sweep-"):
+        cell = run.require(name, SweepCell)
+        num_plain = num_left(cell.plain)
+        if num_plain < 2 or num_diverged(cell.dropout):
+            continue
         yield dataclasses.replace(
             cell,
-            plain=in_target_unit(cell.plain, data),
+            plain=in_target_unit(members_left(cell.plain, num_plain), data),
             dropout=in_target_unit(cell.dropout, data),
         )
+
+
+def load_exact(run: RunFolder) -> ExactPart | None:
+    """Returns the enumerated networks; None if there are none, or one of them diverged."""
+    part = run.load("exact", ExactPart)
+    return None if part is None or np.isnan(part.weight_scaling).any() else part
+
+
+def describe_diverged(run: RunFolder) -> list[str]:
+    """Returns a sentence for each part with networks that diverged."""
+    sentences = []
+    for method in METHODS.values():
+        part = run.load(method.group.name, NetworksPart)
+        if part is None or method.unit == "masks" or method.tuned_as is not None:
+            continue
+        each = [predictions.outputs for predictions in part.methods[method.name]]
+        if count := max(map(num_diverged, each)):
+            left = min(map(num_left, each))
+            average = f"averages are of at most {left}" if left else "the method is left out"
+            sentences.append(
+                f"Training diverged for {count} of {each[0].shape[0] * each[0].shape[1]} networks "
+                f"of the method {method.name!r}: {average} in each replicate."
+            )
+    for name in _parts_named(run, "overfitting-"):
+        if _any_diverged(run.require(name, SubsetPredictions)):
+            sentences.append(f"Networks diverged in the part {name!r}, which is left out.")
+    for name in _parts_named(run, "sweep-"):
+        cell = run.require(name, SweepCell)
+        if count := num_diverged(cell.plain) + num_diverged(cell.dropout):
+            where = ", ".join(f"{parameter} {value:g}" for parameter, value in cell.values.items())
+            sentences.append(f"Training diverged for {count} networks of the sweep at {where}.")
+    if run.load("exact", ExactPart) is not None and load_exact(run) is None:
+        sentences.append("The small networks to enumerate diverged, and are left out.")
+    return sentences
+
+
+def _any_diverged(subset: SubsetPredictions) -> bool:
+    return bool(num_diverged(subset.train_outputs) + num_diverged(subset.test_outputs))
+
+
+def _parts_named(run: RunFolder, prefix: str) -> list[str]:
+    """The names of the run's parts that begin so, in the order in which they were made."""
+    names = run.require("summary", SummaryPart).parts
+    return [name for name in names if name.startswith(prefix)]
