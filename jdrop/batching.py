@@ -1,12 +1,19 @@
-"""Members of an ensemble at once or one after another in one program, and which is faster."""
+"""How one program trains the members of an ensemble, and which way is the faster.
+
+All at once, in chunks or one after another; on one device or spread over several.
+"""
 
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
+
+from jdrop.meshes import map_over_mesh
 
 BATCHINGS = ("vmap", "scan")
 
@@ -40,13 +47,53 @@ class Batching:
         )
 
 
-def map_members(batching: str, f: Callable[..., Any], *arguments: Any) -> Any:
-    """Maps `f` over the first axis of its arguments, at once or one member after another."""
-    if batching == "vmap":
-        return jax.vmap(f)(*arguments)
-    if batching == "scan":
-        return jax.lax.map(lambda member: f(*member), arguments)
-    raise ValueError(f"batching must be 'vmap', 'scan' or 'auto', got {batching!r}.")
+@dataclass(frozen=True)
+class MemberMap:
+    """Maps a function over the members of an ensemble.
+
+    Attributes:
+        batching: "vmap" or "scan": at once, or one member after another.
+        members_at_once: with "vmap", how many members a device takes at once; None takes all.
+        mesh: devices among which the members are divided, from `meshes.check_mesh`; None takes the
+            device on which the arrays are.
+    """
+
+    batching: str = "vmap"
+    members_at_once: int | None = None
+    mesh: Mesh | None = None
+
+    def __post_init__(self) -> None:
+        if self.batching not in (*BATCHINGS, "auto"):
+            raise ValueError(f"batching must be 'vmap', 'scan' or 'auto', got {self.batching!r}.")
+        count = self.members_at_once
+        if count is not None and (self.batching == "scan" or count < 1):
+            raise ValueError(
+                "members_at_once must be at least 1, and None with batching='scan', which takes "
+                f"one member at a time, got {count} with batching={self.batching!r}."
+            )
+
+    def __call__(self, f: Callable[..., Any], shared: Any, *members: Any) -> Any:
+        """Calls `f(shared, *member)` for each member.
+
+        Args:
+            f: of one member.
+            shared: any pytree of arrays, the same for all members.
+            *members: pytrees of arrays, all with a leading member axis.
+        """
+        if self.mesh is None:
+            return self._map_on_device(f, shared, members)
+        return map_over_mesh(self.mesh, partial(self._map_on_device, f), shared, members)
+
+    def _map_on_device(self, f: Callable[..., Any], shared: Any, members: Any) -> Any:
+        def of_member(member: Any) -> Any:
+            return f(shared, *member)
+
+        if self.batching == "scan":
+            return jax.lax.map(of_member, members)
+        num_members = jax.tree.leaves(members)[0].shape[0]
+        if self.members_at_once is None or self.members_at_once >= num_members:
+            return jax.vmap(of_member)(members)
+        return jax.lax.map(of_member, members, batch_size=self.members_at_once)
 
 
 def time_batchings(run: Callable[[str], Any], num_steps: int = 1) -> Batching:

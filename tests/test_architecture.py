@@ -37,6 +37,7 @@ ROOMS = [
     "auditing",
     "convolutions",
     "train",
+    "meshes",
     "batching",
     "ensemble",
     "inference",
