@@ -6,13 +6,14 @@ All at once, in chunks or one after another; on one device or spread over severa
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from jax.sharding import Mesh
 
+from jdrop.memory import MembersAtOnce
 from jdrop.meshes import map_over_mesh
 
 BATCHINGS = ("vmap", "scan")
@@ -22,8 +23,8 @@ ROUNDS = 3
 
 _logger = logging.getLogger("jdrop")
 
-_remembered: dict[Any, str] = {}
-"""The choices that "auto" has made, by everything that a program depends on."""
+_remembered: dict[Any, Any] = {}
+"""The choices that were measured, by everything that a program depends on."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Batching:
 
     choice: str
     seconds: dict[str, float]
+
+    log_level: ClassVar[int] = logging.INFO
 
     def __str__(self) -> str:
         """The choice and its reason in a sentence."""
@@ -84,6 +87,11 @@ class MemberMap:
             return self._map_on_device(f, shared, members)
         return map_over_mesh(self.mesh, partial(self._map_on_device, f), shared, members)
 
+    def by(self, batching: str) -> "MemberMap":
+        """The same with another batching."""
+        members_at_once = None if batching == "scan" else self.members_at_once
+        return replace(self, batching=batching, members_at_once=members_at_once)
+
     def _map_on_device(self, f: Callable[..., Any], shared: Any, members: Any) -> Any:
         def of_member(member: Any) -> Any:
             return f(shared, *member)
@@ -123,9 +131,14 @@ def time_batchings(run: Callable[[str], Any], num_steps: int = 1) -> Batching:
     return Batching(min(BATCHINGS, key=seconds.__getitem__), seconds)
 
 
+def is_traced(arrays: Any) -> bool:
+    """Whether an array is inside a transformation such as `jax.jit`."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays))
+
+
 def check_concrete(arrays: Any) -> None:
     """Raises if an array is inside a transformation such as `jax.jit`, where nothing is timed."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays)):
+    if is_traced(arrays):
         raise ValueError(
             "batching must be 'vmap' or 'scan' inside jax.jit and other transformations, where "
             "training steps cannot be timed, got 'auto'; call `jdrop.ensemble.choose_batching` "
@@ -133,24 +146,24 @@ def check_concrete(arrays: Any) -> None:
         )
 
 
-def remember_choice(measure: Callable[[], Batching], arrays: Any, *settings: Any) -> str:
-    """The faster batching. Measures it only the first time for such arrays and settings.
+def remember_choice(
+    measure: Callable[[], Batching | MembersAtOnce], arrays: Any, *settings: Any
+) -> Any:
+    """The choice that was measured. Measures only the first time for such arrays and settings.
+
+    Logs the choice and its reason.
 
     Args:
-        measure: times the batchings.
+        measure: times the batchings, or plans the memory.
         arrays: all arrays that the program takes, in a pytree.
         settings: all else on which the program depends.
-
-    Raises:
-        ValueError: arrays inside a transformation such as `jax.jit`.
     """
-    check_concrete(arrays)
     leaves, structure = jax.tree.flatten(arrays)
     # The structure holds the network, the optimizer and the loss of the state.
     types = tuple((jax.typeof(leaf), getattr(leaf, "sharding", None)) for leaf in leaves)
     program = (structure, types, jax.default_backend(), *settings)
     if program not in _remembered:
         measured = measure()
-        _logger.info("%s", measured)
+        _logger.log(measured.log_level, "%s", measured)
         _remembered[program] = measured.choice
     return _remembered[program]

@@ -16,8 +16,16 @@ from jax.typing import ArrayLike
 
 from jdrop import train
 from jdrop.annotations import Float
-from jdrop.batching import Batching, MemberMap, check_concrete, remember_choice, time_batchings
-from jdrop.meshes import batch_spec, check_mesh, place
+from jdrop.batching import (
+    Batching,
+    MemberMap,
+    check_concrete,
+    is_traced,
+    remember_choice,
+    time_batchings,
+)
+from jdrop.memory import MembersAtOnce, choose_members_at_once
+from jdrop.meshes import batch_spec, check_mesh, count_on_device, place
 from jdrop.network import ApplyFn, Network, Variables
 from jdrop.network import predict as predict_member
 from jdrop.train import Batch, LossFn, TrainState, cross_entropy, split_batch
@@ -116,9 +124,9 @@ def _init_ensemble(
     return members(init_member, (key, inputs), indices)
 
 
-def _member_map(batching: str, mesh: Mesh | None) -> MemberMap:
-    """How to map over members. Raises if the batching or the mesh are not valid."""
-    return MemberMap(batching, mesh=None if mesh is None else check_mesh(mesh))
+def _member_map(batching: str, mesh: Mesh | None, members_at_once: int | None = None) -> MemberMap:
+    """How to map over members. Raises if a setting is not valid."""
+    return MemberMap(batching, members_at_once, None if mesh is None else check_mesh(mesh))
 
 
 def train_step(
@@ -172,23 +180,18 @@ def train_step(
     if key is None:
         raise TypeError("train_step needs a key: without one it would train without dropout.")
     members = _member_map(batching, mesh)
-    key, indices, state, batch = _place_step(members, key, state, batch, member_batches)
+    data = _place_step(members, key, state, batch, member_batches)
     if batching == "auto":
-        choice = remember_choice(
-            lambda: choose_batching(key, state, batch, member_batches=member_batches, mesh=mesh),
-            (key, state, batch),
-            "train_step",
-            member_batches,
-            members,
-        )
-        members = replace(members, batching=choice)
-    return _train_step(key, indices, state, batch, member_batches, members)
+        check_concrete(data)
+        choice = remember_choice(lambda: _time_steps(*data, members), data, "train_step", members)
+        members = members.by(choice)
+    return _train_step(*data, members)
 
 
 def _place_step(
     members: MemberMap, key: Array, state: TrainState, batch: Batch, member_batches: bool
-) -> tuple[Array, Array, TrainState, Batch]:
-    """The arguments of a step and the indices of the members, on the devices that read them.
+) -> tuple[Any, Any]:
+    """What the members of a step share, and what each has, on the devices that read it.
 
     Raises if batches are those of another number of members.
     """
@@ -200,32 +203,20 @@ def _place_step(
             f"the state, got the shapes {shapes}; leave out `member_batches` if all members share "
             "the batch."
         )
-    arrays: Any = (_indices(num_members), state)
+    of_members = (_indices(num_members), state)
     if member_batches:
-        key, (indices, state, batch) = place(members.mesh, key, (*arrays, batch))
-    else:
-        (key, batch), (indices, state) = place(members.mesh, (key, batch), arrays)
-    return key, indices, state, batch
+        return place(members.mesh, (key,), (*of_members, batch))
+    return place(members.mesh, (key, batch), of_members)
 
 
-@partial(jax.jit, static_argnums=(4, 5))
-def _train_step(
-    key: Array,
-    indices: Array,
-    state: TrainState,
-    batch: Batch,
-    member_batches: bool,
-    members: MemberMap,
-) -> tuple[TrainState, Any]:
+@partial(jax.jit, static_argnums=2)
+def _train_step(shared: Any, of_members: Any, members: MemberMap) -> tuple[TrainState, Any]:
     def step(shared: Any, index: Array, state: TrainState, *own_batch: Batch) -> Any:
-        key, *batch = shared
-        (batch,) = own_batch or batch
-        member_key = jax.random.fold_in(key, index)
-        return train.train_step(member_key, state, split_batch(batch, batch_spec(members.mesh)))
+        key, batch = (*shared, *own_batch)
+        batch = split_batch(batch, batch_spec(members.mesh))
+        return train.train_step(jax.random.fold_in(key, index), state, batch)
 
-    if member_batches:
-        return members(step, (key,), indices, state, batch)
-    return members(step, (key, batch), indices, state)
+    return members(step, shared, *of_members)
 
 
 def _count_members(state: TrainState) -> int:
@@ -279,13 +270,17 @@ def choose_batching(
     """
     check_concrete((key, state, batch))
     members = _member_map("auto", mesh)
-    key, indices, state, batch = _place_step(members, key, state, batch, member_batches)
+    return _time_steps(*_place_step(members, key, state, batch, member_batches), members)
 
-    def run(batching: str) -> Any:
-        step_key, by_batching = jax.random.clone(key), replace(members, batching=batching)
-        return _train_step(step_key, indices, state, batch, member_batches, by_batching)
 
-    return time_batchings(run)
+def _time_steps(shared: Any, of_members: Any, members: MemberMap) -> Batching:
+    """Times a step with each batching, and consumes no key."""
+    key, *batch = shared
+    return time_batchings(
+        lambda batching: _train_step(
+            (jax.random.clone(key), *batch), of_members, members.by(batching)
+        )
+    )
 
 
 def fit_ensemble(
@@ -298,6 +293,7 @@ def fit_ensemble(
     batch_size: int,
     rows: ArrayLike | None = None,
     batching: str = "vmap",
+    members_at_once: int | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, Any]:
     """Trains all members in one program: `jdrop.train.fit`, mapped over their keys.
@@ -320,6 +316,10 @@ def fit_ensemble(
             CPU. "auto" times both for a few steps, logs its choice and the times to the logger
             `jdrop`, and remembers the choice for these shapes. The results differ by rounding, so
             a choice by time is not exactly reproducible: give "vmap" or "scan" for that.
+        members_at_once: with "vmap", how many members a device trains at once, one such chunk after
+            another; results differ by rounding. By default all, or as many as fit into the memory
+            of the device if that is fewer: a warning of the logger `jdrop` then says how many, and
+            why. Inside `jax.jit`, and over several processes, the default is all.
         mesh: devices with the axis "member", over which the members are divided, such as
             `jax.make_mesh((8,), ("member",))`. Each device holds the data once, and the state of
             its own members; no step communicates between members. If the devices do not divide
@@ -334,8 +334,8 @@ def fit_ensemble(
 
     Raises:
         ValueError: a state without a member axis; rows for another number of members; an unknown
-            `batching`, or "auto" inside `jax.jit` or with several processes; a mesh with other
-            axes; the errors of `jdrop.train.fit`.
+            `batching`, or "auto" inside `jax.jit` or with several processes; `members_at_once`
+            below 1 or with "scan"; a mesh with other axes; the errors of `jdrop.train.fit`.
 
     Example:
         >>> def init_fn(key, inputs):
@@ -357,18 +357,37 @@ def fit_ensemble(
             f"rows must be [member, row] with the {num_members} members of the state, got the "
             f"shape {member_rows.shape}."
         )
-    members = _member_map(batching, mesh)
+    members = _member_map(batching, mesh, members_at_once)
     data = place(members.mesh, (key, inputs, labels), (_indices(num_members), state, member_rows))
-    if batching == "auto":
+    settings = (num_epochs, batch_size, members)
+    # Several processes could choose differently, and would then run different programs.
+    spans_processes = members.mesh is not None and members.mesh.is_multi_process
+    if batching != "scan" and members_at_once is None and not (spans_processes or is_traced(data)):
         choice = remember_choice(
-            lambda: _time_fits(*data, batch_size, members),
-            data,
-            "fit_ensemble",
-            batch_size,
-            members,
+            lambda: _choose_members_at_once(*data, *settings), data, "members_at_once", *settings
         )
-        members = replace(members, batching=choice)
+        members = replace(members, members_at_once=choice)
+    if batching == "auto":
+        check_concrete(data)
+        choice = remember_choice(
+            lambda: _time_fits(*data, batch_size, members), data, "batching", batch_size, members
+        )
+        members = members.by(choice)
     return _fit_ensemble(*data, num_epochs, batch_size, members)
+
+
+def _choose_members_at_once(
+    shared: Any, of_members: Any, num_epochs: int, batch_size: int, members: MemberMap
+) -> MembersAtOnce:
+    """Chooses how many members a device trains at once from the memory that a fit needs."""
+
+    def lower(members_at_once: int) -> Any:
+        chunked = replace(members, batching="vmap", members_at_once=members_at_once)
+        return _fit_ensemble.lower(shared, of_members, num_epochs, batch_size, chunked)
+
+    indices, *_ = of_members
+    device = min(indices.devices(), key=lambda device: device.id)
+    return choose_members_at_once(lower, count_on_device(members.mesh, len(indices)), device)
 
 
 def _time_fits(shared: Any, of_members: Any, batch_size: int, members: MemberMap) -> Batching:
@@ -376,7 +395,7 @@ def _time_fits(shared: Any, of_members: Any, batch_size: int, members: MemberMap
     key, inputs, labels = shared
     indices, state, rows = of_members
     # Raises the errors of the whole fit, with its own numbers, before anything is timed.
-    _fit_ensemble.eval_shape(shared, of_members, 1, batch_size, replace(members, batching="vmap"))
+    _fit_ensemble.eval_shape(shared, of_members, 1, batch_size, members.by("vmap"))
     num_examples = jax.tree.leaves((inputs, labels))[0].shape[0]
     every_row = jnp.broadcast_to(jnp.arange(num_examples), (len(indices), num_examples))
     few = (every_row if rows is None else rows)[:, : _STEPS_TO_TIME * batch_size]
@@ -384,7 +403,7 @@ def _time_fits(shared: Any, of_members: Any, batch_size: int, members: MemberMap
 
     def run(batching: str) -> Any:
         data = (jax.random.clone(key), inputs, labels), (indices, state, few)
-        return _fit_ensemble(*data, 1, batch_size, replace(members, batching=batching))
+        return _fit_ensemble(*data, 1, batch_size, members.by(batching))
 
     return time_batchings(run, num_steps=few.shape[1] // batch_size)
 
@@ -416,6 +435,7 @@ def predict(
     inputs: Any,
     *,
     regression: bool = False,
+    members_at_once: int = 1,
     mesh: Mesh | None = None,
 ) -> Float[Array, "member batch ..."]:
     """Predicts with each member: log-probabilities of the classes, or outputs of a regression.
@@ -428,6 +448,8 @@ def predict(
         inputs: `[batch, ...]`, or any pytree of such arrays.
         regression: whether to return the outputs as they are; they cannot be told from logits if
             there are several.
+        members_at_once: how many members a device reads at once. One takes the least memory: the
+            activations of a single network for all inputs.
         mesh: devices, each of which predicts with its own members; see `fit_ensemble`.
 
     Returns:
@@ -438,8 +460,8 @@ def predict(
     Raises:
         TypeError: a network whose outputs are not one array.
         ValueError: arrays whose first axes differ, or that have none: variables of one network;
-            outputs without a class axis or of a single class, unless `regression`; a mesh with
-            other axes.
+            outputs without a class axis or of a single class, unless `regression`;
+            `members_at_once` below 1; a mesh with other axes.
     """
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(variables)}
     if len(sizes) != 1 or sizes == {()}:
@@ -448,8 +470,10 @@ def predict(
             "of an ensemble; predict with a single network by `jdrop.network.predict`."
         )
     ((num_members,),) = sizes
-    # One member after another: the activations of a whole ensemble would fill the memory.
-    members = _member_map("scan", mesh)
+    if members_at_once == 1:
+        members = _member_map("scan", mesh)
+    else:
+        members = _member_map("vmap", mesh, members_at_once)
     data = place(members.mesh, (key, inputs), (_indices(num_members), variables))
     return _predict(*data, network, regression, members)
 

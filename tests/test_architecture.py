@@ -38,6 +38,7 @@ ROOMS = [
     "convolutions",
     "train",
     "meshes",
+    "memory",
     "batching",
     "ensemble",
     "inference",

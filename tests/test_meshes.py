@@ -101,8 +101,8 @@ def compiled_text(mesh, function):
         data = place(members.mesh, (key, INPUTS, LABELS), (indices, state, None))
         lowered = ensemble._fit_ensemble.lower(*data, 2, 4, members)
     else:
-        arguments = ensemble._place_step(members, key, state, (INPUTS, LABELS), False)
-        lowered = ensemble._train_step.lower(*arguments, False, members)
+        data = ensemble._place_step(members, key, state, (INPUTS, LABELS), False)
+        lowered = ensemble._train_step.lower(*data, members)
     return lowered.compile().as_text()
 
 
