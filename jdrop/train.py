@@ -412,8 +412,8 @@ def fit(
     return jax.lax.scan(epoch, state, length=num_epochs)
 
 
-def split_batch(batch: Batch, batch_sharding: Sharding | PartitionSpec | None) -> Batch:
-    """The batch, split over devices if there is a sharding."""
+def split_batch(batch: Any, batch_sharding: Sharding | PartitionSpec | None) -> Any:
+    """The arrays of a batch, split over devices if there is a sharding."""
     if batch_sharding is None:
         return batch
     return jax.lax.with_sharding_constraint(batch, batch_sharding)

@@ -158,7 +158,8 @@ def bench_ensemble() -> dict[str, Any]:
         seconds["single"] = [num_members * value for value in seconds["single"]]
         name = f"{num_members} members"
         results[name] = print_times(f"ensemble, a step of {name}", seconds, STEPS)
-    functions = {"jdrop": jdrop_fits(20)["vmap"], "flax loop": flax_loop(20)}
+    fits = jdrop_fits(20)
+    functions = {"jdrop": fits["vmap"], "jdrop scan": fits["scan"], "flax loop": flax_loop(20)}
     torch = torch_if_installed()
     if torch is not None:
         functions |= {"torch loop": torch_loop(torch, 20), "torch vmap": torch_vmap(torch, 20)}
