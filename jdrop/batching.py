@@ -1,12 +1,20 @@
-"""Members of an ensemble at once or one after another in one program, and which is faster."""
+"""How one program trains the members of an ensemble, and which way is the faster.
+
+All at once, in chunks or one after another; on one device or spread over several.
+"""
 
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
 
 import jax
+from jax.sharding import Mesh
+
+from jdrop.memory import MembersAtOnce
+from jdrop.meshes import map_over_mesh
 
 BATCHINGS = ("vmap", "scan")
 
@@ -15,8 +23,8 @@ ROUNDS = 3
 
 _logger = logging.getLogger("jdrop")
 
-_remembered: dict[Any, str] = {}
-"""The choices that "auto" has made, by everything that a program depends on."""
+_remembered: dict[Any, Any] = {}
+"""The choices that were measured, by everything that a program depends on."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,8 @@ class Batching:
     choice: str
     seconds: dict[str, float]
 
+    log_level: ClassVar[int] = logging.INFO
+
     def __str__(self) -> str:
         """The choice and its reason in a sentence."""
         vmap, scan = (f"{1e3 * self.seconds[name]:.3g} ms" for name in BATCHINGS)
@@ -40,13 +50,58 @@ class Batching:
         )
 
 
-def map_members(batching: str, f: Callable[..., Any], *arguments: Any) -> Any:
-    """Maps `f` over the first axis of its arguments, at once or one member after another."""
-    if batching == "vmap":
-        return jax.vmap(f)(*arguments)
-    if batching == "scan":
-        return jax.lax.map(lambda member: f(*member), arguments)
-    raise ValueError(f"batching must be 'vmap', 'scan' or 'auto', got {batching!r}.")
+@dataclass(frozen=True)
+class MemberMap:
+    """Maps a function over the members of an ensemble.
+
+    Attributes:
+        batching: "vmap" or "scan": at once, or one member after another.
+        members_at_once: with "vmap", how many members a device takes at once; None takes all.
+        mesh: devices among which the members are divided, from `meshes.check_mesh`; None takes the
+            device on which the arrays are.
+    """
+
+    batching: str = "vmap"
+    members_at_once: int | None = None
+    mesh: Mesh | None = None
+
+    def __post_init__(self) -> None:
+        if self.batching not in (*BATCHINGS, "auto"):
+            raise ValueError(f"batching must be 'vmap', 'scan' or 'auto', got {self.batching!r}.")
+        count = self.members_at_once
+        if count is not None and (self.batching == "scan" or count < 1):
+            raise ValueError(
+                "members_at_once must be at least 1, and None with batching='scan', which takes "
+                f"one member at a time, got {count} with batching={self.batching!r}."
+            )
+
+    def __call__(self, f: Callable[..., Any], shared: Any, *members: Any) -> Any:
+        """Calls `f(shared, *member)` for each member.
+
+        Args:
+            f: of one member.
+            shared: any pytree of arrays, the same for all members.
+            *members: pytrees of arrays, all with a leading member axis.
+        """
+        if self.mesh is None:
+            return self._map_on_device(f, shared, members)
+        return map_over_mesh(self.mesh, partial(self._map_on_device, f), shared, members)
+
+    def by(self, batching: str) -> "MemberMap":
+        """The same with another batching."""
+        members_at_once = None if batching == "scan" else self.members_at_once
+        return replace(self, batching=batching, members_at_once=members_at_once)
+
+    def _map_on_device(self, f: Callable[..., Any], shared: Any, members: Any) -> Any:
+        def of_member(member: Any) -> Any:
+            return f(shared, *member)
+
+        if self.batching == "scan":
+            return jax.lax.map(of_member, members)
+        num_members = jax.tree.leaves(members)[0].shape[0]
+        if self.members_at_once is None or self.members_at_once >= num_members:
+            return jax.vmap(of_member)(members)
+        return jax.lax.map(of_member, members, batch_size=self.members_at_once)
 
 
 def time_batchings(run: Callable[[str], Any], num_steps: int = 1) -> Batching:
@@ -76,9 +131,14 @@ def time_batchings(run: Callable[[str], Any], num_steps: int = 1) -> Batching:
     return Batching(min(BATCHINGS, key=seconds.__getitem__), seconds)
 
 
+def is_traced(arrays: Any) -> bool:
+    """Whether an array is inside a transformation such as `jax.jit`."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays))
+
+
 def check_concrete(arrays: Any) -> None:
     """Raises if an array is inside a transformation such as `jax.jit`, where nothing is timed."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arrays)):
+    if is_traced(arrays):
         raise ValueError(
             "batching must be 'vmap' or 'scan' inside jax.jit and other transformations, where "
             "training steps cannot be timed, got 'auto'; call `jdrop.ensemble.choose_batching` "
@@ -86,24 +146,24 @@ def check_concrete(arrays: Any) -> None:
         )
 
 
-def remember_choice(measure: Callable[[], Batching], arrays: Any, *settings: Any) -> str:
-    """The faster batching. Measures it only the first time for such arrays and settings.
+def remember_choice(
+    measure: Callable[[], Batching | MembersAtOnce], arrays: Any, *settings: Any
+) -> Any:
+    """The choice that was measured. Measures only the first time for such arrays and settings.
+
+    Logs the choice and its reason.
 
     Args:
-        measure: times the batchings.
+        measure: times the batchings, or plans the memory.
         arrays: all arrays that the program takes, in a pytree.
         settings: all else on which the program depends.
-
-    Raises:
-        ValueError: arrays inside a transformation such as `jax.jit`.
     """
-    check_concrete(arrays)
     leaves, structure = jax.tree.flatten(arrays)
     # The structure holds the network, the optimizer and the loss of the state.
     types = tuple((jax.typeof(leaf), getattr(leaf, "sharding", None)) for leaf in leaves)
     program = (structure, types, jax.default_backend(), *settings)
     if program not in _remembered:
         measured = measure()
-        _logger.info("%s", measured)
+        _logger.log(measured.log_level, "%s", measured)
         _remembered[program] = measured.choice
     return _remembered[program]

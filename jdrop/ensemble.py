@@ -3,6 +3,7 @@
 Member `i` depends only on the key and `i`, not on the number of members.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,14 +11,24 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from jdrop import train
 from jdrop.annotations import Float
-from jdrop.batching import Batching, check_concrete, map_members, remember_choice, time_batchings
+from jdrop.batching import (
+    Batching,
+    MemberMap,
+    check_concrete,
+    is_traced,
+    remember_choice,
+    time_batchings,
+)
+from jdrop.memory import MembersAtOnce, choose_members_at_once
+from jdrop.meshes import batch_spec, check_mesh, count_on_device, place
 from jdrop.network import ApplyFn, Network, Variables
 from jdrop.network import predict as predict_member
-from jdrop.train import Batch, LossFn, TrainState, cross_entropy
+from jdrop.train import Batch, LossFn, TrainState, cross_entropy, split_batch
 
 __all__ = [
     "Batching",
@@ -44,12 +55,16 @@ def member_keys(key: Array, ensemble_size: int) -> Array:
         >>> bool(jnp.all(few == many[:2]))
         True
     """
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, _indices(ensemble_size))
+
+
+def _indices(ensemble_size: int) -> Array:
+    """The indices of the members."""
     if ensemble_size < 1:
         raise ValueError(f"ensemble_size must be at least 1, got {ensemble_size}.")
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(ensemble_size))
+    return jnp.arange(ensemble_size)
 
 
-@partial(jax.jit, static_argnames=("network", "optimizer", "ensemble_size", "loss_fn"))
 def init_ensemble(
     key: Array,
     network: Any,
@@ -58,6 +73,7 @@ def init_ensemble(
     *,
     ensemble_size: int,
     loss_fn: LossFn = cross_entropy,
+    mesh: Mesh | None = None,
 ) -> TrainState:
     """Makes networks before their first step, each with its own initial weights.
 
@@ -69,13 +85,15 @@ def init_ensemble(
             matter.
         ensemble_size: the number of members.
         loss_fn: see `TrainState.create`.
+        mesh: devices, each of which makes and holds its own members; see `fit_ensemble`.
 
     Returns:
         A `TrainState` in which every array has a leading member axis.
 
     Raises:
-        TypeError: a network that is not a `Network`.
-        ValueError: fewer than 1 member; a network without an `init_fn`.
+        TypeError: a network that is not a `Network`; a mesh that is none.
+        ValueError: fewer than 1 member; a network without an `init_fn`; a mesh without the axis
+            "member", or with axes other than "member" and "batch".
     """
     if not isinstance(network, Network):
         raise TypeError(
@@ -83,11 +101,32 @@ def init_ensemble(
             "with `jdrop.linen.as_network` or `jdrop.nnx.as_network`."
         )
 
-    def member(key: Array) -> TrainState:
-        variables = network.init(key, inputs)
+    members = _member_map("vmap", mesh)
+    (key, inputs), indices = place(members.mesh, (key, inputs), _indices(ensemble_size))
+    return _init_ensemble(key, indices, inputs, network, optimizer, loss_fn, members)
+
+
+@partial(jax.jit, static_argnums=(3, 4, 5, 6))
+def _init_ensemble(
+    key: Array,
+    indices: Array,
+    inputs: Any,
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    loss_fn: LossFn,
+    members: MemberMap,
+) -> TrainState:
+    def init_member(shared: Any, index: Array) -> TrainState:
+        key, inputs = shared
+        variables = network.init(jax.random.fold_in(key, index), inputs)
         return TrainState.create(network, variables, optimizer, loss_fn)
 
-    return jax.vmap(member)(member_keys(key, ensemble_size))
+    return members(init_member, (key, inputs), indices)
+
+
+def _member_map(batching: str, mesh: Mesh | None, members_at_once: int | None = None) -> MemberMap:
+    """How to map over members. Raises if a setting is not valid."""
+    return MemberMap(batching, members_at_once, None if mesh is None else check_mesh(mesh))
 
 
 def train_step(
@@ -97,6 +136,7 @@ def train_step(
     *,
     member_batches: bool = False,
     batching: str = "vmap",
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, Any]:
     """One step of all members: `jdrop.train.train_step`, mapped over them, for a loop of your own.
 
@@ -111,6 +151,8 @@ def train_step(
         member_batches: whether each member has its own batch, `[member, batch, ...]`.
         batching: "vmap", "scan" or "auto"; see `fit_ensemble`. In a loop `choose_batching` before
             the loop is better than "auto", which looks up its choice at every step.
+        mesh: devices among which the members, and the examples of a batch, are divided; see
+            `fit_ensemble`.
 
     Returns:
         The members after the step, and the mean loss of each before it, `[member]`; with a
@@ -119,8 +161,8 @@ def train_step(
     Raises:
         TypeError: no key, which would train without dropout.
         ValueError: a state without a member axis; batches for another number of members; an unknown
-            `batching`, or "auto" inside `jax.jit` or with several processes; the errors of
-            `jdrop.train.train_step`.
+            `batching`, or "auto" inside `jax.jit` or with several processes; a mesh with other
+            axes; the errors of `jdrop.train.train_step`.
 
     Example:
         >>> def init_fn(key, inputs):
@@ -137,36 +179,44 @@ def train_step(
     """
     if key is None:
         raise TypeError("train_step needs a key: without one it would train without dropout.")
+    members = _member_map(batching, mesh)
+    data = _place_step(members, key, state, batch, member_batches)
     if batching == "auto":
-        batching = remember_choice(
-            lambda: choose_batching(key, state, batch, member_batches=member_batches),
-            (key, state, batch),
-            "train_step",
-            member_batches,
-        )
-    return _train_step(key, state, batch, member_batches, batching)
+        check_concrete(data)
+        choice = remember_choice(lambda: _time_steps(*data, members), data, "train_step", members)
+        members = members.by(choice)
+    return _train_step(*data, members)
 
 
-@partial(jax.jit, static_argnums=(3, 4))
-def _train_step(
-    key: Array, state: TrainState, batch: Batch, member_batches: bool, batching: str
-) -> tuple[TrainState, Any]:
+def _place_step(
+    members: MemberMap, key: Array, state: TrainState, batch: Batch, member_batches: bool
+) -> tuple[Any, Any]:
+    """What the members of a step share, and what each has, on the devices that read it.
+
+    Raises if batches are those of another number of members.
+    """
     num_members = _count_members(state)
-    keys = member_keys(key, num_members)
-    if not member_batches:
-
-        def step_on_shared_batch(key: Array, state: TrainState) -> tuple[TrainState, Any]:
-            return train.train_step(key, state, batch)
-
-        return map_members(batching, step_on_shared_batch, keys, state)
     shapes = [jnp.shape(array) for array in jax.tree.leaves(batch)]
-    if any(shape[:1] != (num_members,) for shape in shapes):
+    if member_batches and any(shape[:1] != (num_members,) for shape in shapes):
         raise ValueError(
             f"each array of batch must be [member, batch, ...] with the {num_members} members of "
             f"the state, got the shapes {shapes}; leave out `member_batches` if all members share "
             "the batch."
         )
-    return map_members(batching, train.train_step, keys, state, batch)
+    of_members = (_indices(num_members), state)
+    if member_batches:
+        return place(members.mesh, (key,), (*of_members, batch))
+    return place(members.mesh, (key, batch), of_members)
+
+
+@partial(jax.jit, static_argnums=2)
+def _train_step(shared: Any, of_members: Any, members: MemberMap) -> tuple[TrainState, Any]:
+    def step(shared: Any, index: Array, state: TrainState, *own_batch: Batch) -> Any:
+        key, batch = (*shared, *own_batch)
+        batch = split_batch(batch, batch_spec(members.mesh))
+        return train.train_step(jax.random.fold_in(key, index), state, batch)
+
+    return members(step, shared, *of_members)
 
 
 def _count_members(state: TrainState) -> int:
@@ -180,7 +230,12 @@ def _count_members(state: TrainState) -> int:
 
 
 def choose_batching(
-    key: Array, state: TrainState, batch: Batch, *, member_batches: bool = False
+    key: Array,
+    state: TrainState,
+    batch: Batch,
+    *,
+    member_batches: bool = False,
+    mesh: Mesh | None = None,
 ) -> Batching:
     """Times `train_step` with each `batching`, and chooses the faster.
 
@@ -192,6 +247,7 @@ def choose_batching(
         state: of all members. It stays as it is.
         batch: as in `train_step`.
         member_batches: as in `train_step`.
+        mesh: as in `train_step`.
 
     Returns:
         The choice and the times; printed, a sentence that says both.
@@ -213,8 +269,17 @@ def choose_batching(
         >>> state, losses = train_step(train_key, state, batch, batching=batching.choice)
     """
     check_concrete((key, state, batch))
+    members = _member_map("auto", mesh)
+    return _time_steps(*_place_step(members, key, state, batch, member_batches), members)
+
+
+def _time_steps(shared: Any, of_members: Any, members: MemberMap) -> Batching:
+    """Times a step with each batching, and consumes no key."""
+    key, *batch = shared
     return time_batchings(
-        lambda batching: _train_step(jax.random.clone(key), state, batch, member_batches, batching)
+        lambda batching: _train_step(
+            (jax.random.clone(key), *batch), of_members, members.by(batching)
+        )
     )
 
 
@@ -228,6 +293,8 @@ def fit_ensemble(
     batch_size: int,
     rows: ArrayLike | None = None,
     batching: str = "vmap",
+    members_at_once: int | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, Any]:
     """Trains all members in one program: `jdrop.train.fit`, mapped over their keys.
 
@@ -249,6 +316,17 @@ def fit_ensemble(
             CPU. "auto" times both for a few steps, logs its choice and the times to the logger
             `jdrop`, and remembers the choice for these shapes. The results differ by rounding, so
             a choice by time is not exactly reproducible: give "vmap" or "scan" for that.
+        members_at_once: with "vmap", how many members a device trains at once, one such chunk after
+            another; results differ by rounding. By default all, or as many as fit into the memory
+            of the device if that is fewer: a warning of the logger `jdrop` then says how many, and
+            why. Inside `jax.jit`, and over several processes, the default is all.
+        mesh: devices with the axis "member", over which the members are divided, such as
+            `jax.make_mesh((8,), ("member",))`. Each device holds the data once, and the state of
+            its own members; no step communicates between members. If the devices do not divide
+            the members, the members still come out right, but between calls each device holds the
+            state of all. With a second axis, "batch", the examples of each batch are divided too.
+            Member `i` is the same on any number of devices: exactly with "scan" and without
+            "batch", else up to rounding.
 
     Returns:
         The trained members, and the mean training loss of each member and epoch, `[member, epoch]`;
@@ -256,8 +334,8 @@ def fit_ensemble(
 
     Raises:
         ValueError: a state without a member axis; rows for another number of members; an unknown
-            `batching`, or "auto" inside `jax.jit` or with several processes; the errors of
-            `jdrop.train.fit`.
+            `batching`, or "auto" inside `jax.jit` or with several processes; `members_at_once`
+            below 1 or with "scan"; a mesh with other axes; the errors of `jdrop.train.fit`.
 
     Example:
         >>> def init_fn(key, inputs):
@@ -279,53 +357,77 @@ def fit_ensemble(
             f"rows must be [member, row] with the {num_members} members of the state, got the "
             f"shape {member_rows.shape}."
         )
-    data = (key, state, inputs, labels, member_rows)
-    if batching == "auto":
-        batching = remember_choice(
-            lambda: _time_fits(*data, batch_size), data, "fit_ensemble", batch_size
+    members = _member_map(batching, mesh, members_at_once)
+    data = place(members.mesh, (key, inputs, labels), (_indices(num_members), state, member_rows))
+    settings = (num_epochs, batch_size, members)
+    # Several processes could choose differently, and would then run different programs.
+    spans_processes = members.mesh is not None and members.mesh.is_multi_process
+    if batching != "scan" and members_at_once is None and not (spans_processes or is_traced(data)):
+        choice = remember_choice(
+            lambda: _choose_members_at_once(*data, *settings), data, "members_at_once", *settings
         )
-    return _fit_ensemble(*data, num_epochs, batch_size, batching)
+        members = replace(members, members_at_once=choice)
+    if batching == "auto":
+        check_concrete(data)
+        choice = remember_choice(
+            lambda: _time_fits(*data, batch_size, members), data, "batching", batch_size, members
+        )
+        members = members.by(choice)
+    return _fit_ensemble(*data, num_epochs, batch_size, members)
 
 
-def _time_fits(
-    key: Array, state: TrainState, inputs: Any, labels: Any, rows: Array | None, batch_size: int
-) -> Batching:
+def _choose_members_at_once(
+    shared: Any, of_members: Any, num_epochs: int, batch_size: int, members: MemberMap
+) -> MembersAtOnce:
+    """Chooses how many members a device trains at once from the memory that a fit needs."""
+
+    def lower(members_at_once: int) -> Any:
+        chunked = replace(members, batching="vmap", members_at_once=members_at_once)
+        return _fit_ensemble.lower(shared, of_members, num_epochs, batch_size, chunked)
+
+    indices, *_ = of_members
+    device = min(indices.devices(), key=lambda device: device.id)
+    return choose_members_at_once(lower, count_on_device(members.mesh, len(indices)), device)
+
+
+def _time_fits(shared: Any, of_members: Any, batch_size: int, members: MemberMap) -> Batching:
     """Times a fit of a few steps with each batching."""
+    key, inputs, labels = shared
+    indices, state, rows = of_members
     # Raises the errors of the whole fit, with its own numbers, before anything is timed.
-    _fit_ensemble.eval_shape(key, state, inputs, labels, rows, 1, batch_size, "vmap")
+    _fit_ensemble.eval_shape(shared, of_members, 1, batch_size, members.by("vmap"))
     num_examples = jax.tree.leaves((inputs, labels))[0].shape[0]
-    every_row = jnp.broadcast_to(jnp.arange(num_examples), (*state.step.shape, num_examples))
+    every_row = jnp.broadcast_to(jnp.arange(num_examples), (len(indices), num_examples))
     few = (every_row if rows is None else rows)[:, : _STEPS_TO_TIME * batch_size]
+    _, few = place(members.mesh, (), few)
 
     def run(batching: str) -> Any:
-        fit_key = jax.random.clone(key)
-        return _fit_ensemble(fit_key, state, inputs, labels, few, 1, batch_size, batching)
+        data = (jax.random.clone(key), inputs, labels), (indices, state, few)
+        return _fit_ensemble(*data, 1, batch_size, members.by(batching))
 
     return time_batchings(run, num_steps=few.shape[1] // batch_size)
 
 
-@partial(jax.jit, static_argnums=(5, 6, 7))
+@partial(jax.jit, static_argnums=(2, 3, 4))
 def _fit_ensemble(
-    key: Array,
-    state: TrainState,
-    inputs: Any,
-    labels: Any,
-    rows: Array | None,
-    num_epochs: int,
-    batch_size: int,
-    batching: str,
+    shared: Any, of_members: Any, num_epochs: int, batch_size: int, members: MemberMap
 ) -> tuple[TrainState, Any]:
-    keys = member_keys(key, _count_members(state))
-
-    def fit_member(key: Array, state: TrainState, rows: Array | None) -> Any:
+    def fit_member(shared: Any, index: Array, state: TrainState, rows: Array | None) -> Any:
+        key, inputs, labels = shared
         return train.fit(
-            key, state, inputs, labels, num_epochs=num_epochs, batch_size=batch_size, rows=rows
+            jax.random.fold_in(key, index),
+            state,
+            inputs,
+            labels,
+            num_epochs=num_epochs,
+            batch_size=batch_size,
+            rows=rows,
+            batch_sharding=batch_spec(members.mesh),
         )
 
-    return map_members(batching, fit_member, keys, state, rows)
+    return members(fit_member, shared, *of_members)
 
 
-@partial(jax.jit, static_argnames=("network", "regression"))
 def predict(
     key: Array | None,
     network: ApplyFn,
@@ -333,6 +435,8 @@ def predict(
     inputs: Any,
     *,
     regression: bool = False,
+    members_at_once: int = 1,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "member batch ..."]:
     """Predicts with each member: log-probabilities of the classes, or outputs of a regression.
 
@@ -344,6 +448,9 @@ def predict(
         inputs: `[batch, ...]`, or any pytree of such arrays.
         regression: whether to return the outputs as they are; they cannot be told from logits if
             there are several.
+        members_at_once: how many members a device reads at once. One takes the least memory: the
+            activations of a single network for all inputs.
+        mesh: devices, each of which predicts with its own members; see `fit_ensemble`.
 
     Returns:
         `[member, batch, class]` log-probabilities, at least float32; average them with
@@ -353,7 +460,8 @@ def predict(
     Raises:
         TypeError: a network whose outputs are not one array.
         ValueError: arrays whose first axes differ, or that have none: variables of one network;
-            outputs without a class axis or of a single class, unless `regression`.
+            outputs without a class axis or of a single class, unless `regression`;
+            `members_at_once` below 1; a mesh with other axes.
     """
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(variables)}
     if len(sizes) != 1 or sizes == {()}:
@@ -362,10 +470,22 @@ def predict(
             "of an ensemble; predict with a single network by `jdrop.network.predict`."
         )
     ((num_members,),) = sizes
+    if members_at_once == 1:
+        members = _member_map("scan", mesh)
+    else:
+        members = _member_map("vmap", mesh, members_at_once)
+    data = place(members.mesh, (key, inputs), (_indices(num_members), variables))
+    return _predict(*data, network, regression, members)
 
-    def predict_one(index: Array, member: Variables) -> Array:
+
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _predict(
+    shared: Any, of_members: Any, network: ApplyFn, regression: bool, members: MemberMap
+) -> Array:
+    def predict_one(shared: Any, index: Array, variables: Variables) -> Array:
+        key, inputs = shared
+        inputs = split_batch(inputs, batch_spec(members.mesh))
         member_key = None if key is None else jax.random.fold_in(key, index)
-        return predict_member(member_key, network, member, inputs, regression=regression)
+        return predict_member(member_key, network, variables, inputs, regression=regression)
 
-    # One member after another: the activations of a whole ensemble would fill the memory.
-    return jax.lax.map(lambda member: predict_one(*member), (jnp.arange(num_members), variables))
+    return members(predict_one, shared, *of_members)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.sharding import PartitionSpec, Sharding
 from jax.typing import ArrayLike
 
 from jdrop.annotations import Float, Shaped
@@ -318,7 +319,7 @@ def _accepted_args(
     return {name: value for name, value in extra_args.items() if name in parameters}
 
 
-@partial(jax.jit, static_argnames=("num_epochs", "batch_size"))
+@partial(jax.jit, static_argnames=("num_epochs", "batch_size", "batch_sharding"))
 def fit(
     key: Array,
     state: TrainState,
@@ -328,6 +329,7 @@ def fit(
     num_epochs: int,
     batch_size: int,
     rows: ArrayLike | None = None,
+    batch_sharding: Sharding | PartitionSpec | None = None,
 ) -> tuple[TrainState, Any]:
     """Trains one network for some epochs: a scan of `train_step` over shuffled batches.
 
@@ -346,6 +348,8 @@ def fit(
         rows: integers `[row]`, the examples of an epoch; an example may occur several times. By
             default an epoch has every example once. Whether an index is that of an example is not
             checked, as usual in JAX.
+        batch_sharding: splits each batch over devices, such as
+            `NamedSharding(mesh, PartitionSpec("batch"))`. The results differ by rounding.
 
     Returns:
         The trained network, and the mean training loss of each epoch, `[epoch]`. With a `loss_fn`
@@ -390,7 +394,8 @@ def fit(
     order_key, mask_key, shuffle_key = jax.random.split(key, 3)
 
     def step(state: TrainState, batch_rows: Array) -> tuple[TrainState, Any]:
-        return fit_step(mask_key, state, jax.tree.map(lambda array: array[batch_rows], data))
+        batch = jax.tree.map(lambda array: array[batch_rows], data)
+        return fit_step(mask_key, state, split_batch(batch, batch_sharding))
 
     def epoch(state: TrainState, _: None) -> tuple[TrainState, Any]:
         state, batches = begin_epoch(order_key, shuffle_key, state, rows, batch_size)
@@ -425,6 +430,13 @@ def begin_epoch(
 def fit_step(mask_key: Array, state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
     """A step of `fit`: the masks depend on the index of the step too; see `train_step`."""
     return train_step(jax.random.fold_in(mask_key, state.step), state, batch)
+
+
+def split_batch(batch: Any, batch_sharding: Sharding | PartitionSpec | None) -> Any:
+    """The arrays of a batch, split over devices if there is a sharding."""
+    if batch_sharding is None:
+        return batch
+    return jax.lax.with_sharding_constraint(batch, batch_sharding)
 
 
 def _count_examples(inputs: Any, labels: Any) -> int:

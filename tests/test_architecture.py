@@ -37,6 +37,8 @@ ROOMS = [
     "auditing",
     "convolutions",
     "train",
+    "meshes",
+    "memory",
     "batching",
     "ensemble",
     "inference",
