@@ -199,6 +199,7 @@ class Experiment:
         check_sweep(self._sweep, model, data)
         self._data = data = replace(data, num_classes=check_model(model, data))
         _check_memory(settings, data)
+        _check_networks_fit(settings, model, data, self._sweep)
         config = run_config(settings, model, data, model_name, self._sweep, progress)
         self.folder = default_folder(config) if folder is None else folder
         self._run_folder = RunFolder(self.folder, config)
@@ -292,6 +293,26 @@ def _check_memory(settings: Settings, data: Dataset) -> None:
             f"{settings.num_samples} masks or {settings.ensemble_size} networks, for {num_test:,} "
             f"test and {num_train:,} training labels of {data.num_classes or 1:,} classes. Give "
             "fewer examples, or lower num_samples and ensemble_size."
+        )
+
+
+def _check_networks_fit(
+    settings: Settings, model: Model, data: Dataset, sweep: Mapping[str, Sequence[float]]
+) -> None:
+    """Raises if the networks that train together do not fit in the memory of the machine."""
+    example = with_length(shapes_of(data.train_inputs), 1)
+    num_parameters = model.num_parameters(example)
+    for width in sweep.get("width_factor", ()):
+        at_width = model.num_parameters(example, width_factor=width)
+        num_parameters = max(num_parameters, at_width)
+    count = settings.replicates * settings.ensemble_size
+    num_bytes = 3 * 4 * count * num_parameters  # Adam keeps two moments of each parameter.
+    memory = machine_memory()
+    if num_bytes > memory:
+        raise UserError(
+            f"{count} networks of {num_parameters:,} parameters take {num_bytes / 1e9:,.1f} GB in "
+            f"training, more than the {memory / 1e9:,.1f} GB of this machine; take narrower "
+            "networks, or lower replicates and ensemble_size."
         )
 
 

@@ -195,6 +195,8 @@ def one_error_line(arguments, capsys):
         (["--sweep", "rate=0.1", "--sweep", "rate=0.1"], "must be different numbers"),
         (["--sweep", "train-size=20.7"], "must be a list of integers, got [20.7]"),
         (["--sweep", "label-noise=0.5", "--label-noise", "0.1"], "label_noise cannot be swept"),
+        (["--hidden", "3000000,3000000"], "networks of 9,000,228,000,010 parameters take"),
+        (["--sweep", "width-factor=1e9"], "more than the"),
         (["--margin", "nll=1,2"], "must be NAME=NUMBER"),
         (["--margin", "nll=-1"], "must be a number above 0"),
         (["--margin", "crps=1"], "margins must be of nll, calibrated_nll, brier, error"),
