@@ -359,12 +359,16 @@ def fit_ensemble(
         )
     members = _member_map(batching, mesh, members_at_once)
     data = place(members.mesh, (key, inputs, labels), (_indices(num_members), state, member_rows))
-    settings = (num_epochs, batch_size, members)
     # Several processes could choose differently, and would then run different programs.
     spans_processes = members.mesh is not None and members.mesh.is_multi_process
     if batching != "scan" and members_at_once is None and not (spans_processes or is_traced(data)):
         choice = remember_choice(
-            lambda: _choose_members_at_once(*data, *settings), data, "members_at_once", *settings
+            lambda: _choose_members_at_once(*data, num_epochs, batch_size, members),
+            data,
+            "members_at_once",
+            num_epochs,
+            batch_size,
+            members,
         )
         members = replace(members, members_at_once=choice)
     if batching == "auto":
