@@ -1,40 +1,37 @@
 """Random bits of a key, turned into keep decisions; the only module that draws bits for a mask.
 
-An element is kept if its random bits, read as an integer, lie below a threshold. With 16 bits the
-threshold is `round((1 - rate) * 2**16)`. Fewer bits serve where they give the same probability,
-such as 1 bit for a rate of 1/2. So the bits realise the probability `threshold / 2**16` exactly,
-and a mean-preserving scale must divide by it, not by `1 - rate`.
+A *group* is 32 neighbouring rows of a mask `[..., rows, columns]`. For each column, a *word* of 32
+bits decides them:
 
-`jax.random.bits` hashes a pair of words, 64 bits, for each element, and on CPU its hash is a loop
-that does not fuse. Here the same hash, threefry2x32 with 20 rounds, is written in array operations,
-and a pair of words serves `planes = min(64 / num_bits, 32)` elements. A *plane* is `RUN`
-neighbouring elements, which read the same bits of `RUN` neighbouring pairs. The planes that share
-their pairs form a *block*. `_draw_decisions` shows the layout.
+              column 0    column 1    ...
+    row  0    bit  0      bit  0             A word, drawn and stored once,
+    row  1    bit  1      bit  1             takes a 32nd of the memory of
+    ...                                      32-bit integers for all elements.
+    row 31    bit 31      bit 31
+    row 32    bit  0      bit  0             The next group, and its words.
 
-With over 2 bits only the keep decisions are stored, one bit each. With 1 or 2 bits, or per-element
-thresholds, the random words are stored. With 1 bit the second word of a pair is not used.
+A word is made of up to 16 random words by bitwise operations (`_decide`), which keep an element
+with probability `threshold / 2**16` exactly. A mean-preserving scale must divide by that, not by
+`1 - rate`. Fewer random words serve where they give the same probability: one for a rate of 1/2.
 
-A row is the elements of some trailing axes. Each row starts a block, and the last block of a row
-may be partly unused. The bits of an element depend only on the key, the shape, the number of bits
-and the element's index. So a mask is the same under `jit`, `vmap`, `scan`, `remat` and every
-sharding. The exception is `vmap` over keys of JAX's generators `rbg` and `unsafe_rbg`, whose own
-bits depend on the other keys. Devices exchange no bits: a device whose shard is not made of whole
-rows or whole blocks draws the whole array.
+`jax.random.bits` hashes a pair of random words for each element. Here a pair decides 4 elements, or
+8, 16 or 32 with up to 8, 4 or 2 bits. The hash is JAX's, threefry2x32 with 20 rounds.
 
-Mask bits pass the batteries Rabbit and Alphabit of TestU01 on 2**30 bits each (57 statistics). They
-pass 27 tests of dieharder too (61 statistics). All tests read masks of 1 and of 16 random bits per
-element, which are drawn as in training: a key per run, `fold_in` per step, split into layers of the
-shapes 128 x 1024, 50 x 256 and 8 x 197 x 768. None of the 236 p-values lies within 1e-3 of 0 or 1.
-The extremes are 0.0033 and 0.9959; a control, bytes of the operating system, gives 0.0023 and
-0.9980. `scripts/randomness.py` repeats these runs. `tests/test_randomness.py` tests planes,
-columns, blocks, related keys, and the members, steps and layers of a training run.
-`scripts/results/engine.md` lists the other layouts that were timed.
+A mask depends on the key, the shape and the thresholds alone (`_layout`): not on `jit`, `vmap`,
+`scan`, `remat`, the backend or the sharding. The exception is `vmap` over keys of JAX's generators
+`rbg` and `unsafe_rbg`, whose bits depend on the other keys. Devices exchange no bits. A device
+draws its own columns, and its own rows if all devices have whole groups; otherwise all rows.
+
+Masks of 1 random bit per element pass the battery Alphabit of TestU01 on 2**30 bits: 17 p-values
+from 0.124 to 0.951, of masks drawn as in training by `scripts/randomness.py`. Its other batteries
+have read only the layout before this one, which made masks of the same hash. The tests in
+`tests/test_randomness.py` read words, columns, groups, related keys and masks of a training run.
 """
 
 import math
-from functools import partial, reduce
-from operator import or_
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,11 +43,16 @@ from jdrop.annotations import Bool, Shape, UInt32
 
 LEVELS = 2**16
 
-# Pairs that a plane reads. With 128, a mask of 50 x 256 took two to three times as long.
-RUN = 256
+GROUP = 32
+"""Rows that a word decides."""
 
-# The largest unused share of a row's blocks. Shorter rows let a device draw only its own rows.
-MAX_UNUSED = 1 / 8
+VECTOR_COLUMNS = 128
+"""Columns of the rows into which a mask with a single axis is divided."""
+
+MAX_SELECTED_GROUPS = 32
+"""The most groups among which a TPU selects. With more, selecting takes longer than storing."""
+
+ALL_ONES = np.uint32(0xFFFFFFFF)
 
 
 def threshold(rate: float | Array) -> UInt32[Array | np.ndarray, "..."]:
@@ -80,6 +82,8 @@ def draw_mask(
     shape: Shape,
     thresholds: UInt32[Array | np.ndarray, "..."],
     sharding: NamedSharding | None,
+    *,
+    differentiated: bool = False,
 ) -> Bool[Array, "..."]:
     """Draws a mask whose elements are True, that is kept, with probability `threshold / LEVELS`.
 
@@ -90,120 +94,291 @@ def draw_mask(
             broadcasts to `shape`.
         sharding: the mesh, and how its explicit axes divide the mask; None without a mesh. The
             compiler chooses the division along all other mesh axes.
+        differentiated: whether the mask is part of a gradient. It changes no mask, but how a TPU
+            reads it.
+
+    Raises:
+        ValueError: an axis of symbolic size on which the layout depends.
     """
-    num_bits = 16
-    if not isinstance(thresholds, jax.Array):
-        num_bits = next(n for n in (1, 2, 4, 8, 16) if thresholds % (LEVELS >> n) == 0)
-    draw = partial(_draw_decisions, shape=shape, num_bits=num_bits)
-    thresholds = thresholds >> (16 - num_bits)
+    traced = thresholds if isinstance(thresholds, jax.Array) else None
+    known = int(thresholds) if traced is None else None
+    draw = partial(
+        _draw_decisions, shape=shape, known_threshold=known, differentiated=differentiated
+    )
     if sharding is None:
-        return draw(key, thresholds, mesh=None)
+        return draw(key, traced, mesh=None)
     mesh = sharding.mesh.abstract_mesh
     axes = zip(mesh.axis_names, mesh.axis_types, strict=True)
     explicit = tuple(name for name, axis_type in axes if axis_type == AxisType.Explicit)
     draw = partial(draw, mesh=mesh.update_axis_types(dict.fromkeys(explicit, AxisType.Auto)))
     if explicit:
         draw = jax.sharding.auto_axes(draw, axes=explicit, out_sharding=sharding)
-    return draw(key, thresholds)
+    return draw(key, traced)
 
 
-@partial(jax.jit, static_argnames=("shape", "num_bits", "mesh"), inline=True)
-def _draw_decisions(
-    key: Array, thresholds: Any, shape: Shape, num_bits: int, mesh: AbstractMesh | None
-) -> Bool[Array, "..."]:
-    # The layout for RUN = 256 and 16 bits, where a pair of words serves 4 planes:
-    #   elements of the block   0 ... 255    256 ... 511   512 ... 767   768 ... 1023
-    #   their plane             0            1             2             3
-    #   pair of each element    0 ... 255    0 ... 255     0 ... 255     0 ... 255
-    #   bits of that pair       0 ... 15     16 ... 31     32 ... 47     48 ... 63
-    # Element 600 lies in plane 2, reads pair 600 - 2 * 256 = 88, and there the 16 low bits of the
-    # second word. Element 1024 starts the next block, which has pairs of its own.
-    planes = min(64 // num_bits, 32)
-    block = planes * RUN
-    row_axis = _row_axis(shape, block)
-    rows, row_size = shape[:row_axis], math.prod(shape[row_axis:])
-    blocks = -(-row_size // block)
-    pairs = _pairs(key, (*rows, blocks))
+class _Layout(NamedTuple):
+    """How the axes of a mask become `[*lead, num_rows, columns]`.
 
-    decide_at_once = num_bits > 2 and np.ndim(thresholds) == 0
-    if decide_at_once:
-        halves = [_pack_decisions(pair, num_bits, thresholds) for pair in pairs]
-    else:
-        halves = [jnp.stack(pair[: -(-planes * num_bits // 32)], -2) for pair in pairs]
-    # The compiler never fuses a concatenation with its readers. So it computes the hash once, not
-    # again for each plane.
-    words = jnp.concatenate(halves, -1)[..., None, :]
+    Attributes:
+        axes: the axes of the mask, without those of size 1 after the first.
+        lead: the sizes of the leading ones. Each of their indices has groups of its own.
+        rows: the sizes of those that are merged into rows.
+        columns: the size of the last one.
+    """
 
-    stored_bits = 1 if decide_at_once else num_bits
-    plane_axis = words.ndim - 2
-    shifts_shape = [1] * words.ndim
-    shifts_shape[plane_axis] = planes // words.shape[-3]
-    shifts = stored_bits * lax.broadcasted_iota(words.dtype, shifts_shape, plane_axis)
-    values = (words >> shifts) & words.dtype.type(2**stored_bits - 1)
-    values = values.reshape(*rows, blocks * block)[..., :row_size].reshape(shape)
+    axes: tuple[int, ...]
+    lead: Shape
+    rows: Shape
+    columns: Any
 
-    if mesh is not None and AxisType.Auto in mesh.axis_types:
-        # Only axes of whole rows or blocks are divided: a device never sends words to another.
-        num_divisible = row_axis + (row_size % (block * mesh.size) == 0)
-        spec = [
-            PartitionSpec.UNCONSTRAINED if axis < num_divisible else None
-            for axis in range(len(shape))
-        ]
-        values = lax.with_sharding_constraint(values, NamedSharding(mesh, PartitionSpec(*spec)))
-    return values != 0 if decide_at_once else values < thresholds
+    @property
+    def num_rows(self) -> Any:
+        """The rows of each index of the leading axes."""
+        return math.prod(self.rows)
+
+    @property
+    def num_groups(self) -> Any:
+        """The groups of these rows; the last group may be partly unused."""
+        return -(-self.num_rows // GROUP)
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether the mask has a single axis, which is divided into rows."""
+        return len(self.axes) < 2
 
 
-def _row_axis(shape: Shape, block: int) -> int:
-    """The first axis of the shortest rows whose blocks are unused by at most `MAX_UNUSED`.
-
-    No block holds elements of two rows, so a device can draw its own rows alone.
+def _layout(shape: Shape) -> _Layout:
+    """Merges the axes before the last, from the right, until they make a group of rows.
 
     Raises:
-        ValueError: an axis of symbolic size after the first, unless shorter rows are found.
+        ValueError: a symbolic size that decides about this.
     """
-    # Rows from the first axis on are right whatever its size is, so it may be symbolic.
-    for axis in reversed(range(1, len(shape))):
-        size = math.prod(shape[axis:])
-        if export.is_symbolic_dim(size):
-            raise ValueError(
-                f"a mask of the shape {shape} cannot be drawn: its bits depend on the sizes of all "
-                "axes but the first, and one of them is symbolic; export with numbers for these "
-                "sizes, or without dropout."
-            )
-        if -size % block <= MAX_UNUSED * size:
-            return axis
-    return 0
+    try:
+        axes = tuple(axis for axis, size in enumerate(shape) if not axis or not size or size > 1)
+        sizes = [shape[axis] for axis in axes]
+        if len(sizes) < 2:
+            return _Layout(axes, (), (-(-math.prod(sizes) // VECTOR_COLUMNS),), VECTOR_COLUMNS)
+        *lead, columns = sizes
+        rows = [lead.pop()]
+        while lead and math.prod(rows) < GROUP:
+            rows.insert(0, lead.pop())
+    except jax.errors.InconclusiveDimensionOperation:
+        raise ValueError(
+            f"a mask of the shape {shape} cannot be drawn: its bits depend on whether a symbolic "
+            f"size after the first is 1, or less than {GROUP}; export with numbers for these "
+            "sizes, with a constraint, such as `jax.export.symbolic_shape('b, s', "
+            f"constraints=['s >= {GROUP}'])`, or without dropout."
+        ) from None
+    return _Layout(axes, tuple(lead), tuple(rows), columns)
 
 
-def _pack_decisions(pair: tuple[Array, Array], num_bits: int, threshold: Any) -> Array:
-    """Packs a pair's decisions into an integer, lowest plane first: `[..., 1, RUN / 2]`."""
-    bits_of_an_element = np.uint32(2**num_bits - 1)
-    decisions = [
-        ((word >> np.uint32(shift)) & bits_of_an_element) < threshold
-        for word in pair
-        for shift in range(0, 32, num_bits)
-    ]
-    bits = [
-        decision.astype(np.uint32) << np.uint32(plane) for plane, decision in enumerate(decisions)
-    ]
-    return reduce(or_, bits).astype(f"uint{max(8, len(decisions))}")[..., None, :]
+@partial(
+    jax.jit,
+    static_argnames=("shape", "known_threshold", "differentiated", "mesh"),
+    inline=True,
+)
+def _draw_decisions(
+    key: Array,
+    thresholds: Array | None,
+    shape: Shape,
+    known_threshold: int | None,
+    differentiated: bool,
+    mesh: AbstractMesh | None,
+) -> Bool[Array, "..."]:
+    layout = _layout(shape)
+    digits: Sequence[bool | Array]
+    if known_threshold is not None:
+        digits = _known_digits(known_threshold)
+    else:
+        digits = _digits(_grouped_thresholds(thresholds, layout, shape))
+    words = _draw_words(key, layout, digits)
+    mask = _read_words(words, layout, shape, differentiated)
+    if mesh is not None and AxisType.Auto in mesh.axis_types:
+        mask = _draw_on_each_device(mask, layout, mesh)
+    return mask
 
 
-def _pairs(key: Array, blocks: Shape) -> list[tuple[Array, Array]]:
-    """Hashes `RUN` pairs of words for each block, as two halves of shape `[*blocks, RUN / 2]`."""
-    half = RUN // 2
+def _known_digits(threshold: int) -> list[bool]:
+    """The binary digits of a threshold up to the 17th, from the lowest that is 1 or the 16th."""
+    lowest = next(k for k in range(16) if threshold >> k & 1 or k == 15)
+    return [bool(threshold >> k & 1) for k in range(lowest, 17)]
+
+
+def _grouped_thresholds(thresholds: Any, layout: _Layout, shape: Shape) -> Array:
+    """Thresholds as `[*lead, groups, GROUP, columns]`, or 1 where all have the same threshold."""
+    if thresholds.size == 1:
+        return thresholds.reshape([1] * (len(layout.lead) + 3))
+    if layout.is_vector:
+        thresholds = thresholds.reshape(-1)
+        padding = layout.num_groups * GROUP * VECTOR_COLUMNS - thresholds.size
+        return jnp.pad(thresholds, (0, padding)).reshape(-1, GROUP, VECTOR_COLUMNS)
+    unit_axes = sorted(set(range(len(shape))) - set(layout.axes))
+    thresholds = lax.squeeze(thresholds, unit_axes)
+    lead, columns = thresholds.shape[: len(layout.lead)], thresholds.shape[-1]
+    if math.prod(thresholds.shape[len(layout.lead) : -1]) == 1:
+        return thresholds.reshape(*lead, 1, 1, columns)
+    rows = jnp.broadcast_to(thresholds, (*lead, *layout.rows, columns))
+    rows = rows.reshape(*lead, layout.num_rows, columns)
+    padding = [(0, 0)] * rows.ndim
+    padding[-2] = (0, layout.num_groups * GROUP - layout.num_rows)
+    return jnp.pad(rows, padding).reshape(*lead, layout.num_groups, GROUP, columns)
+
+
+def _digits(thresholds: Array) -> list[Array]:
+    """The 17 binary digits of grouped thresholds, from the lowest, as words: bit r is of row r."""
+    axis = thresholds.ndim - 2
+    row = lax.broadcasted_iota(np.uint32, [*[1] * axis, GROUP, 1], axis)
+    digits = []
+    for k in range(17):
+        bits = (thresholds >> np.uint32(k)) & np.uint32(1)
+        if thresholds.shape[axis] == 1:
+            # All ones for a 1.
+            digits.append(-lax.squeeze(bits, [axis]))
+        else:
+            digits.append(lax.reduce(bits << row, np.uint32(0), lax.bitwise_or, [axis]))
+    return digits
+
+
+def _draw_words(key: Array, layout: _Layout, digits: Sequence[bool | Array]) -> Array:
+    """Draws the words, `[*lead, groups, columns]`, whose bit r is the decision for row r.
+
+    For a word of group g and column c, the pair of its part p is the hash of `g` and
+    `num_parts * c + p`.
+    """
+    num_bits = len(digits) - 1
+    shape = (*layout.lead, layout.num_groups, layout.columns)
     if jax.random.key_impl(key) != "threefry2x32":
-        first, second = jax.random.bits(key, (2, *blocks, RUN), jnp.uint32)
-        return [(first[..., :half], second[..., :half]), (first[..., half:], second[..., half:])]
+        return _store(_decide(jax.random.bits(key, (num_bits, *shape), np.uint32), digits))
+    if num_bits <= 2:
+        pair = _hash_pairs(key, shape, np.uint32(0), 1)
+        return _store(_decide([word[0] for word in pair[:num_bits]], digits))
+    # A pair of random words makes a part of a word: 16 bits for each of 4 rows, for instance.
+    part_rows = next(rows for rows in (16, 8, 4) if rows * num_bits <= 64)
+    num_parts = GROUP // part_rows
+    used_parts = num_parts
+    if not export.is_symbolic_dim(layout.num_rows):
+        used_parts = min(num_parts, max(2, -(-layout.num_rows // part_rows)))
+    part = lax.broadcasted_iota(np.uint32, [used_parts] + [1] * len(shape), 0)
+    first_row = part * np.uint32(part_rows)
+    pair = _hash_pairs(key, shape, part, num_parts)
+    planes = [word >> np.uint32(shift) for word in pair for shift in range(0, 32, part_rows)]
+    decisions = _decide(
+        planes[:num_bits], [d if isinstance(d, bool) else d[None] >> first_row for d in digits]
+    )
+    words = _join(decisions << first_row, np.uint32(2**part_rows - 1) << first_row)
+    return lax.optimization_barrier(words)
+
+
+def _hash_pairs(key: Array, shape: Shape, part: Any, num_parts: int) -> tuple[Array, Array]:
+    """Hashes a pair of random words for each part of each word, `[parts, *shape]`."""
     if jax.config.jax_debug_key_reuse:  # type: ignore[attr-defined]
         # Marks the key as consumed, which reading its data does not.
         jax.random.bits(key, ())
     first_key, second_key = jax.random.key_data(key)
-    block = lax.iota(np.uint32, math.prod(blocks)).reshape(*blocks, 1)
-    pair = lax.broadcasted_iota(np.uint32, (*[1] * len(blocks), half), len(blocks))
-    return [
-        _threefry2x32(first_key, second_key, block, pair + np.uint32(start)) for start in (0, half)
-    ]
+    group = lax.iota(np.uint32, math.prod(shape[:-1])).reshape(1, *shape[:-1], 1)
+    column_shape = (*[1] * len(shape), shape[-1])
+    column = lax.broadcasted_iota(np.uint32, column_shape, len(shape))
+    return _threefry2x32(first_key, second_key, group, column * np.uint32(num_parts) + part)
+
+
+def _store(words: Array) -> Array:
+    """Returns the words, and keeps the compiler from drawing them again for each row."""
+
+    def join_halves(words: Array) -> Array:
+        first_row = lax.broadcasted_iota(np.uint32, [2] + [1] * words.ndim, 0) * np.uint32(16)
+        return _join(words[None], np.uint32(0xFFFF) << first_row)
+
+    return lax.platform_dependent(words, cpu=join_halves, default=lax.optimization_barrier)
+
+
+def _join(parts: Array, bits_of_part: Array) -> Array:
+    """Joins the parts of words, `[parts, ...]`. On a CPU, only reductions are always stored."""
+    return lax.reduce(parts & bits_of_part, np.uint32(0), lax.bitwise_or, [0])
+
+
+def _decide(planes: Sequence[Array] | Array, digits: Sequence[bool | Array]) -> Array:
+    """Compares random bits with thresholds, for each position of a word: 1 where it is kept.
+
+    A bit of a plane is 1 with probability 1/2. So `plane & kept` has half the probability of
+    `kept`, and `plane | kept` has 1/2 more than that. The digits of a threshold, from the lowest,
+    say which of the two makes a word of the probability `threshold / 2**len(planes)`. The highest
+    digit reads the first plane, so that fewer bits read the first planes of more bits.
+    """
+    kept: Any = np.uint32(0)
+    for plane, digit in zip(planes[::-1], digits[:-1], strict=True):
+        if isinstance(digit, bool):
+            kept = plane | kept if digit else plane & kept
+        else:
+            kept = (plane & (kept | digit)) | (kept & digit)
+    # The digit beyond is 1 for the probability 1.
+    if isinstance(digits[-1], bool):
+        return jnp.full_like(kept, ALL_ONES) if digits[-1] else kept
+    return kept | digits[-1]
+
+
+def _read_words(words: Array, layout: _Layout, shape: Shape, differentiated: bool) -> Array:
+    """Reads the bit of each element of the mask, in the way that moves the fewest bytes."""
+    num_lead = len(layout.lead)
+
+    def split_rows(words: Array, *, store: bool = False) -> Array:
+        """Reads the words of a group along a new axis of its rows, which then joins the groups."""
+        row = lax.broadcasted_iota(np.uint32, [*[1] * (num_lead + 1), GROUP, 1], num_lead + 1)
+        bits = ((words[..., None, :] >> row) & np.uint32(1)) == 1
+        if layout.is_vector:
+            return bits.reshape(-1)[: math.prod(shape)].reshape(shape)
+        bits = bits.reshape(*layout.lead, layout.num_groups * GROUP, layout.columns)
+        bits = lax.optimization_barrier(bits) if store else bits
+        return bits[..., : layout.num_rows, :].reshape(shape)
+
+    def select_group(words: Array) -> Array:
+        """Looks the word of each row up among those of all groups, with a tree of selections."""
+        row_axes = range(num_lead, num_lead + len(layout.rows))
+        candidates = [
+            lax.expand_dims(words[..., group, :], row_axes) for group in range(layout.num_groups)
+        ]
+        row = lax.iota(np.uint32, layout.num_rows).reshape(*[1] * num_lead, *layout.rows, 1)
+        # Depends on the words in form. Otherwise a scan would compare it ahead, and keep arrays.
+        row = row | (candidates[0] & np.uint32(0))
+        # The lowest digit of the index of a row's group.
+        digit = GROUP
+        while len(candidates) > 1:
+            is_odd = row & np.uint32(digit) != 0
+            unpaired = candidates[len(candidates) // 2 * 2 :]
+            pairs = zip(candidates[::2], candidates[1::2], strict=False)
+            candidates = [jnp.where(is_odd, odd, even) for even, odd in pairs] + unpaired
+            digit *= 2
+        bits = (candidates[0] >> (row % np.uint32(GROUP))) & np.uint32(1)
+        return (bits == 1).reshape(shape)
+
+    # A TPU stores arrays in tiles. There splitting the rows copies the mask, unless groups are full
+    # and the columns are the last axis in memory. Programs with gradients often choose another.
+    groups_are_full = len(layout.rows) == 1 and layout.num_rows % GROUP == 0
+    if layout.is_vector or export.is_symbolic_dim(layout.num_rows) or not words.size:
+        return split_rows(words)
+    if layout.num_groups <= MAX_SELECTED_GROUPS and (differentiated or not groups_are_full):
+        return lax.platform_dependent(words, tpu=select_group, default=split_rows)
+    if groups_are_full:
+        return split_rows(words)
+    return lax.platform_dependent(words, tpu=partial(split_rows, store=True), default=split_rows)
+
+
+def _draw_on_each_device(mask: Array, layout: _Layout, mesh: AbstractMesh) -> Array:
+    """Lets the compiler divide only those axes of which each device can draw its share alone.
+
+    Every device draws all of the other axes, so that it needs no words of others.
+    """
+    if layout.is_vector:
+        whole_groups = mask.size % (GROUP * VECTOR_COLUMNS * mesh.size) == 0
+        divisible = layout.axes if whole_groups else ()
+    else:
+        whole_groups = layout.num_rows % (GROUP * mesh.size) == 0
+        divisible = (*layout.axes[: len(layout.lead) + whole_groups], layout.axes[-1])
+    others = tuple(axis for axis in range(mask.ndim) if axis not in divisible)
+    # Under `vmap`, JAX counts the axes of a constraint rightly only if the free ones come first.
+    spec = PartitionSpec(*[PartitionSpec.UNCONSTRAINED] * len(divisible), *[None] * len(others))
+    order = (*divisible, *others)
+    mask = lax.with_sharding_constraint(mask.transpose(order), NamedSharding(mesh, spec))
+    return mask.transpose([order.index(axis) for axis in range(mask.ndim)])
 
 
 def _threefry2x32(

@@ -53,7 +53,7 @@ def dropout(
     instance 0.5 needs fewer random bits if it is known.
 
     `jax.export` takes `x` with a symbolic first axis. Another axis may be symbolic if elements
-    share their decisions along it, or if the axes after it hold whole blocks of bits.
+    share their decisions along it. With a constraint such as "s >= 32" any axis may be symbolic.
 
     Args:
         key: one key, such as `jax.random.key(0)`; it is consumed, unless the rate is the scalar 0.
@@ -340,18 +340,48 @@ def _drop(
     scale: bool,
 ) -> Array:
     """Draws a mask and applies it. The backward pass draws the mask again, so none is stored."""
-    rate = traced_rate if static_rate is None else static_rate
-    assert rate is not None
 
     def drop(key: Array, x: Array) -> Array:
-        return apply_mask(draw_mask(key, shape, rate, like=x), x, rate, scale=scale)
+        return _draw_and_apply(key, x, traced_rate, static_rate, shape, scale)
 
     # The compiler may still keep the mask. Only a loop would keep one for each iteration, and loops
     # need no `prevent_cse`.
     return jax.checkpoint(drop, prevent_cse=False)(key, x)
 
 
-def draw_mask(key: Any, shape: Shape, rate: Rate, like: Array | None = None) -> Bool[Array, "..."]:
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
+def _draw_and_apply(
+    key: Array,
+    x: Array,
+    traced_rate: Array | None,
+    static_rate: float | None,
+    shape: Shape,
+    scale: bool,
+) -> Array:
+    rate = traced_rate if static_rate is None else static_rate
+    assert rate is not None
+    return apply_mask(draw_mask(key, shape, rate, like=x), x, rate, scale=scale)
+
+
+@_draw_and_apply.defjvp
+def _differentiate(
+    static_rate: float | None, shape: Shape, scale: bool, primals: Any, tangents: Any
+) -> tuple[Array, Array]:
+    """The derivative that JAX would find, with a mask that is read as part of a gradient."""
+    key, x, traced_rate = primals
+    rate = traced_rate if static_rate is None else static_rate
+    mask = draw_mask(key, shape, rate, like=x, differentiated=True)
+    return apply_mask(mask, x, rate, scale=scale), apply_mask(mask, tangents[1], rate, scale=scale)
+
+
+def draw_mask(
+    key: Any,
+    shape: Shape,
+    rate: Rate,
+    like: Array | None = None,
+    *,
+    differentiated: bool = False,
+) -> Bool[Array, "..."]:
     """Draws a mask and shards it like the array to be masked.
 
     Args:
@@ -359,10 +389,12 @@ def draw_mask(key: Any, shape: Shape, rate: Rate, like: Array | None = None) -> 
         shape: the shape of the mask.
         rate: as `check_rate` returns it; not the scalar 0 or 1.
         like: the array to be masked; without it, the mask is replicated.
+        differentiated: whether the mask is part of a gradient, which changes its reading alone.
     """
     key = as_key(key)
     thresholds = bits.threshold(expand(rate, "rate", shape, "the mask"))
-    return bits.draw_mask(key, shape, thresholds, _mask_sharding(like, shape))
+    sharding = _mask_sharding(like, shape)
+    return bits.draw_mask(key, shape, thresholds, sharding, differentiated=differentiated)
 
 
 def _mask_sharding(x: Array | None, shape: Shape) -> NamedSharding | None:

@@ -392,24 +392,18 @@ def fit(
             f"batch_size must lie in [1, {num_rows}], the number of examples of an epoch, got "
             f"{batch_size}."
         )
-    steps_per_epoch = num_rows // batch_size
     order_key, mask_key, shuffle_key = jax.random.split(key, 3)
 
     def step(state: TrainState, batch_rows: Array) -> tuple[TrainState, Any]:
-        step_key = jax.random.fold_in(mask_key, state.step)
-        batch = jax.tree.map(lambda array: array[batch_rows], (inputs, labels))
-        return train_step(step_key, state, split_batch(batch, batch_sharding))
+        batch = jax.tree.map(lambda array: array[batch_rows], data)
+        return fit_step(mask_key, state, split_batch(batch, batch_sharding))
 
     def epoch(state: TrainState, _: None) -> tuple[TrainState, Any]:
-        index = state.step // steps_per_epoch
-        if state.network.step_rule is not None:
-            epoch_key = jax.random.fold_in(shuffle_key, index)
-            state = state.network.step_rule.start_epoch(epoch_key, state)
-        order = jax.random.permutation(jax.random.fold_in(order_key, index), rows)
-        batches = order[: steps_per_epoch * batch_size].reshape(steps_per_epoch, batch_size)
+        state, batches = begin_epoch(order_key, shuffle_key, state, rows, batch_size)
         state, losses = jax.lax.scan(step, state, batches)
         return state, jax.tree.map(partial(jnp.mean, axis=0), losses)
 
+    data = (inputs, labels)
     return jax.lax.scan(epoch, state, length=num_epochs)
 
 
@@ -418,6 +412,32 @@ def split_batch(batch: Any, batch_sharding: Sharding | PartitionSpec | None) -> 
     if batch_sharding is None:
         return batch
     return jax.lax.with_sharding_constraint(batch, batch_sharding)
+
+
+def begin_epoch(
+    order_key: Array, shuffle_key: Array, state: TrainState, rows: Array, batch_size: int
+) -> tuple[TrainState, Array]:
+    """The state in which an epoch of `fit` begins, and the rows of its steps, `[step, batch]`.
+
+    Args:
+        order_key: of all epochs; the order depends on the index of the epoch too.
+        shuffle_key: the same for a step rule's choices.
+        state: of one network, after a whole number of epochs.
+        rows: integers `[row]`, the examples of an epoch.
+        batch_size: how many examples each step takes.
+    """
+    steps_per_epoch = rows.shape[0] // batch_size
+    index = state.step // steps_per_epoch
+    if state.network.step_rule is not None:
+        epoch_key = jax.random.fold_in(shuffle_key, index)
+        state = state.network.step_rule.start_epoch(epoch_key, state)
+    order = jax.random.permutation(jax.random.fold_in(order_key, index), rows)
+    return state, order[: steps_per_epoch * batch_size].reshape(steps_per_epoch, batch_size)
+
+
+def fit_step(mask_key: Array, state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
+    """A step of `fit`: the masks depend on the index of the step too; see `train_step`."""
+    return train_step(jax.random.fold_in(mask_key, state.step), state, batch)
 
 
 def _count_examples(inputs: Any, labels: Any) -> int:

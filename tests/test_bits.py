@@ -1,12 +1,14 @@
 """The bits of a mask: their probability, their layout, and the hash that draws them."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from bounds import binomial_bounds
+from jax import export
 from jax.extend.random import threefry_2x32
 
 from jdrop import bits
@@ -63,41 +65,49 @@ def test_the_hash_equals_the_hash_of_jax(getkey):
     np.testing.assert_array_equal(jnp.concatenate(ours), theirs)
 
 
-EXACT_IN = {1: 0.5, 2: 0.25, 4: 1 / 16, 8: 3 / 256, 16: 0.1}
+EXACT_IN = {1: 0.5, 2: 0.25, 3: 0.125, 4: 1 / 16, 8: 3 / 256, 15: 0.1, 16: 0.3}
 """For each number of bits, a rate that draws so many."""
 
-BLOCKS = {1: 8192, 2: 8192, 4: 4096, 8: 2048, 16: 1024}
-"""For each number of bits, how many elements a block has."""
+LAYOUTS = {
+    (): ((), 1, 128), (1,): ((), 1, 128), (9000,): ((), 71, 128), (7, 1, 1): ((), 1, 128),
+    (1, 50): ((), 1, 50), (3, 8): ((), 3, 8), (97, 331): ((), 97, 331), (64, 40): ((), 64, 40),
+    (2, 197, 5): ((2,), 197, 5), (3, 2, 64, 6): ((3, 2), 64, 6), (2, 1, 33, 1, 7): ((2,), 33, 7),
+    (3, 7, 9, 5): ((3,), 63, 5), (70, 9, 31): ((), 630, 31), (2, 1100, 3): ((2,), 1100, 3),
+    (3, 0): ((), 3, 0), (0, 5): ((), 0, 5),
+}  # fmt: skip
+"""For each shape, the sizes of its leading axes, its rows and its columns."""
 
-SHAPES = [(16384,), (3, 8192), (5, 4096, 2), (97, 331), (1,), (2, 3, 5000), (3, 0), (70, 9, 31), ()]
+PART_ROWS = {1: 16, 2: 16, 3: 16, 4: 16, 8: 8, 15: 4, 16: 4}
+"""For each number of bits, how many rows read a pair of random words, but 32 with 1 or 2 bits."""
 
 
 def mask_in_numpy(key, shape, num_bits: int, threshold: int) -> np.ndarray:
-    """The layout that `bits.py` describes, in integer arithmetic."""
-    block_size = BLOCKS[num_bits]
-    row_size = 1
-    for size in (*reversed(shape), None):
-        filled = 8 * (-row_size % block_size) <= row_size
-        if size is None or (filled and row_size != 1):
-            break
-        row_size *= size
-    rows = math.prod(shape) // row_size if row_size else 0
-    row, within = np.divmod(np.arange(rows * row_size), max(row_size, 1))
-    block_of_row, within = np.divmod(within, block_size)
-    plane, column = np.divmod(within, bits.RUN)
-    block = row * math.ceil(row_size / block_size) + block_of_row
-    hashed = threefry_2x32(
-        jax.random.key_data(key), jnp.asarray(np.concatenate([block, column]), jnp.uint32)
-    )
+    """The layout that `bits.py` describes, with an integer for the bits of each element."""
+    lead, num_rows, columns = LAYOUTS[shape]
+    grid = np.indices((math.prod(lead), num_rows, columns)).reshape(3, -1)
+    lead_index, row, column = grid[:, : math.prod(shape)]
+    group, row_in_group = lead_index * math.ceil(num_rows / 32) + row // 32, row % 32
+    part_rows = PART_ROWS[num_bits]
+    if num_bits > 2:
+        column = column * (32 // part_rows) + row_in_group // part_rows
+    counters = jnp.asarray(np.concatenate([group, column]), jnp.uint32)
+    hashed = threefry_2x32(jax.random.key_data(key), counters)
     first, second = np.split(np.asarray(hashed, np.uint64), 2)
-    value = (
-        (second << np.uint64(32) | first) >> (plane * num_bits).astype(np.uint64)
-    ) % 2**num_bits
+    pair = second << np.uint64(32) | first
+    value = np.zeros(row.shape, np.int64)
+    for digit in range(num_bits):
+        plane = num_bits - 1 - digit
+        place = 32 * plane + row_in_group
+        if num_bits > 2:
+            place = part_rows * plane + row_in_group % part_rows
+        # The integer that is compared has the complements of the bits as digits.
+        bit = ~(pair >> place.astype(np.uint64)) & np.uint64(1)
+        value += bit.astype(np.int64) << digit
     return (value < threshold).reshape(shape)
 
 
 @pytest.mark.parametrize("num_bits", EXACT_IN)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", LAYOUTS, ids=str)
 def test_elements_read_their_bits_by_the_layout(num_bits, shape, getkey):
     key = getkey()
     threshold = bits.threshold(EXACT_IN[num_bits])
@@ -106,13 +116,65 @@ def test_elements_read_their_bits_by_the_layout(num_bits, shape, getkey):
     np.testing.assert_array_equal(mask, expected)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_an_array_of_thresholds_reads_the_same_bits_as_a_scalar(shape, getkey):
+@pytest.mark.parametrize("shape", LAYOUTS, ids=str)
+@pytest.mark.parametrize("varies", ["nowhere", "along one axis", "everywhere"])
+def test_an_array_of_thresholds_reads_the_same_bits_as_a_scalar(shape, varies, getkey):
     key = getkey()
-    threshold = bits.threshold(0.1)
-    thresholds = jnp.full(shape, threshold)
+    thresholds = bits.threshold(jax.random.uniform(getkey(), shape))
+    if varies == "nowhere":
+        thresholds = jnp.full((1,) * len(shape), bits.threshold(0.3))
+    elif varies == "along one axis":
+        axis = len(shape) // 2
+        thresholds = thresholds[tuple(slice(None if a == axis else 1) for a in range(len(shape)))]
     mask = bits.draw_mask(key, shape, thresholds, None)
-    np.testing.assert_array_equal(mask, mask_in_numpy(key, shape, 16, int(threshold)))
+    expected = mask_in_numpy(key, shape, 16, np.broadcast_to(thresholds, shape).ravel())
+    np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("differentiated", [False, True])
+@pytest.mark.parametrize(
+    "shape", [(3, 8), (2, 197, 5), (3, 7, 9, 5), (2, 64, 5), (2, 1100, 3), (0, 5)], ids=str
+)
+def test_a_program_for_a_tpu_reads_the_same_bits(shape, differentiated, getkey):
+    """It selects or stores where other programs split the rows. Here it runs on the CPU."""
+
+    def run_as_on_a_tpu(*inputs, tpu=None, cpu=None, default):
+        return (tpu or default)(*inputs)
+
+    key, threshold = getkey(), bits.threshold(0.1)
+    expected = bits.draw_mask(jax.random.clone(key), shape, threshold, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.lax, "platform_dependent", run_as_on_a_tpu)
+        # The new function is not in the cache of `jit`.
+        draw = bits._draw_decisions.__wrapped__
+        mask = draw(key, None, shape, int(threshold), differentiated, None)
+    np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "rocm", "tpu"])
+@pytest.mark.parametrize("shape", [(64, 40), (2, 197, 5), (2, 1100, 3), (9000,)], ids=str)
+def test_a_mask_is_lowered_for_every_platform(shape, platform):
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    draw = jax.jit(lambda key: bits.draw_mask(key, shape, bits.threshold(0.1), None))
+    assert export.export(draw, platforms=[platform])(key).platforms == (platform,)
+
+
+@pytest.mark.parametrize("num_bits", EXACT_IN)
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_other_generators_draw_a_random_word_for_32_rows_and_each_bit(num_bits, impl):
+    key, threshold = jax.random.key(0, impl=impl), bits.threshold(EXACT_IN[num_bits])
+    jaxpr = jax.make_jaxpr(lambda key: bits.draw_mask(key, (640, 128), threshold, None))(key)
+    assert re.findall(r"random_bits\[[^]]*shape=\(([^)]*)\)", str(jaxpr)) == [
+        f"{num_bits}, 20, 128"
+    ]
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.1])
+def test_masks_of_other_generators_have_the_probability_of_the_threshold(rate):
+    key = jax.random.key(0, impl="rbg")
+    kept = int(bits.draw_mask(key, (1000, 1000), bits.threshold(rate), None).sum())
+    low, high = binomial_bounds(1000 * 1000, probability(rate))
+    assert low <= kept <= high, f"kept {kept}, expected {low} to {high}"
 
 
 @pytest.mark.parametrize("low", [0.1, 0.3])

@@ -16,6 +16,8 @@ import jdrop.linen
 import jdrop.nnx
 
 BATCH, LENGTH = export.symbolic_shape("b, s")
+ANY_LONG = (*export.symbolic_shape("b, s", constraints=["s >= 32"]), 8)
+ANY_WIDE = (50, *export.symbolic_shape("w", constraints=["w >= 2"]))
 
 
 def exported(f: Callable[..., Any], shape: tuple[Any, ...]) -> Callable[..., Any]:
@@ -30,9 +32,11 @@ def exported(f: Callable[..., Any], shape: tuple[Any, ...]) -> Callable[..., Any
     [
         ((BATCH,), [(1,), (9000,)]),
         ((BATCH, 8), [(1, 8), (3000, 8)]),
-        ((BATCH, 3, 8192), [(2, 3, 8192)]),
-        # The last axis makes whole rows, so the bits depend on no other.
-        ((BATCH, LENGTH, 8192), [(2, 3, 8192)]),
+        ((BATCH, 3, 40), [(1, 3, 40), (50, 3, 40)]),
+        ((BATCH, 197, 8), [(3, 197, 8)]),
+        # The lengths make groups of rows of their own, whatever they are.
+        (ANY_LONG, [(2, 32, 8), (2, 50, 8)]),
+        (ANY_WIDE, [(50, 2), (50, 100)]),
     ],
     ids=str,
 )
@@ -57,7 +61,7 @@ def test_axes_that_share_decisions_may_be_symbolic(getkey):
 
 @pytest.mark.parametrize("shape", [(BATCH, LENGTH, 8), (4, LENGTH)], ids=str)
 def test_a_mask_whose_bits_depend_on_a_symbolic_size_is_refused(shape):
-    with pytest.raises(ValueError, match="all axes but the first, and one of them is symbolic"):
+    with pytest.raises(ValueError, match="a symbolic size after the first is 1, or less than 32"):
         exported(lambda key, x: jdrop.dropout(key, x, 0.5), shape)
 
 
@@ -105,3 +109,29 @@ def test_attention_with_dropout_is_exported_for_any_batch_but_not_for_any_length
     np.testing.assert_allclose(actual, attend(key, x), atol=1e-6)
     with pytest.raises(ValueError, match="the length of q must be a number while dropout is on"):
         exported(attend, (BATCH, LENGTH, 2, 4))
+
+
+PROGRAMS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "dropout": lambda key, x: jdrop.dropout(key, x, 0.1),
+    "channel rates": lambda key, x: jdrop.dropout(key, x, jnp.linspace(0.0, 0.5, x.shape[-1])),
+    "gradient": jax.grad(lambda key, x: jdrop.dropout(key, jnp.sin(x), 0.5).sum(), argnums=1),
+    "attention": lambda key, x: jdrop.dot_product_attention(key, x, x, x, dropout_rate=0.1),
+    "drop_path": lambda key, x: jdrop.drop_path(key, x, 0.2),
+}
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_programs_are_lowered_for_all_platforms_at_once(program, impl):
+    key = jax.eval_shape(lambda: jax.random.key(0, impl=impl))
+    x = jax.ShapeDtypeStruct((2, 150, 4, 8), jnp.bfloat16)
+    platforms = ("cpu", "cuda", "rocm", "tpu")
+    lowered = export.export(jax.jit(PROGRAMS[program]), platforms=platforms)(key, x)
+    assert lowered.platforms == platforms
+
+
+def test_a_program_of_several_platforms_draws_the_same_masks(getkey):
+    key, x = getkey(), jnp.ones((2, 150, 40))
+    drop = PROGRAMS["dropout"]
+    both = export.export(jax.jit(drop), platforms=["cpu", "tpu"])(key, x)
+    assert jnp.array_equal(both.call(jax.random.clone(key), x), drop(key, x))

@@ -1,7 +1,8 @@
 """Statistical tests of masks: within a mask, between keys, and in a training run.
 
-A fault of the generator would show along the layout in `bits.py`, so these tests look at planes,
-columns and blocks. `scripts/randomness.py` reads many more bits and ignores the layout.
+A fault of the generator would show along the layout in `bits.py`, so these tests look at the rows
+of a word, at columns and at groups. `scripts/randomness.py` reads many more bits and ignores the
+layout.
 """
 
 import math
@@ -20,14 +21,14 @@ from scipy import stats
 
 import jdrop
 import jdrop.linen
-from jdrop.bits import RUN
+from jdrop.bits import GROUP
 from jdrop.ensemble import fit_ensemble, init_ensemble
 
-EXACT_IN = {1: 0.5, 2: 0.25, 4: 1 / 16, 8: 77 / 256, 16: 0.1}
+EXACT_IN = {1: 0.5, 2: 0.25, 4: 1 / 16, 8: 77 / 256, 15: 0.1, 16: 0.3}
 """For each number of bits, a rate that draws so many."""
 
-PLANES = {1: 32, 2: 32, 4: 16, 8: 8, 16: 4}
-"""For each number of bits, how many planes a block has."""
+COLUMNS = 256
+"""Columns of most masks."""
 
 every_number_of_bits = pytest.mark.parametrize("num_bits", EXACT_IN)
 
@@ -46,12 +47,10 @@ def draw_masks(keys: Array, shape: tuple[int, ...], num_bits: int) -> np.ndarray
     return np.asarray(draw(keys, shape, EXACT_IN[num_bits]))
 
 
-def draw_blocks(key: Array, num_bits: int) -> np.ndarray:
-    """Draws masks of 2**21 elements in all, as `[key, 256 blocks, plane, RUN]`."""
-    planes = PLANES[num_bits]
-    keys = jax.random.split(key, 2**21 // (256 * planes * RUN))
-    masks = draw_masks(keys, (256 * planes * RUN,), num_bits)
-    return masks.reshape(len(keys), 256, planes, RUN)
+def draw_groups(key: Array, num_bits: int) -> np.ndarray:
+    """Draws a mask of 2**21 elements, as `[group, row of the group, column]`."""
+    mask = draw_masks(key[None], (2**21 // COLUMNS, COLUMNS), num_bits)
+    return mask.reshape(-1, GROUP, COLUMNS)
 
 
 def standardised(masks: np.ndarray, q: float) -> np.ndarray:
@@ -106,23 +105,21 @@ def assert_counts(kept: np.ndarray, n: int, q: float, what: str) -> None:
 
 
 @every_number_of_bits
-@pytest.mark.parametrize("shape", ["a block", (50, 256), (3, 5, 257)], ids=str)
+@pytest.mark.parametrize("shape", [(GROUP, COLUMNS), (50, 256), (3, 5, 257)], ids=str)
 def test_each_element_is_kept_at_the_rate(num_bits, shape, getkey):
-    planes, q = PLANES[num_bits], kept_probability(num_bits)
-    size = (planes * RUN,) if shape == "a block" else shape
-    masks = draw_masks(jax.random.split(getkey(), 1024), size, num_bits)
+    q = kept_probability(num_bits)
+    masks = draw_masks(jax.random.split(getkey(), 1024), shape, num_bits)
     kept = masks.sum(axis=0)
     assert_counts(kept.ravel(), len(masks), q, "element")
-    if shape == "a block":
-        kept = kept.reshape(planes, RUN)
-        assert_counts(kept.sum(axis=1), len(masks) * RUN, q, "plane")
-        assert_counts(kept.sum(axis=0), len(masks) * planes, q, "column")
+    if shape == (GROUP, COLUMNS):
+        assert_counts(kept.sum(axis=1), len(masks) * COLUMNS, q, "row")
+        assert_counts(kept.sum(axis=0), len(masks) * GROUP, q, "column")
 
 
 WORDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "last axis": lambda mask: mask,
     "first axis": lambda mask: mask.T,
-    "planes": lambda mask: mask.reshape(-1, 8, RUN).swapaxes(1, 2),
+    "rows of a group": lambda mask: mask.reshape(-1, GROUP, mask.shape[1]).swapaxes(1, 2),
 }
 """Arrays whose last axis is cut into words of 8 decisions."""
 
@@ -138,20 +135,21 @@ def test_words_of_eight_decisions_have_their_frequencies(num_bits, along, shape,
 
 
 @every_number_of_bits
-@pytest.mark.parametrize("axis", [1, 2, 3], ids=["blocks", "planes", "columns"])
-def test_every_two_blocks_planes_and_columns_are_uncorrelated(num_bits, axis, getkey):
-    decisions = np.moveaxis(draw_blocks(getkey(), num_bits), axis, 0)
+@pytest.mark.parametrize("axis", [0, 1, 2], ids=["groups", "rows of a group", "columns"])
+def test_every_two_groups_rows_and_columns_are_uncorrelated(num_bits, axis, getkey):
+    decisions = np.moveaxis(draw_groups(getkey(), num_bits), axis, 0)
     assert_uncorrelated(decisions.reshape(len(decisions), -1), kept_probability(num_bits))
 
 
 @every_number_of_bits
-def test_the_halves_of_a_pair_are_independent_and_keep_binomial_counts(num_bits, getkey):
-    """The halves are the two words of the pair, except with 1 bit, which reads only the first."""
-    decisions, half = draw_blocks(getkey(), num_bits), PLANES[num_bits] // 2
-    first, second = decisions[:, :, :half].sum(axis=2), decisions[:, :, half:].sum(axis=2)
-    binomial = stats.binom.pmf(np.arange(half + 1), half, kept_probability(num_bits))
-    joint = (half + 1) * first + second
-    assert_frequencies(joint.ravel(), np.outer(binomial, binomial).ravel())
+@pytest.mark.parametrize("part_rows", [4, 8, 16])
+def test_parts_of_a_word_are_independent_and_keep_binomial_counts(num_bits, part_rows, getkey):
+    decisions = draw_groups(getkey(), num_bits)
+    counts = decisions.reshape(len(decisions), -1, part_rows, COLUMNS).sum(axis=2)
+    binomial = stats.binom.pmf(np.arange(part_rows + 1), part_rows, kept_probability(num_bits))
+    joint = (part_rows + 1) * counts[:, :-1] + counts[:, 1:]
+    # Every other pair of neighbours, so that no part is counted twice.
+    assert_frequencies(joint[:, ::2].ravel(), np.outer(binomial, binomial).ravel())
 
 
 LAGS_ALONG = [((300, 5, 700), 0), ((300, 5, 700), 2), ((20000, 3, 7), 0), ((3, 41, 9000), 2)]
@@ -163,8 +161,7 @@ def test_decisions_are_uncorrelated_at_the_lags_of_the_layout(num_bits, shape, a
     q = kept_probability(num_bits)
     mask = draw_masks(getkey()[None], shape, num_bits)[0]
     values = np.moveaxis(standardised(mask, q), axis, -1)
-    block = PLANES[num_bits] * RUN
-    for lag in [1, 2, RUN // 2, RUN - 1, RUN, RUN + 1, block - RUN, block]:
+    for lag in [1, 2, 4, 8, 16, GROUP - 1, GROUP, GROUP + 1, 2 * GROUP, 128, 256]:
         if lag >= shape[axis]:
             continue
         actual = np.mean(values[..., lag:] * values[..., :-lag])
@@ -200,13 +197,13 @@ KEYS: dict[str, Callable[[Array], Array]] = {
 def test_masks_of_different_keys_are_uncorrelated(num_bits, make_keys, getkey):
     """At different elements too: the counters of a key must not continue those of another."""
     keys = KEYS[make_keys](getkey())
-    block, q = PLANES[num_bits] * RUN, kept_probability(num_bits)
-    masks = draw_masks(keys, (4 * block,), num_bits)
-    assert_uncorrelated(masks, q)
-    assert_uncorrelated(masks.reshape(-1, block), q)
-    runs = np.packbits(masks.reshape(-1, RUN), axis=1)
+    q = kept_probability(num_bits)
+    masks = draw_masks(keys, (4 * GROUP, COLUMNS), num_bits)
+    assert_uncorrelated(masks.reshape(len(keys), -1), q)
+    assert_uncorrelated(masks.reshape(4 * len(keys), -1), q)
+    runs = np.packbits(masks.reshape(-1, COLUMNS), axis=1)
     repeats = len(runs) - len(np.unique(runs, axis=0))
-    _, most = binomial_bounds(math.comb(len(runs), 2), (q**2 + (1 - q) ** 2) ** RUN)
+    _, most = binomial_bounds(math.comb(len(runs), 2), (q**2 + (1 - q) ** 2) ** COLUMNS)
     assert repeats <= most, f"{repeats} of {len(runs)} runs occur again, at most {most}"
 
 

@@ -3,6 +3,7 @@
 Where one of them predicts as well as the networks, what a network is worth says little.
 """
 
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -13,11 +14,15 @@ from threadpoolctl import threadpool_limits
 from jdrop.study.data import (
     NUM_FOLDS,
     Dataset,
+    Progress,
+    chunks,
     folds,
     generator,
     labels_of_tokens,
+    shapes_of,
     strata,
     stratified,
+    take,
 )
 from jdrop.study.parts import BaselineOutputs, BaselinesPart
 
@@ -33,8 +38,6 @@ MAX_TRAIN_VALUES = 2 * 10**8
 MAX_STEPS = 500  # Of L-BFGS.
 
 TOLERANCE = 1e-5  # The largest derivative of the mean loss where L-BFGS stops.
-
-Progress = Callable[[str, int, int], None]
 
 Predictions = Callable[[np.ndarray], np.ndarray]
 
@@ -87,7 +90,7 @@ def linear_is_left_out(data: Dataset) -> str | None:
         return "No linear model was fitted, since the inputs are not one array of floats."
     if data.is_per_token:
         return "No linear model was fitted, since the labels are per token."
-    size = data.train_inputs.size
+    size = math.prod(shapes_of(data.train_inputs).shape)
     if size <= MAX_TRAIN_VALUES:
         return None
     return (
@@ -98,7 +101,7 @@ def linear_is_left_out(data: Dataset) -> str | None:
 
 def _linear_model(data: Dataset, seed: int, progress: Progress) -> BaselineOutputs:
     start = time.perf_counter()
-    inputs = data.train_inputs.reshape(len(data.train_labels), -1)
+    inputs = take(data.train_inputs, slice(None)).reshape(len(data.train_labels), -1)
     fit = _fit_ridge if data.is_regression else _fit_logistic
     labels = data.train_labels
     fold_of_example = folds(labels, data.train_groups, data.test_groups, NUM_FOLDS, seed)
@@ -118,7 +121,9 @@ def _linear_model(data: Dataset, seed: int, progress: Progress) -> BaselineOutpu
         progress("fitting a linear model", fold + 1, num_fits)
     penalty = PENALTIES[int(np.argmin(losses))]
     predict, converged = fit(inputs, labels, data.num_classes, penalty)
-    outputs = predict(data.test_inputs.reshape(len(data.test_labels), -1)).astype(np.float32)
+    test_chunks = (take(data.test_inputs, rows) for rows in chunks(data.test_inputs))
+    outputs = np.concatenate([predict(chunk.reshape(len(chunk), -1)) for chunk in test_chunks])
+    outputs = outputs.astype(np.float32)
     progress("fitting a linear model", num_fits, num_fits)
     explanation = (
         f"Logistic regression, a linear model without hidden units; its L2 penalty {penalty:g} "

@@ -20,10 +20,12 @@ from jdrop.study.data import (
     DATASETS,
     DataError,
     Dataset,
+    Progress,
     from_arrays,
     load,
     load_predictions,
     load_table,
+    no_progress,
     subset,
     with_label_noise,
 )
@@ -100,9 +102,15 @@ def train(
     options: Mapping[str, Any], command_line: str, console: Console
 ) -> tuple[Comparison, Path]:
     """Trains and compares; returns the results and their folder."""
+    return with_progress(partial(_train, options, command_line, console), console)
+
+
+def _train(
+    options: Mapping[str, Any], command_line: str, console: Console, progress: Progress
+) -> tuple[Comparison, Path]:
     settings = Settings(**{name: options[name] for name in Settings.__dataclass_fields__})
     with _file_errors("the data could not be read"):
-        data = load_data(options)
+        data = load_data(options, progress)
     prepare = partial(
         Experiment,
         settings,
@@ -111,6 +119,7 @@ def train(
         margins=options["margins"],
         sweep=options["sweep"],
         command=command_line,
+        progress=progress,
     )
     advice = "; complete parts are kept, and the same command goes on from there"
     with _file_errors("the results could not be written", advice):
@@ -136,11 +145,15 @@ def train(
             f"{settings.budget} dropout networks, {settings.epochs} epochs; folder: "
             f"{experiment.folder}",
         )
-        return with_progress(experiment.run, console), experiment.folder
+        return experiment.run(progress), experiment.folder
 
 
-def load_data(options: Mapping[str, Any]) -> Dataset:
+def load_data(options: Mapping[str, Any], progress: Progress = no_progress) -> Dataset:
     """Loads the data set that the options name.
+
+    Args:
+        options: by name, see `jdrop.study.cli`.
+        progress: is called as inputs are read from a source.
 
     Raises:
         DataError: options or files that do not fit.
@@ -168,7 +181,7 @@ def load_data(options: Mapping[str, Any]) -> Dataset:
             if options[name] is not None:
                 option = name.replace("_", "-")
                 raise DataError(f"--{option} is for files, not for the object {dataset}.")
-        return load_data_object(dataset, **shared)
+        return load_data_object(dataset, **shared, progress=progress)
     return load_table(
         Path(dataset),
         target=options["target"],
@@ -194,12 +207,18 @@ DATA_ARGUMENTS = (
 
 
 def load_data_object(
-    name: str, *, train_size: int | None, label_noise: float, seed: int
+    name: str,
+    *,
+    train_size: int | None,
+    label_noise: float,
+    seed: int,
+    progress: Progress = no_progress,
 ) -> Dataset:
     """Imports a data set `module:object`.
 
-    The object is a dictionary of the arrays that `jdrop.compare` takes, by the names of its
-    arguments; a tuple of the first four; or a function without arguments that returns one of them.
+    The object is a dictionary of the arrays and sources that `jdrop.compare` takes, by the names of
+    its arguments; a tuple of the first four; or a function without arguments that returns one of
+    them.
 
     Raises:
         DataError: the object is none of these, or its arrays do not fit.
@@ -217,7 +236,7 @@ def load_data_object(
             f"maybe {', '.join(DATA_ARGUMENTS[4:])}; a tuple of the first four; or a function "
             "without arguments that returns one of them."
         )
-    data = from_arrays(name.replace(":", "."), **arrays)
+    data = from_arrays(name.replace(":", "."), **arrays, progress=progress)
     if train_size is not None:
         data = data.train_on(subset(data, train_size, seed))
     return with_label_noise(data, label_noise, seed)

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import math
-import os
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +19,17 @@ from rich.console import Console
 
 from jdrop.network import Network
 from jdrop.study import report
-from jdrop.study.data import Dataset, fingerprint, from_arrays, labels_of_tokens
+from jdrop.study.data import (
+    Dataset,
+    Progress,
+    fingerprint,
+    from_arrays,
+    labels_of_tokens,
+    machine_memory,
+    no_progress,
+    shapes_of,
+)
+from jdrop.study.data.streams import with_length
 from jdrop.study.errors import UserError
 from jdrop.study.evaluation import evaluate
 from jdrop.study.models import Model, check_model
@@ -30,7 +39,6 @@ from jdrop.study.run_folder import RunFolder
 from jdrop.study.runner import check_sweep, run_parts
 from jdrop.study.scores import CURVE_SCORES
 from jdrop.study.settings import Settings, checked_sweep
-from jdrop.study.training import Progress
 
 
 def compare(
@@ -65,7 +73,8 @@ def compare(
             `[batch, length, class]`.
         inputs: training examples, `[example, ...]`, scaled as the model needs them, or a pytree of
             arrays `[example, ...]`, such as a dictionary. Floats and uint8 become float32, other
-            integers int32.
+            integers int32. Data larger than the memory come from a source: a memory-mapped array,
+            or any object with `len(source)` and `source[index]`, the inputs of one example.
         labels: integers in [0, classes), or floats for regression, `[example]`; or integers per
             token `[example, length]`, where a number below 0, such as -1, marks positions that are
             neither trained on nor scored.
@@ -115,25 +124,27 @@ def compare(
         >>> comparison.method("dropout").points[0].worth["nll"].largest
         3
     """
-    data = from_arrays(
-        name, inputs, labels, test_inputs, test_labels, ood_inputs, groups, test_groups
-    )
-    prepare = partial(
-        Experiment,
-        Settings.from_mapping(settings),
-        Model(model),
-        data,
-        model_name=name_of(model),
-        margins=margins,
-        sweep=sweep,
-        command=f"jdrop.compare({name_of(model)}, ...)",
-    )
+    arrays = (inputs, labels, test_inputs, test_labels, ood_inputs, groups, test_groups)
+    checked_settings, checked_model = Settings.from_mapping(settings), Model(model)
+
+    def run_in(folder: Path, progress: Progress) -> Comparison:
+        experiment = Experiment(
+            checked_settings,
+            checked_model,
+            from_arrays(name, *arrays, progress=progress),
+            folder=folder,
+            model_name=name_of(model),
+            margins=margins,
+            sweep=sweep,
+            command=f"jdrop.compare({name_of(model)}, ...)",
+            progress=progress,
+        )
+        return experiment.run(progress)
 
     def run(folder: Path) -> Comparison:
-        experiment = prepare(folder=folder)
         if progress is True:
-            return with_progress(experiment.run, Console(stderr=True))
-        return experiment.run(progress or _print_nothing)
+            return with_progress(partial(run_in, folder), Console(stderr=True))
+        return run_in(folder, progress or no_progress)
 
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
@@ -155,6 +166,7 @@ class Experiment:
         margins: see `compare`.
         sweep: see `compare`.
         command: what the user called, for the report.
+        progress: is called as streams are read.
 
     Raises:
         UserError: arguments that do not fit each other, or a folder that holds another run.
@@ -172,6 +184,7 @@ class Experiment:
         margins: Mapping[str, float] | None,
         sweep: Mapping[str, Iterable[int | float]] | None,
         command: str,
+        progress: Progress = no_progress,
     ) -> None:
         self._settings, self._model, self._command = settings, model, command
         self._margins = checked_margins(margins, data)
@@ -186,7 +199,7 @@ class Experiment:
         check_sweep(self._sweep, model, data)
         self._data = data = replace(data, num_classes=check_model(model, data))
         _check_memory(settings, data)
-        config = run_config(settings, model, data, model_name, self._sweep)
+        config = run_config(settings, model, data, model_name, self._sweep, progress)
         self.folder = default_folder(config) if folder is None else folder
         self._run_folder = RunFolder(self.folder, config)
         tempfile.TemporaryFile(dir=self.folder).close()  # Fails now, not after the training.
@@ -208,10 +221,6 @@ class Experiment:
             command=self._command,
         )
         return evaluate(self._run_folder, self._margins)
-
-
-def _print_nothing(what: str, done: int, total: int) -> None:
-    pass
 
 
 def checked_margins(margins: Mapping[str, float] | None, data: Dataset) -> dict[str, float]:
@@ -258,9 +267,6 @@ def _check_labels_can_be_swept(data: Dataset) -> None:
 
 def _check_memory(settings: Settings, data: Dataset) -> None:
     """Raises if the predictions of one method do not fit in the memory of the machine."""
-    if not hasattr(os, "sysconf"):  # On Windows.
-        return
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     num_test, num_train = (
         len(labels_of_tokens(labels)) for labels in (data.test_labels, data.train_labels)
     )
@@ -270,6 +276,7 @@ def _check_memory(settings: Settings, data: Dataset) -> None:
         settings.ensemble_size * num_train,
     )
     num_bytes = 4 * settings.replicates * largest * (data.num_classes or 1)
+    memory = machine_memory()
     if 2 * num_bytes > memory:  # Each is copied at least once.
         raise UserError(
             f"the predictions of one method take {num_bytes / 1e9:.1f} GB, twice that is more "
@@ -286,13 +293,14 @@ def run_config(
     data: Dataset,
     model_name: str,
     sweep: Mapping[str, Sequence[float]],
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """All that the results of a run depend on, as plain values: its identity."""
     return {
         "dataset": data.name,
         "model": model_name,
         "program": hash_program(model, data),
-        "examples": fingerprint(data),
+        "examples": fingerprint(data, progress),
         "target_mean": data.target_mean,
         "target_scale": data.target_scale,
         **dataclasses.asdict(settings),
@@ -320,9 +328,7 @@ def hash_program(model: Model, data: Dataset) -> str:
                 results.append(all_passes(model.network(**changes), key, inputs))
         return results
 
-    inputs = jax.tree.map(
-        lambda array: jax.ShapeDtypeStruct((2, *array.shape[1:]), array.dtype), data.train_inputs
-    )
+    inputs = with_length(shapes_of(data.train_inputs), 2)
     key = jax.eval_shape(lambda: jax.random.key(0))
     program = jax.jit(all_networks).lower(key, inputs).as_text()
     return hashlib.sha256(program.encode()).hexdigest()[:16]

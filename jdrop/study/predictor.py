@@ -1,6 +1,7 @@
 """Predicts with trained networks, and measures what a prediction costs."""
 
 import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -10,12 +11,24 @@ from jax import Array
 
 from jdrop import ensemble
 from jdrop.network import Network, Variables
-from jdrop.study.data import Dataset, num_examples, outputs_of_tokens
+from jdrop.study.data import (
+    Dataset,
+    Progress,
+    chunks,
+    join,
+    num_examples,
+    outputs_of_tokens,
+    shapes_of,
+    take,
+)
+from jdrop.study.data.streams import with_length
 from jdrop.study.parts import MethodPredictions
 from jdrop.study.settings import Settings
-from jdrop.study.training import Progress, check_finite, count_flops
+from jdrop.study.training import check_finite, count_flops
 
 FLOPS_BATCH = 100  # The compiler counts the operations for so many examples at once.
+
+TIMED_PASSES = 5  # Or fewer, if a method has fewer masks.
 
 
 class Predictor:
@@ -30,9 +43,10 @@ class Predictor:
     def __init__(self, settings: Settings, data: Dataset, progress: Progress) -> None:
         self.settings = settings
         self._data, self._progress = data, progress
-        # All inputs go through the networks in one pass.
-        inputs = [data.test_inputs] + ([] if data.ood_inputs is None else [data.ood_inputs])
-        self._inputs = jax.tree.map(lambda *arrays: jnp.asarray(np.concatenate(arrays)), *inputs)
+        # Inputs of one chunk go through the networks in one pass.
+        self._inputs = data.test_inputs
+        if data.ood_inputs is not None:
+            self._inputs = join(data.test_inputs, data.ood_inputs)
 
     def predict(
         self,
@@ -50,18 +64,59 @@ class Predictor:
             key: consumed; every network draws masks of its own. None: without dropout.
             network: the architecture.
             variables: of all members of all replicates, with a leading axis.
-            inputs: `[example, ...]`, or a pytree of such arrays.
+            inputs: `[example, ...]`, a pytree of such arrays, or a stream.
             labels: of these inputs; they say which tokens have a label.
 
         Raises:
             jdrop.study.training.DivergedError: predictions that are NaN.
         """
-        inputs = jax.tree.map(jnp.asarray, inputs)
-        member_outputs = self._member_outputs(key, network, variables, inputs)
-        outputs = np.asarray(outputs_of_tokens(member_outputs, labels))
-        check_finite(np.isnan(outputs).any(tuple(range(1, outputs.ndim))))
-        by_member = outputs.reshape(-1, self.settings.replicates, *outputs.shape[1:])
-        return np.ascontiguousarray(by_member.swapaxes(0, 1))
+        return self.predict_passes([key], network, variables, inputs, labels, next)
+
+    def predict_passes(
+        self,
+        keys: Sequence[Array | None],
+        network: Network,
+        variables: Variables,
+        inputs: Any,
+        labels: np.ndarray,
+        combine: Callable[[Iterator[np.ndarray]], np.ndarray],
+    ) -> np.ndarray:
+        """What `combine` makes of the predictions of several passes, `[replicate, ..., example]`.
+
+        Reads the inputs once, chunk by chunk. If there are several chunks, each has masks of its
+        own.
+
+        Args:
+            keys: of the passes; see `predict`.
+            network: the architecture.
+            variables: of all members of all replicates, with a leading axis.
+            inputs: `[example, ...]`, a pytree of such arrays, or a stream.
+            labels: of these inputs; they say which tokens have a label.
+            combine: is called for each chunk with the predictions of the passes, one after another;
+                returns an array whose third axis is that of the examples.
+
+        Raises:
+            jdrop.study.training.DivergedError: predictions that are NaN.
+        """
+        slices = self._chunks(keys[0], variables, inputs)
+        num_passes = len(slices) * len(keys)
+
+        def passes(index: int, rows: slice) -> Iterator[np.ndarray]:
+            chunk = jax.tree.map(jnp.asarray, take(inputs, rows))
+            for key_index, key in enumerate(keys):
+                if key is not None and len(slices) > 1:
+                    key = jax.random.fold_in(key, index)
+                member_outputs = self._member_outputs(key, network, variables, chunk)
+                outputs = np.asarray(outputs_of_tokens(member_outputs, labels[rows]))
+                check_finite(np.isnan(outputs).any(tuple(range(1, outputs.ndim))))
+                by_member = outputs.reshape(-1, self.settings.replicates, *outputs.shape[1:])
+                yield np.ascontiguousarray(by_member.swapaxes(0, 1))
+                if key is not None:
+                    done = index * len(keys) + key_index + 1
+                    self._progress("sampling masks", done, num_passes)
+
+        combined = [combine(passes(index, rows)) for index, rows in enumerate(slices)]
+        return combined[0] if len(combined) == 1 else np.concatenate(combined, 2)
 
     def read(
         self,
@@ -83,32 +138,35 @@ class Predictor:
             epochs: how many epochs the networks trained.
             weight_decay: of their training.
         """
-        num_passes = 1 if key is None else self.settings.num_samples
-        passes = []
-        for index in range(num_passes):
-            if index == 1:  # The first one compiles.
-                start = time.perf_counter()
-            pass_key = None if key is None else jax.random.fold_in(key, index)
-            passes.append(
-                self.predict(pass_key, network, variables, self._inputs, self._data.test_labels)
+        keys: list[Array | None] = [None]
+        if key is not None:
+            keys = [jax.random.fold_in(key, index) for index in range(self.settings.num_samples)]
+        outputs, ood_outputs = self._split(
+            self.predict_passes(
+                keys,
+                network,
+                variables,
+                self._inputs,
+                self._data.test_labels,
+                lambda passes: np.concatenate([*passes], 1),
             )
-            if key is not None:
-                self._progress("sampling masks", index + 1, num_passes)
-        if key is None:
-            start = time.perf_counter()
-            jax.block_until_ready(self._member_outputs(None, network, variables, self._inputs))
-        seconds = (time.perf_counter() - start) / max(1, num_passes - 1)
-        outputs, ood_outputs = self._split(np.concatenate(passes, 1))
-        flops_key = None if key is None else jax.random.key(0)
-        num_networks = len(jax.tree.leaves(variables)[0])
+        )
         return MethodPredictions(
             epochs=epochs,
             weight_decay=weight_decay,
             outputs=outputs,
             ood_outputs=ood_outputs,
-            predict_flops=self._flops(network, variables, flops_key),
-            predict_seconds=seconds / (num_networks * num_examples(self._inputs)),
+            predict_flops=self._flops(
+                network, variables, None if key is None else jax.random.key(0)
+            ),
+            predict_seconds=self._seconds(keys[:TIMED_PASSES], network, variables),
         )
+
+    def _chunks(self, key: Array | None, variables: Variables, inputs: Any) -> list[slice]:
+        """Examples that go through the networks together."""
+        # Masks must not depend on how many networks there are, so neither may their chunks.
+        num_networks = 1 if key is not None else len(jax.tree.leaves(variables)[0])
+        return chunks(inputs, num_networks * self._data.output_bytes)
 
     def _member_outputs(
         self, key: Array | None, network: Network, variables: Variables, inputs: Any
@@ -128,7 +186,20 @@ class Predictor:
     def _flops(self, network: Network, variables: Variables, key: Array | None) -> float:
         """Floating-point operations for one network and example."""
         member = jax.tree.map(lambda leaf: np.asarray(leaf)[0], variables)
-        inputs = jax.tree.map(
-            lambda array: np.zeros((FLOPS_BATCH, *array.shape[1:]), array.dtype), self._inputs
-        )
+        inputs = with_length(shapes_of(self._inputs), FLOPS_BATCH)
         return count_flops(lambda v, x: network(v, x, key), member, inputs) / FLOPS_BATCH
+
+    def _seconds(
+        self, keys: Sequence[Array | None], network: Network, variables: Variables
+    ) -> float:
+        """The mean time of a pass for one network and example, without reading the example."""
+        num_networks = len(jax.tree.leaves(variables)[0])
+        rows = self._chunks(keys[0], variables, self._inputs)[0]
+        chunk = jax.tree.map(jnp.asarray, take(self._inputs, rows))
+        jax.block_until_ready(chunk)
+        start = time.perf_counter()
+        for key in keys:
+            pass_key = None if key is None else jax.random.clone(key)
+            jax.block_until_ready(self._member_outputs(pass_key, network, variables, chunk))
+        seconds = (time.perf_counter() - start) / len(keys)
+        return seconds / (num_networks * num_examples(chunk))

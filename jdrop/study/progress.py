@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from jdrop.study.training import Progress
+from jdrop.study.data import Progress
 
 Result = TypeVar("Result")
 

@@ -23,6 +23,8 @@ from jdrop.study import theory
 from jdrop.study.baselines import baselines_part, linear_is_left_out
 from jdrop.study.data import (
     Dataset,
+    Progress,
+    chunks,
     groups_of_tokens,
     labels_of_tokens,
     subset,
@@ -59,11 +61,10 @@ from jdrop.study.run_folder import RunFolder, versions
 from jdrop.study.settings import Settings
 from jdrop.study.training import (
     NetworkSpec,
-    Progress,
     Trainer,
-    example_losses,
     first_members,
 )
+from jdrop.study.training_losses import example_losses
 from jdrop.study.tuning import Choice, all_choices, cross_validate, needs_search
 
 ENUMERATED_UNITS = (6, 6)  # With one layer, weight scaling would be exactly the geometric mean.
@@ -278,12 +279,14 @@ class _Work:
             )
         if spec.record and settings.theory:
             co_adaptation_key, read_key = jax.random.split(read_key)
+            # Hidden units are those of examples that the device holds together.
+            rows = chunks(self.data.test_inputs)[0]
             co_adaptation = theory.measure(
                 co_adaptation_key,
                 self.model.dropout,
                 firsts,
-                jax.tree.map(jnp.asarray, self.data.test_inputs),
-                jnp.asarray(self.data.test_labels),
+                jax.tree.map(jnp.asarray, take(self.data.test_inputs, rows)),
+                jnp.asarray(self.data.test_labels[rows]),
                 example_losses,
             )
 
@@ -372,7 +375,7 @@ class _Work:
             checkpoint="exact",
             description="small networks to enumerate",
         ).variables[self.settings.epochs]
-        inputs = jnp.asarray(data.test_inputs[:MAX_ENUMERATED_EXAMPLES])
+        inputs = jnp.asarray(take(data.test_inputs, slice(MAX_ENUMERATED_EXAMPLES)))
         rates = {
             f"Dropout_{layer}": np.full(units, ENUMERATED_RATE)
             for layer, units in enumerate(ENUMERATED_UNITS)

@@ -20,19 +20,25 @@ import optax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jdrop import ensemble, metrics
+from jdrop import ensemble
 from jdrop.convolutions import has_convolution
 from jdrop.network import Network, Variables
 from jdrop.study.analyses import LearningCurve
-from jdrop.study.data import Dataset, take
+from jdrop.study.data import (
+    Dataset,
+    Progress,
+    is_too_large,
+    shapes_of,
+    take,
+)
+from jdrop.study.data.streams import with_length
 from jdrop.study.errors import UserError
 from jdrop.study.models import RATE
 from jdrop.study.run_folder import RunFolder
 from jdrop.study.settings import Settings
-from jdrop.train import LossFn, TrainState, cross_entropy, train_step, weighted
-
-Progress = Callable[[str, int, int], None]
-"""`progress(description, done, total)`, called as the work goes on."""
+from jdrop.study.streaming import compile_streamed_epoch
+from jdrop.study.training_losses import loss_fn_of, mean_losses
+from jdrop.train import TrainState, train_step
 
 NUM_EVALUATIONS = 25  # Points of a learning curve over the epochs of the settings.
 
@@ -203,8 +209,10 @@ class Trainer:
         programs = self._programs[_program_key(spec, data)]
         replicates = self._settings.replicates
         init_key, fit_key = jax.random.split(key)
-        inputs, labels = jax.tree.map(jnp.asarray, (data.train_inputs, data.train_labels))
-        state = programs.init(init_key, take(inputs, slice(1)))
+        inputs, labels = data.train_inputs, data.train_labels
+        state = programs.init(init_key, jax.tree.map(jnp.asarray, take(inputs, slice(1))))
+        if not is_too_large(inputs):
+            inputs, labels = jax.tree.map(jnp.asarray, (inputs, labels))
         if rate is not None:
             rates = np.full(state.step.shape, rate, np.float32)
             state.variables[RATE] = jax.device_put(rates, state.step.sharding)
@@ -247,9 +255,14 @@ class Trainer:
             check_finite(~np.isfinite(np.asarray(losses)[:count]).all(1))
             if spec.record and validation is None and _is_recorded(epoch, interval, last_epoch):
                 log.epochs.append(epoch)
-                network, firsts = spec.network, first_members(state.variables, replicates)
-                log.train.append(mean_losses(network, firsts, inputs, labels))
-                log.test.append(mean_losses(network, firsts, data.test_inputs, data.test_labels))
+                score = partial(
+                    mean_losses,
+                    spec.network,
+                    first_members(state.variables, replicates),
+                    output_bytes=data.output_bytes,
+                )
+                log.train.append(score(inputs, labels))
+                log.test.append(score(data.test_inputs, data.test_labels))
             if validation is not None and epoch in validation.epochs:
                 log.validation.append(validation.losses(first_members(state.variables, count)))
             if str(epoch) in kept:
@@ -281,14 +294,14 @@ class Trainer:
             optimizer=spec.optimizer,
             # Rounded up to a multiple of the devices; surplus members are discarded.
             ensemble_size=-(-count // len(devices)) * len(devices),
-            loss_fn=_loss_fn(data),
+            loss_fn=loss_fn_of(data),
         )
         on_members = NamedSharding(Mesh(np.array(devices), "member"), PartitionSpec("member"))
         replicated = NamedSharding(on_members.mesh, PartitionSpec())
         key = jax.eval_shape(lambda: jax.random.key(0))
-        inputs = _abstract(data.train_inputs, replicated)
+        inputs = _abstract(shapes_of(data.train_inputs), replicated)
         labels = _abstract(data.train_labels, replicated)
-        example = _abstract(take(data.train_inputs, slice(1)), replicated)
+        example = _abstract(with_length(inputs, 1), replicated)
         lowered_init = jax.jit(
             lambda key, inputs: init(key, inputs=inputs), out_shardings=on_members
         ).lower(key, example)
@@ -300,33 +313,41 @@ class Trainer:
         )
 
         batching = batching_by_rule(spec.network, state.variables, example, len(devices))
-
-        def fit_epoch(
-            key: Array, state: TrainState, inputs: Any, labels: Array, rows: Array
-        ) -> Any:
-            return ensemble.fit_ensemble(
-                key,
-                state,
-                inputs,
-                labels,
-                num_epochs=1,
-                batch_size=batch_size,
-                rows=rows,
-                batching=batching,
-            )
-
-        lowered_fit_epoch = jax.jit(fit_epoch, out_shardings=(on_members, on_members)).lower(
-            key, state, inputs, labels, rows
+        compile_epoch = (
+            compile_streamed_epoch if is_too_large(data.train_inputs) else _compile_epoch
         )
         # Runs once: optimizing the program takes longer than running it.
         options: dict[str, Any] = {"xla_backend_optimization_level": 0}
         return _Programs(
             init=lowered_init.compile(compiler_options=options),
-            fit_epoch=lowered_fit_epoch.compile(),
+            fit_epoch=compile_epoch(key, state, inputs, labels, rows, batch_size, batching),
             num_parameters=num_parameters,
             num_bytes=num_bytes,
             epoch_flops=step_flops * (len(data.train_labels) // batch_size),
         )
+
+
+def _compile_epoch(
+    key: Any, state: Any, inputs: Any, labels: Any, rows: Any, batch_size: int, batching: str
+) -> Callable[..., Any]:
+    """An epoch of all networks on data that the device holds."""
+
+    def fit_epoch(key: Array, state: TrainState, inputs: Any, labels: Array, rows: Array) -> Any:
+        return ensemble.fit_ensemble(
+            key,
+            state,
+            inputs,
+            labels,
+            num_epochs=1,
+            batch_size=batch_size,
+            rows=rows,
+            batching=batching,
+        )
+
+    lowered = jax.jit(fit_epoch, out_shardings=rows.sharding).lower(
+        key, state, inputs, labels, rows
+    )
+    return lowered.compile()
 
 
 def batching_by_rule(network: Network, variables: Variables, inputs: Any, num_devices: int) -> str:
@@ -353,7 +374,8 @@ def batching_by_rule(network: Network, variables: Variables, inputs: Any, num_de
 
 def _program_key(spec: NetworkSpec, data: Dataset) -> Any:
     """Everything that a compiled program depends on."""
-    leaves, tree = jax.tree.flatten((data.train_inputs, data.train_labels))
+    shapes = shapes_of(data.train_inputs), data.train_labels
+    leaves, tree = jax.tree.flatten(shapes)
     arrays = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
     return spec.network, spec.optimizer, spec.members, tree, arrays
 
@@ -417,66 +439,3 @@ def check_finite(has_diverged: Any) -> None:
             f"training diverged: {int(has_diverged.sum())} of {has_diverged.size} networks have "
             "losses or predictions that are not finite; take a smaller learning rate."
         )
-
-
-def squared_error(outputs: Array, targets: Array) -> Array:
-    """The loss of regression: one squared error for each example."""
-    return (outputs.reshape(targets.shape) - targets) ** 2
-
-
-def token_cross_entropy(outputs: Array, labels: Array) -> Array:
-    """The mean cross-entropy of all tokens of a batch that have a label, a scalar.
-
-    A long sequence has more weight than a short one, as is usual for language models.
-
-    Args:
-        outputs: logits `[sequence, length, class]`.
-        labels: `[sequence, length]`, below 0 where there is no label.
-    """
-    return _weighted_cross_entropy(outputs, (labels, labels >= 0))
-
-
-_weighted_cross_entropy = weighted(cross_entropy)
-
-
-def _loss_fn(data: Dataset) -> LossFn:
-    if data.is_regression:
-        return squared_error
-    return token_cross_entropy if data.is_per_token else cross_entropy
-
-
-def example_losses(outputs: Array, labels: Array) -> dict[str, Array]:
-    """Scores of each example from a network's outputs, by name.
-
-    With labels per token the scores `[sequence, length]` are 0 at positions without a label. Those
-    of the tokens are scaled, so that the mean over all positions is the mean over tokens.
-    """
-    if labels.ndim > 1:
-        flat = example_losses(
-            outputs.reshape(-1, outputs.shape[-1]), jnp.maximum(labels, 0).reshape(-1)
-        )
-        weights = (labels >= 0) / jnp.mean(labels >= 0)
-        return {
-            name: jnp.where(labels >= 0, weights * losses.reshape(labels.shape), 0)
-            for name, losses in flat.items()
-        }
-    if jnp.issubdtype(labels.dtype, jnp.integer):
-        losses = metrics.losses(jax.nn.log_softmax(outputs), labels)
-        return {"nll": losses["nll"], "error": losses["error"]}
-    return {"mse": squared_error(outputs, labels)}
-
-
-@partial(jax.jit, static_argnames="network")
-def _losses(network: Network, variables: Variables, inputs: Any, labels: Array) -> dict[str, Array]:
-    """Scores `[member, example]` of networks without dropout."""
-    return jax.lax.map(
-        lambda member: example_losses(network(member, inputs, None), labels), variables
-    )
-
-
-def mean_losses(
-    network: Network, variables: Variables, inputs: Any, labels: Any
-) -> dict[str, float]:
-    """Mean scores over members and examples."""
-    losses = _losses(network, variables, *jax.tree.map(jnp.asarray, (inputs, labels)))
-    return {name: float(values.mean()) for name, values in losses.items()}

@@ -11,7 +11,7 @@ An epoch of the cross-validation has as many steps as one of the comparison: the
 not left out are repeated up to the number of all examples.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -176,21 +176,18 @@ def _left_out_losses(
 ) -> list[float]:
     """The mean losses of averages on left-out examples, by size."""
     labels = labels_of_tokens(data.train_labels)
-    predict = partial(
-        predictor.predict,
-        network=spec.network,
-        variables=variables,
-        inputs=data.train_inputs,
-        labels=data.train_labels,
-    )
+    networks_and_data = spec.network, variables, data.train_inputs, data.train_labels
     if not method.draws_masks:
-        return average_losses(predict(None), labels, left_out)
+        return average_losses(predictor.predict(None, *networks_and_data), labels, left_out)
     num_masks = predictor.settings.num_samples
-    passes = (predict(jax.random.fold_in(key, index)) for index in range(num_masks))
-    if data.is_regression:
-        pooled = sum(passes, np.zeros(())) / num_masks
-    else:
-        pooled = _log(sum(map(np.exp, passes), np.zeros(())) / num_masks)
+
+    def pool(passes: Iterator[np.ndarray]) -> np.ndarray:
+        if data.is_regression:
+            return sum(passes, np.zeros(())) / num_masks
+        return _log(sum(map(np.exp, passes), np.zeros(())) / num_masks)
+
+    keys = [jax.random.fold_in(key, index) for index in range(num_masks)]
+    pooled = predictor.predict_passes(keys, *networks_and_data, pool)
     return average_losses(pooled, labels, left_out)
 
 

@@ -10,7 +10,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from jdrop.statistics import EnsembleEquivalent
+from jdrop.statistics import EnsembleEquivalent, Interval
+from jdrop.study.report.numbers import difference_text, significant
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -43,7 +44,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Fills in the table and the pictures of the gallery."""
+    """Fills in the tables, and the pictures of the gallery."""
+    if page.file.src_uri == "results/real_models.md":
+        return markdown.replace("<!-- table -->", real_models_table())
     if page.file.src_uri != "results/gallery.md":
         return markdown
     return markdown.replace("<!-- table -->", worth_table()).replace("<!-- reports -->", reports())
@@ -81,6 +84,53 @@ def worth(row: dict[str, str], largest: int) -> str:
     value, low, high = (float(row[name]) for name in ("worth", "worth_low", "worth_high"))
     assert not math.isnan(value)
     return str(EnsembleEquivalent(value, low, high, largest))
+
+
+REAL_MODELS = {
+    "cnn": "CNN with batch normalisation",
+    "resnet": "ResNet-8",
+    "vit": "vision transformer",
+    "text": "LSTM, docstrings",
+    "characters": "transformer, characters",
+    "sets": "deep sets",
+}
+"""The studies of `scripts/real_models.py`, by the folders of their results."""
+
+
+def real_models_table() -> str:
+    """For each study of a real model, what its dropout network is worth in NLL."""
+    lines = [
+        "| model | NLL of one plain | one dropout − one plain | − 4 plain | enough? | worth |"
+        " worth with masks |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, label in REAL_MODELS.items():
+        folder = RESULTS / "real-models" / name
+        if not folder.exists():
+            continue
+        with (folder / "scores.csv").open() as file:
+            rows = [row for row in csv.DictReader(file) if row["score"] == "nll"]
+        largest = max(int(row["size"]) for row in rows if row["method"] == "plain")
+        first = {(row["method"], int(row["size"])): row for row in reversed(rows)}
+        num_masks = max(size for method, size in first if method == "monte-carlo")
+        dropout = first["dropout", 1]
+        cells = [
+            f"[{label}](real-models/{name}/report.html)",
+            significant(float(first["plain", 1]["mean"])),
+            difference(dropout, "minus_single"),
+            difference(dropout, "minus_ensemble"),
+            dropout["verdict"],
+            worth(dropout, largest),
+            worth(first["monte-carlo", num_masks], largest),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def difference(row: dict[str, str], column: str) -> str:
+    """A difference in NLL with its interval."""
+    mean, low, high = (float(row[column + end]) for end in ("", "_low", "_high"))
+    return difference_text("nll", Interval(mean, low, high, 0))
 
 
 def reports() -> str:

@@ -1,6 +1,7 @@
 """The mask is the same for every sharding, and devices exchange nothing to draw it."""
 
 import contextlib
+import math
 import re
 from typing import Any
 
@@ -90,9 +91,10 @@ SHARDINGS = [
     ((40000,), P(("a", "b"))), ((64, 1000), P("a", "b")), ((8, 8, 257), P("a", "b")),
     ((16, 64, 256), P("a", "b")), ((16, 64, 256), P(None, "a", "b")), ((16, 3, 1024), P("a")),
     ((128, 1024), P("a", "b")), ((128, 1024), P(None, ("a", "b"))), ((128, 1024), P("b")),
-    ((8, 24576), P(None, ("a", "b"))), ((512, 4096), P(("a", "b"))), ((512, 4096), P("b", "a")),
+    ((8, 24576), P(None, ("a", "b"))), ((8, 197, 64), P("a", None, "b")),
+    ((512, 4096), P(("a", "b"))), ((512, 4096), P("b", "a")),
 ]  # fmt: skip
-"""Along each axis, shards that are whole blocks of bits and shards that are not."""
+"""Along each axis, shards that are whole groups of rows and shards that are not."""
 
 
 def collectives(compiled: Any) -> set[str]:
@@ -123,6 +125,29 @@ def test_sharded_dropout_needs_no_collectives(shape, spec, rate, axis_type, getk
         compiled = run.lower(clone(key), sharded).compile()
         assert not collectives(compiled)
         assert_same_bits(compiled(clone(key), sharded)[0], expected)
+
+
+OWN_SHARES = [
+    ((100, 64), P(None, ("a", "b"))), ((8, 40, 16), P(None, None, "b")), ((512, 64), P("a", "b")),
+    ((8, 40, 16), P("a", None, "b")), ((8, 256, 16), P(None, "a", "b")), ((2**15,), P("a")),
+    ((64, 4, 16), P(("a", "b"))),
+]  # fmt: skip
+"""Columns in any shards, and rows in shards of whole groups."""
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(("shape", "spec"), OWN_SHARES, ids=str)
+def test_a_device_hashes_the_words_of_its_own_share_alone(shape, spec, axis_type, getkey):
+    mesh = make_mesh(axis_type)
+    sharding = NamedSharding(mesh, spec)
+    with jax.set_mesh(mesh):
+        x = jax.device_put(jnp.ones(shape), sharding)
+        run = jax.jit(lambda key, x: jdrop.dropout(key, x, 0.5), out_shardings=sharding)
+        compiled = run.lower(getkey(), x).compile()
+    share = math.prod(sharding.shard_shape(shape))
+    sizes = re.findall(r"u32\[([0-9,]+)\]\S* xor\(", compiled.as_text())
+    # With 2 parts for each word of 32 rows, of which some may be unused.
+    assert 0 < max(math.prod(map(int, size.split(","))) for size in sizes) <= 2 * share / 16
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])

@@ -94,6 +94,23 @@ def test_scan_equals_a_loop(case, x, getkey):
     assert_same_bits(jax.lax.scan(step, x, clone(keys))[1], jnp.stack(expected[1:]))
 
 
+@pytest.mark.parametrize("shape", [(8, 64, 40), (8, 50, 40)], ids=str)
+def test_the_gradient_of_a_scan_keeps_no_mask_and_nothing_of_its_size(shape, getkey):
+    def loss(x: Array, keys: Array) -> Array:
+        def step(x: Array, key: Array) -> tuple[Array, None]:
+            return x + jdrop.dropout(key, jnp.sin(x), 0.3), None
+
+        return jax.lax.scan(step, x, keys)[0].sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(jnp.ones(shape), jax.random.split(getkey(), 12))
+    scans = [equation for equation in jaxpr.eqns if equation.primitive.name == "scan"]
+    assert len(scans) == 2
+    avals = [v.aval for scan in scans for v in (*scan.invars, *scan.outvars)]
+    assert any(jax.dtypes.issubdtype(aval.dtype, jax.dtypes.prng_key) for aval in avals)
+    other = [aval for aval in avals if aval.dtype != jnp.float32]
+    assert max(aval.size for aval in other) <= math.prod(shape) / 32
+
+
 def test_the_gradient_of_a_scan_uses_the_masks_of_the_output_with_and_without_remat(
     case, x, getkey
 ):

@@ -25,7 +25,7 @@ from jdrop.study.models import Model, ModelError, check_model
 from jdrop.study.parts import BaselinesPart, DataPart, NetworksPart
 from jdrop.study.run_folder import RunFolder
 from jdrop.study.settings import Settings
-from jdrop.study.training import example_losses, token_cross_entropy
+from jdrop.study.training_losses import example_losses, token_cross_entropy
 from jdrop.train import TrainState, train_step
 
 VOCABULARY, LENGTH = 7, 5

@@ -12,14 +12,16 @@ import numpy as np
 from jdrop.study.data.dataset import (
     DataError,
     Dataset,
+    Progress,
     list_names,
-    num_examples,
+    no_progress,
     require_finite,
     shuffled,
     unmasked,
 )
 from jdrop.study.data.groups import checked_groups, number_groups
 from jdrop.study.data.inputs import checked_inputs, require_alike
+from jdrop.study.data.streams import num_examples
 
 
 def from_arrays(
@@ -31,13 +33,15 @@ def from_arrays(
     ood_inputs: Any = None,
     groups: Any = None,
     test_groups: Any = None,
+    *,
+    progress: Progress = no_progress,
 ) -> Dataset:
     """Makes a data set of arrays: integer labels are classes, floats are targets.
 
     Args:
         name: for reports and messages.
         inputs: training inputs `[example, feature, ...]`, or a pytree of arrays `[example, ...]`;
-            see `jdrop.study.data.inputs.checked_inputs` for their dtypes.
+            or sources of examples; see `jdrop.study.data.inputs.checked_inputs`.
         labels: training labels `[example]`, classes from 0 or targets; or classes of tokens
             `[example, length]`, where numbers below 0 mark positions without a label.
         test_inputs: as `inputs`.
@@ -49,6 +53,7 @@ def from_arrays(
             `[example]`.
         test_groups: the group of each test example, as `groups`. If not given, the examples are
             taken as independent. Tokens of one example always belong together.
+        progress: is called as inputs are read from a source.
 
     Raises:
         DataError: shapes or dtypes do not fit, values are not finite or masked, a class has no
@@ -59,7 +64,7 @@ def from_arrays(
         >>> data.num_classes, data.ood_name
         (2, 'shuffled features')
     """
-    data = _without_groups(name, inputs, labels, test_inputs, test_labels, ood_inputs)
+    data = _without_groups(name, inputs, labels, test_inputs, test_labels, ood_inputs, progress)
     if test_groups is None:
         if groups is not None:
             raise DataError(
@@ -92,15 +97,22 @@ def _one_for_each(name: str, groups: Any, num_examples: int) -> np.ndarray:
 
 
 def _without_groups(
-    name: str, inputs: Any, labels: Any, test_inputs: Any, test_labels: Any, ood_inputs: Any
+    name: str,
+    inputs: Any,
+    labels: Any,
+    test_inputs: Any,
+    test_labels: Any,
+    ood_inputs: Any,
+    progress: Progress,
 ) -> Dataset:
     """The data set of arrays, whose examples are taken as independent."""
-    train, test = checked_inputs("inputs", inputs), checked_inputs("test_inputs", test_inputs)
+    train = checked_inputs("inputs", inputs, progress=progress)
+    test = checked_inputs("test_inputs", test_inputs, progress=progress)
     require_alike("test_inputs", test, train)
     ood_name = None
     others = None
     if ood_inputs is not None:
-        others = checked_inputs("ood_inputs", ood_inputs)
+        others = checked_inputs("ood_inputs", ood_inputs, progress=progress)
         require_alike("ood_inputs", others, train)
         ood_name = "the inputs given"
     given = (

@@ -1,20 +1,29 @@
 """What a data set is, how its training examples are chosen, and how its labels are made noisy."""
 
 import hashlib
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import numpy as np
 
+from jdrop.study.data.streams import leaf_chunks, select, shapes_of, take
 from jdrop.study.errors import UserError
+
+Progress = Callable[[str, int, int], None]
+"""`progress(description, done, total)`, called as the work goes on."""
 
 MAX_SHUFFLED = 2000
 
 
 class DataError(UserError):
     """The data is missing or wrong; the message says what is wrong and what is allowed."""
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Shows nothing."""
 
 
 def quote(text: str) -> str:
@@ -57,7 +66,7 @@ class Dataset:
     Attributes:
         name: for reports and messages.
         train_inputs: float32 or int32 [example, ...], or a pytree of such arrays and of Boolean
-            ones.
+            ones; or a `Stream` of them.
         train_labels: int32 [example], in [0, num_classes), with the label noise, if any; in
             regression float32 [example], standardised. With labels per token int32
             [example, length], where -1 marks positions without a label.
@@ -104,48 +113,57 @@ class Dataset:
         return self.train_labels.ndim > 1
 
     @property
+    def output_bytes(self) -> int:
+        """The memory that the outputs of one network for one example take, in float32."""
+        return 4 * math.prod(self.train_labels.shape[1:]) * (self.num_classes or 1)
+
+    @property
     def has_features(self) -> bool:
         """Whether the inputs are one array of floats, as simple models take them."""
-        inputs = self.train_inputs
-        return isinstance(inputs, np.ndarray) and inputs.dtype.kind == "f"
+        shapes = shapes_of(self.train_inputs)
+        return isinstance(shapes, jax.ShapeDtypeStruct) and shapes.dtype.kind == "f"
 
     def train_on(self, chosen: np.ndarray) -> "Dataset":
         """The same data set with the chosen training examples: Booleans, or indices."""
         return replace(
             self,
-            train_inputs=take(self.train_inputs, chosen),
+            train_inputs=select(self.train_inputs, chosen),
             train_labels=self.train_labels[chosen],
             train_groups=None if self.train_groups is None else self.train_groups[chosen],
         )
 
 
-def take(inputs: Any, rows: Any) -> Any:
-    """The chosen examples of inputs: Booleans, indices, or a slice.
+def fingerprint(data: Dataset, progress: Progress = no_progress) -> str:
+    """A hash of all examples, labels and groups; that of a stream is that of its arrays.
 
-    Example:
-        >>> take({"tokens": np.arange(6).reshape(3, 2)}, slice(1))
-        {'tokens': array([[0, 1]])}
+    Args:
+        data: the examples.
+        progress: is called as streams are read.
     """
-    return jax.tree.map(lambda array: array[rows], inputs)
-
-
-def num_examples(inputs: Any) -> int:
-    """How many examples inputs hold."""
-    return len(jax.tree.leaves(inputs)[0])
-
-
-def fingerprint(data: Dataset) -> str:
-    """A hash of all examples, labels and groups."""
     digest = hashlib.sha256()
     if data.group_name is not None:
         digest.update(f"groups: {data.group_name}".encode())
-    parts = (data.train_inputs, data.train_labels, data.test_inputs, data.test_labels)
-    optional = (data.ood_inputs, data.train_groups, data.test_groups)
-    # An array has the empty path; None has no leaf.
-    for path, array in jax.tree_util.tree_leaves_with_path((*parts, *optional)):
-        digest.update(jax.tree_util.keystr(path[1:]).encode())
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+    parts = {
+        "train": data.train_inputs,
+        "train labels": data.train_labels,
+        "test": data.test_inputs,
+        "test labels": data.test_labels,
+        "ood": data.ood_inputs,
+        "train groups": data.train_groups,
+        "test groups": data.test_groups,
+    }
+    for name, part in parts.items():
+        if part is None:
+            continue
+
+        def show(done: int, total: int, name: str = name) -> None:
+            progress(f"hashing the {name} inputs", done, total)
+
+        for path, shape, arrays in leaf_chunks(part, show):
+            digest.update(jax.tree_util.keystr(path).encode())  # Empty for a single array.
+            digest.update(f"{shape.dtype}{shape.shape}".encode())
+            for array in arrays:
+                digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -202,9 +220,9 @@ def with_label_noise(data: Dataset, share: float, seed: int) -> Dataset:
     return replace(data, train_labels=labels.astype(np.int32), label_noise=share)
 
 
-def shuffled(inputs: np.ndarray, seed: int) -> np.ndarray:
+def shuffled(inputs: Any, seed: int) -> np.ndarray:
     """Shuffles the features of each of the first inputs, at most `MAX_SHUFFLED`."""
-    first = inputs[:MAX_SHUFFLED]
+    first = take(inputs, slice(MAX_SHUFFLED))
     flat = first.reshape(len(first), -1)
     return generator(seed, "shuffled").permuted(flat, axis=1).reshape(first.shape)
 

@@ -1,14 +1,18 @@
-"""Inputs of the user, an array or a pytree of arrays: checked, and given the dtypes of networks."""
+"""Inputs of the user, in memory or in a source: checked, and given the dtypes of networks."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from jdrop.study.data.dataset import DataError, require_finite, unmasked
+from jdrop.study.data.dataset import DataError, Progress, no_progress, require_finite, unmasked
+from jdrop.study.data.streams import Stream, chunks, is_too_large, shapes_of, with_length
 
 
-def checked_inputs(name: str, inputs: Any, *, as_features: bool = False) -> Any:
+def checked_inputs(
+    name: str, inputs: Any, *, as_features: bool = False, progress: Progress = no_progress
+) -> Any:
     """Inputs with the dtypes that networks take; raises if they are no finite numbers.
 
     Floats and uint8, as images are stored, become float32. Other integers become int32, since they
@@ -18,8 +22,13 @@ def checked_inputs(name: str, inputs: Any, *, as_features: bool = False) -> Any:
     Args:
         name: for messages.
         inputs: an array `[example, feature, ...]`, a list of numbers of this shape, or any other
-            pytree of arrays `[example, ...]`, such as a dictionary or a tuple.
+            pytree of arrays `[example, ...]`, such as a dictionary or a tuple; or sources, alone
+            or in a pytree, see `is_source`.
         as_features: whether the inputs are features and become float32.
+        progress: is called as a source is read.
+
+    Returns:
+        Arrays in memory; a `Stream` if there are sources and together they are too large.
 
     Raises:
         DataError: no numbers, values that are masked, not finite or too large, or arrays with
@@ -30,6 +39,8 @@ def checked_inputs(name: str, inputs: Any, *, as_features: bool = False) -> Any:
         >>> {name: str(array.dtype) for name, array in checked_inputs("inputs", inputs).items()}
         {'mask': 'bool', 'tokens': 'int32'}
     """
+    if any(map(is_source, jax.tree.leaves(inputs) if is_tree(inputs) else [inputs])):
+        return _checked_sources(name, inputs, as_features, progress)
     if not is_tree(inputs):
         array = unmasked(name, inputs)
         _require_numbers(name, array)
@@ -72,11 +83,85 @@ def is_tree(inputs: Any) -> bool:
     """
     if inputs is None or isinstance(inputs, list) or jax.tree_util.all_leaves([inputs]):
         return False
-    return not isinstance(inputs, tuple) or any(np.ndim(value) for value in jax.tree.leaves(inputs))
+    return not isinstance(inputs, tuple) or any(
+        is_source(value) or np.ndim(value) for value in jax.tree.leaves(inputs)
+    )
+
+
+def is_source(inputs: Any) -> bool:
+    """Whether inputs are read example by example, as they may not fit in memory.
+
+    Sources are memory-mapped arrays of NumPy, arrays of HDF5 and Zarr, and all other objects with
+    `len(source)` and `source[index]` that are no arrays, lists or tuples.
+
+    Example:
+        >>> is_source(np.ones((2, 3))), is_source([[1.0], [2.0]]), is_source(range(3))
+        (False, False, True)
+    """
+    if isinstance(inputs, np.memmap):
+        return True
+    if not (hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")):
+        return False
+    if isinstance(inputs, list | tuple | str | bytes | Mapping):
+        return False
+    # Arrays of HDF5 and Zarr tell the chunks in which they are stored.
+    return not hasattr(inputs, "__array__") or (
+        hasattr(inputs, "chunks") and hasattr(inputs, "dtype")
+    )
+
+
+def _checked_sources(name: str, inputs: Any, as_features: bool, progress: Progress) -> Any:
+    """The examples of sources in memory, or a stream of them. Reads each of them once."""
+    leaves, tree = jax.tree.flatten(inputs) if is_tree(inputs) else ([inputs], None)
+    sizes = [len(leaf) if is_source(leaf) else (np.shape(leaf) or (0,))[0] for leaf in leaves]
+    if min(sizes) < 1 or min(sizes) != max(sizes):
+        raise DataError(
+            f"all arrays and sources of {name} must have the same number of examples, at least 1, "
+            f"got {', '.join(map(str, sizes))}."
+        )
+
+    def read(rows: np.ndarray, name: str = name) -> Any:
+        arrays = [_read_rows(name, leaf, rows) for leaf in leaves]
+        examples = arrays[0] if tree is None else jax.tree.unflatten(tree, arrays)
+        return checked_inputs(name, examples, as_features=as_features)
+
+    every_row = np.arange(sizes[0])
+    stream = Stream(read, with_length(shapes_of(read(every_row[:1])), len(every_row)))
+    if not is_too_large(stream):
+        return read(every_row)
+    slices = chunks(stream)
+    for done, rows in enumerate(slices, 1):
+        chunk = every_row[rows]
+        chunk_name = f"{name}[{rows.start}:{rows.stop}]"
+        shapes = shapes_of(read(chunk, chunk_name))
+        expected = with_length(stream.shapes, len(chunk))
+        if shapes != expected:
+            raise DataError(
+                f"all examples must be as the first one is, which makes {chunk_name} {expected}, "
+                f"got {shapes}."
+            )
+        progress(f"checking {name}", done, len(slices))
+    return stream
+
+
+def _read_rows(name: str, source: Any, rows: np.ndarray) -> Any:
+    """The examples of a source or an array, `[row, ...]`."""
+    if not is_source(source) or isinstance(source, np.memmap):
+        return np.asarray(source)[rows]
+    # In rising order, as disks read fastest, and each example once.
+    indices, place = np.unique(rows, return_inverse=True)
+    records = [source[int(index)] for index in indices]
+    try:
+        return jax.tree.map(lambda *arrays: np.stack(arrays)[place], *records)
+    except ValueError as error:
+        raise DataError(
+            f"all examples of {name} must have the same structure and shapes: {error}"
+        ) from error
 
 
 def require_alike(name: str, inputs: Any, train: Any) -> None:
     """Raises if examples differ from those of the training inputs in structure, shape or dtype."""
+    inputs, train = shapes_of(inputs), shapes_of(train)
     structure: Any
     structure, expected_structure = jax.tree.structure(inputs), jax.tree.structure(train)
     if structure != expected_structure:
@@ -100,7 +185,7 @@ def require_alike(name: str, inputs: Any, train: Any) -> None:
             )
 
 
-def _kind(array: np.ndarray) -> str:
+def _kind(array: Any) -> str:
     return {"f": "floats", "i": "integers", "b": "Booleans"}[array.dtype.kind]
 
 

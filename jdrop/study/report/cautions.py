@@ -241,8 +241,10 @@ def _tokens(comparison: Comparison) -> list[str]:
 def _independence(comparison: Comparison) -> list[str]:
     data = comparison.data
     if data.get("group_name"):
+        # Groups given as an array have no name of their own.
+        name = "" if data["group_name"] == "group" else f" by {data['group_name']}"
         text = (
-            f"The test examples lie in {data['num_groups']} groups by {data['group_name']}. "
+            f"The test examples lie in {data['num_groups']} groups{name}. "
             "Intervals and tests take the groups as independent, not the examples."
         )
         if data.get("groups_in_training"):

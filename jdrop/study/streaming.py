@@ -1,0 +1,150 @@
+"""Epochs whose batches are read as they are needed, of data that the device does not hold."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import NamedSharding
+
+from jdrop.batching import map_members
+from jdrop.ensemble import member_keys
+from jdrop.study.data import take
+from jdrop.train import Batch, TrainState, begin_epoch, fit_step
+
+READ_AHEAD = 2
+"""So many batches are read while the device works, and so many steps wait for the device."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class StreamedEpoch:
+    """An epoch of all networks, equal to one of `fit_ensemble` with the same key, up to rounding.
+
+    Every step reads a batch for each network, puts it on the device, and trains all networks on
+    their batches.
+
+    Attributes:
+        begin: the compiled `_begin_networks`.
+        step: the compiled `fit_step` of all networks, `[network, batch, ...]`.
+        sharding: divides the networks among the devices.
+    """
+
+    begin: Callable[..., Any]
+    step: Callable[..., Any]
+    sharding: NamedSharding
+
+    def __call__(
+        self, key: Array, state: TrainState, inputs: Any, labels: np.ndarray, rows: np.ndarray
+    ) -> tuple[TrainState, Array]:
+        """Trains for an epoch; see `jdrop.ensemble.fit_ensemble`.
+
+        Args:
+            key: consumed.
+            state: of all networks.
+            inputs: a stream, or arrays in the memory of the machine.
+            labels: `[example]`.
+            rows: `[network, row]`.
+
+        Returns:
+            The state after the epoch, and the mean loss of each network, `[network, 1]`.
+        """
+
+        def read(step_rows: np.ndarray) -> Batch:
+            flat = step_rows.reshape(-1)
+            batch = jax.tree.map(
+                lambda array: array.reshape(*step_rows.shape, *array.shape[1:]),
+                (take(inputs, flat), labels[flat]),
+            )
+            return jax.device_put(batch, self.sharding)
+
+        state, mask_keys, batches = self.begin(key, state, rows)
+        losses: list[Array] = []
+        for batch in read_ahead(read, np.asarray(batches).swapaxes(0, 1)):
+            state, loss = self.step(mask_keys, state, batch)
+            losses.append(loss)
+            # Else all batches of the epoch would wait on the device.
+            jax.block_until_ready(losses[-READ_AHEAD:][0])
+        return state, jnp.stack(losses, 1).mean(1, keepdims=True)
+
+
+def compile_streamed_epoch(
+    key: Any,
+    state: Any,
+    inputs: Any,
+    labels: Any,
+    rows: Any,
+    batch_size: int,
+    batching: str,
+) -> StreamedEpoch:
+    """Compiles the programs of an epoch.
+
+    Args:
+        key: the type of the key of `StreamedEpoch`, and so are the other arguments; the rows have
+            the sharding of the networks.
+        state: of all networks, with its sharding.
+        inputs: of all examples.
+        labels: of all examples.
+        rows: `[network, row]`.
+        batch_size: how many examples each step of a network takes.
+        batching: "vmap" or "scan"; see `jdrop.ensemble.fit_ensemble`.
+    """
+    sharding = rows.sharding
+
+    def shard(tree: Any) -> Any:
+        return jax.tree.map(
+            lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding), tree
+        )
+
+    begin = jax.jit(partial(_begin_networks, batch_size=batch_size), out_shardings=sharding)
+    step = jax.jit(partial(map_members, batching, fit_step), out_shardings=sharding)
+    state, mask_keys, _ = shard(jax.eval_shape(begin, key, state, rows))
+    batch = jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct(
+            (rows.shape[0], batch_size, *array.shape[1:]), array.dtype
+        ),
+        (inputs, labels),
+    )
+    return StreamedEpoch(
+        begin.lower(key, state, rows).compile(),
+        step.lower(mask_keys, state, shard(batch)).compile(),
+        sharding,
+    )
+
+
+def _begin_networks(
+    key: Array, state: TrainState, rows: Array, *, batch_size: int
+) -> tuple[TrainState, Array, Array]:
+    """What `fit_ensemble` does before the first step of an epoch, for all networks.
+
+    Returns:
+        The state; the keys of the masks, `[network]`; and the rows of each step,
+        `[network, step, batch]`.
+    """
+
+    def begin(key: Array, state: TrainState, rows: Array) -> tuple[TrainState, Array, Array]:
+        order_key, mask_key, shuffle_key = jax.random.split(key, 3)
+        state, batches = begin_epoch(order_key, shuffle_key, state, rows, batch_size)
+        return state, mask_key, batches
+
+    return jax.vmap(begin)(member_keys(key, rows.shape[0]), state, rows)
+
+
+def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yields `read(item)` for each item; a thread reads the next ones in the meantime."""
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(1) as reader:
+        for item in items:
+            waiting.append(reader.submit(read, item))
+            if len(waiting) > READ_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
