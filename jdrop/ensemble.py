@@ -101,7 +101,9 @@ def init_ensemble(
             "with `jdrop.linen.as_network` or `jdrop.nnx.as_network`."
         )
 
-    members = _member_map("vmap", mesh)
+    # One member after another: on a CPU, orthogonal initial weights of several members at once, as
+    # recurrent cells have, can wait for each other forever.
+    members = _member_map("scan", mesh)
     (key, inputs), indices = place(members.mesh, (key, inputs), _indices(ensemble_size))
     return _init_ensemble(key, indices, inputs, network, optimizer, loss_fn, members)
 
@@ -359,12 +361,16 @@ def fit_ensemble(
         )
     members = _member_map(batching, mesh, members_at_once)
     data = place(members.mesh, (key, inputs, labels), (_indices(num_members), state, member_rows))
-    settings = (num_epochs, batch_size, members)
     # Several processes could choose differently, and would then run different programs.
     spans_processes = members.mesh is not None and members.mesh.is_multi_process
     if batching != "scan" and members_at_once is None and not (spans_processes or is_traced(data)):
         choice = remember_choice(
-            lambda: _choose_members_at_once(*data, *settings), data, "members_at_once", *settings
+            lambda: _choose_members_at_once(*data, num_epochs, batch_size, members),
+            data,
+            "members_at_once",
+            num_epochs,
+            batch_size,
+            members,
         )
         members = replace(members, members_at_once=choice)
     if batching == "auto":

@@ -54,7 +54,7 @@ class MembersAtOnce:
 
 
 def choose_members_at_once(
-    lower: Callable[[int], Any], num_members: int, device: jax.Device
+    lower: Callable[[int], Any], num_members: int, device: Any
 ) -> MembersAtOnce:
     """All members of a device, halved until their program fits into its memory.
 
@@ -63,7 +63,7 @@ def choose_members_at_once(
     Args:
         lower: `lower(members_at_once)` lowers the program.
         num_members: of a device.
-        device: one of those that run the program.
+        device: one of the `jax.Device`s that run the program.
     """
     usable_bytes = _usable_bytes(device)
     choice = num_members
@@ -89,7 +89,7 @@ def _planned_bytes(lowered: Any) -> float:
     return float(memory.temp_size_in_bytes + outputs)
 
 
-def _usable_bytes(device: jax.Device) -> float:
+def _usable_bytes(device: Any) -> float:
     """The memory of a device that a program may still take.
 
     A CPU does not say what is free: its devices share the memory of the machine equally.

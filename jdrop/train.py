@@ -349,7 +349,8 @@ def fit(
             default an epoch has every example once. Whether an index is that of an example is not
             checked, as usual in JAX.
         batch_sharding: splits each batch over devices, such as
-            `NamedSharding(mesh, PartitionSpec("batch"))`. The results differ by rounding.
+            `NamedSharding(Mesh(jax.devices(), "batch"), PartitionSpec("batch"))`; the axes of the
+            mesh must be of the type Auto. The results differ by rounding.
 
     Returns:
         The trained network, and the mean training loss of each epoch, `[epoch]`. With a `loss_fn`

@@ -94,11 +94,11 @@ def test_the_devices_of_a_cpu_share_the_memory_of_the_machine():
 
 
 def test_the_choice_is_a_sentence_with_its_reason():
-    assert str(MembersAtOnce(4, 16, 76 * 2**30, 19 * 2**30, 60 * 2**30)) == (
+    assert str(MembersAtOnce(4, 16, 76.0 * 2**30, 19.0 * 2**30, 60.0 * 2**30)) == (
         "members_at_once=4: the 16 members of a device need 76 GiB at once and 19 GiB in such "
         "chunks, and 60 GiB are usable."
     )
-    assert "even that needs 4 GiB" in str(MembersAtOnce(1, 2, 2**33, 2**32, 2**30))
+    assert "even that needs 4 GiB" in str(MembersAtOnce(1, 2, 2.0**33, 2.0**32, 2.0**30))
 
 
 @pytest.mark.parametrize("members_at_once", [1, 2, 3, 7])
@@ -126,7 +126,7 @@ def test_a_fit_takes_as_many_members_as_fit_and_warns_once(getkey, usable, caplo
     members = MemberMap(members_at_once=2)
     data = (key, INPUTS, LABELS), (jnp.arange(8), state, None)
     plan = ensemble._fit_ensemble.lower(*data, 1, 4, members).compile().memory_analysis()
-    usable(plan.temp_size_in_bytes + plan.output_size_in_bytes)
+    usable(float(plan.temp_size_in_bytes + plan.output_size_in_bytes))
     expected = ensemble.fit_ensemble(key, state, INPUTS, LABELS, members_at_once=2, **SIZES)
     for _ in range(2):
         result = ensemble.fit_ensemble(jax.random.clone(key), state, INPUTS, LABELS, **SIZES)

@@ -80,7 +80,10 @@ def test_devices_need_not_divide_the_members(getkey, num_members, num_devices):
 def test_a_second_axis_divides_the_examples_of_a_batch(getkey):
     key, network = getkey(), NETWORKS["linen"]  # Batch normalisation couples the examples.
     results = train_on(make_mesh(2, batch=4), key, 4, network)
-    assert_equal(results, train_on(None, key, 4, network), **ROUNDING)
+    # On batches of 4 the normalisation divides by a standard deviation that may be as small as the
+    # root of its epsilon, 1e-5, and so multiplies each rounding by up to 316.
+    tolerance = {"rtol": 1e-3, "atol": 1e-3}
+    assert_equal(results, train_on(None, key, 4, network), **tolerance)
 
 
 def test_each_device_holds_its_own_members_alone(getkey):
