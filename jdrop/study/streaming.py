@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding
 
-from jdrop.batching import map_members
+from jdrop.batching import MemberMap
 from jdrop.ensemble import member_keys
 from jdrop.study.data import take
 from jdrop.train import Batch, TrainState, begin_epoch, fit_step
@@ -105,7 +105,13 @@ def compile_streamed_epoch(
         )
 
     begin = jax.jit(partial(_begin_networks, batch_size=batch_size), out_shardings=sharding)
-    step = jax.jit(partial(map_members, batching, fit_step), out_shardings=sharding)
+
+    def step_networks(mask_keys: Array, state: TrainState, batches: Any) -> Any:
+        return MemberMap(batching)(
+            lambda _, *network: fit_step(*network), (), mask_keys, state, batches
+        )
+
+    step = jax.jit(step_networks, out_shardings=sharding)
     state, mask_keys, _ = shard(jax.eval_shape(begin, key, state, rows))
     batch = jax.tree.map(
         lambda array: jax.ShapeDtypeStruct(
