@@ -213,8 +213,10 @@ def _place_step(
 
 @partial(jax.jit, static_argnums=2)
 def _train_step(shared: Any, of_members: Any, members: MemberMap) -> tuple[TrainState, Any]:
-    def step(shared: Any, index: Array, state: TrainState, *own_batch: Batch) -> Any:
-        key, batch = tuple(shared) + own_batch
+    def step(
+        shared: tuple[Any, ...], index: Array, state: TrainState, *own_batch: Batch
+    ) -> tuple[TrainState, Any]:
+        key, batch = shared + own_batch
         batch = split_batch(batch, batch_spec(members.mesh))
         return train.train_step(jax.random.fold_in(key, index), state, batch)
 
