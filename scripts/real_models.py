@@ -68,31 +68,35 @@ STUDIES = {
     "resnet": Study(
         "Fashion-MNIST, 1,000 images",
         partial(fashion_mnist, train_size=1000, test_size=1000),
-        lambda examples: ResNet(),
+        lambda examples: ResNet,
         {"epochs": 8},
     ),
     "vit": Study(
         "Fashion-MNIST, 1,000 images",
         partial(fashion_mnist, train_size=1000, test_size=1000),
-        lambda examples: ViT(),
+        lambda examples: ViT,
         {"epochs": 20},
     ),
     "text": Study(
         "docstrings of six packages",
         lambda data_dir: docstrings(per_package=500),
-        lambda examples: TextClassifier(num_tokens(examples.inputs["tokens"]), len(PACKAGES)),
+        lambda examples: partial(
+            TextClassifier,
+            vocabulary=num_tokens(examples.inputs["tokens"]),
+            num_classes=len(PACKAGES),
+        ),
         {"epochs": 10},
     ),
     "characters": Study(
         "topics of Python's help()",
-        lambda data_dir: characters(per_topic=6),
-        lambda examples: CharacterModel(num_tokens(examples.labels)),
+        lambda data_dir: characters(per_topic=4),
+        lambda examples: partial(CharacterModel, vocabulary=num_tokens(examples.labels)),
         {"epochs": 20, "batch_size": 20, "num_samples": 10},
     ),
     "sets": Study(
         "digits as sets of points",
         lambda data_dir: digits_as_points(train_size=500),
-        lambda examples: DeepSets(),
+        lambda examples: DeepSets,
         {"epochs": 100},
     ),
 }
