@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ import jdrop.linen
 import jdrop.nnx
 from jdrop import ensemble
 from jdrop.inference import pool, weight_scaling
-from jdrop.network import predict
+from jdrop.network import Network, predict
 from jdrop.train import TrainState, fit
 
 # Not Adam, which makes full steps of gradients that are nothing but rounding, such as those of a
@@ -52,6 +53,22 @@ def test_a_vmapped_member_equals_the_same_member_trained_alone(getkey, kind):
             state.variables,
             alone.variables,
         )
+
+
+def test_members_are_initialised_one_after_another():
+    # A CPU can hang in the QR decompositions of several members at once.
+    def init_fn(key, inputs):
+        return {"params": nn.initializers.orthogonal()(key, (inputs.shape[1], 3))}
+
+    network = Network(lambda variables, inputs, key: inputs @ variables["params"], init_fn)
+
+    def init(key):
+        inputs = jnp.ones((1, 4))
+        state = ensemble.init_ensemble(key, network, OPTIMIZER, inputs, ensemble_size=5)
+        return state.variables["params"]
+
+    assert "q:f32[3,3] = qr[" in str(jax.make_jaxpr(init)(jax.random.key(0)))
+    assert init(jax.random.key(0)).shape == (5, 4, 3)
 
 
 def test_each_member_trains_on_its_own_rows(getkey):
