@@ -323,7 +323,8 @@ def fit_ensemble(
         members_at_once: with "vmap", how many members a device trains at once, one such chunk after
             another; results differ by rounding. By default all, or as many as fit into the memory
             of the device if that is fewer: a warning of the logger `jdrop` then says how many, and
-            why. Inside `jax.jit`, and over several processes, the default is all.
+            why. The first choice for these shapes is kept for the whole process. Inside `jax.jit`,
+            and over several processes, the default is all.
         mesh: devices with the axis "member", over which the members are divided, such as
             `jax.make_mesh((8,), ("member",))`. Each device holds the data once, and the state of
             its own members; no step communicates between members. If the devices do not divide

@@ -1,6 +1,7 @@
 """How many members of an ensemble fit into the memory of a device at once."""
 
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ def _planned_bytes(lowered: Any) -> float:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return float("inf")
+        return math.inf
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return float(memory.temp_size_in_bytes + outputs)
 
@@ -97,5 +98,7 @@ def _usable_bytes(device: Any) -> float:
     memory = device.memory_stats()
     if memory and "bytes_limit" in memory:
         return USABLE * (memory["bytes_limit"] - memory["bytes_in_use"])
+    if not hasattr(os, "sysconf"):  # Windows.
+        return math.inf
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return USABLE * machine / len(device.client.local_devices())

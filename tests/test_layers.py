@@ -337,14 +337,14 @@ def make_network(request: pytest.FixtureRequest) -> MakeNetwork:
 
 
 def test_recording_changes_nothing_and_replaying_repeats_the_pass(make_network, getkey):
-    network, x, key = make_network(*RATES), jax.random.normal(getkey(), (5, 3)), getkey()
+    network, x, key = make_network(*RATES), jax.random.normal(getkey(), (50, 3)), getkey()
     variables = network.init(getkey(), x)
     y, masks = record_masks(jax.random.clone(key), network, variables, x)
     assert jnp.array_equal(y, network(variables, x, key))
     assert {name: tuple(map(jnp.shape, calls)) for name, calls in masks.items()} == {
-        "of_inputs": ((5, 3),),
-        "of_hidden": ((5, 2),),
-        "shared": ((5, 2), (5, 2)),
+        "of_inputs": ((50, 3),),
+        "of_hidden": ((50, 2),),
+        "shared": ((50, 2), (50, 2)),
     }
     replayed = replay_masks(network, masks)
     for _ in range(2):

@@ -94,8 +94,8 @@ def test_the_devices_of_a_cpu_share_the_memory_of_the_machine():
 
 
 def test_the_choice_is_a_sentence_with_its_reason():
-    assert str(MembersAtOnce(4, 16, 76.0 * 2**30, 19.0 * 2**30, 60.0 * 2**30)) == (
-        "members_at_once=4: the 16 members of a device need 76 GiB at once and 19 GiB in such "
+    assert str(MembersAtOnce(8, 16, 76.0 * 2**30, 38.0 * 2**30, 60.0 * 2**30)) == (
+        "members_at_once=8: the 16 members of a device need 76 GiB at once and 38 GiB in such "
         "chunks, and 60 GiB are usable."
     )
     assert "even that needs 4 GiB" in str(MembersAtOnce(1, 2, 2.0**33, 2.0**32, 2.0**30))

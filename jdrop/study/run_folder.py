@@ -213,6 +213,8 @@ class RunFolder:
         if arrays:
             with replacing(arrays_path) as partial, partial.open("wb") as file:
                 np.savez(file, **arrays)
+        else:
+            arrays_path.unlink(missing_ok=True)
         checksum = self._checksum(name, fields, _file_hash(arrays_path) if arrays else None)
         write_text(path, json.dumps({**fields, "checksum": checksum}, indent=1) + "\n")
 

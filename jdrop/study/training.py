@@ -210,7 +210,8 @@ class Trainer:
         inputs, labels = data.train_inputs, data.train_labels
         state = programs.init(init_key, jax.tree.map(jnp.asarray, take(inputs, slice(1))))
         if not is_too_large(inputs):
-            inputs, labels = jax.tree.map(jnp.asarray, (inputs, labels))
+            # What a sweep chooses of a large stream may be small: `take` reads it.
+            inputs, labels = jax.tree.map(jnp.asarray, (take(inputs, slice(None)), labels))
         if rate is not None:
             rates = np.full(state.step.shape, rate, np.float32)
             state.variables[RATE] = jax.device_put(rates, state.step.sharding)

@@ -200,8 +200,9 @@ def average_losses(
     """The mean losses of averages on left-out examples, by size.
 
     The losses are NLL or squared errors. Groups with a network that diverged are kept out; where
-    none is left, the loss is `WORST`. At each size they are means over all groups of neighbours,
-    where the members of a replicate lie on a circle.
+    none is left, the loss is `WORST`. So a setting at which many networks diverge is judged by
+    those that are left. At each size they are means over all groups of neighbours, where the
+    members of a replicate lie on a circle.
 
     Args:
         outputs: `[replicate, member, example, class]` log-probabilities, or

@@ -98,7 +98,12 @@ def evaluate(run: RunFolder, margins: Mapping[str, float] | None = None) -> Comp
         replicates=len(readings[0].outputs),
         methods=methods,
         same_epochs=same_epochs,
-        tuning=load_tuning(run, settings, data),
+        # Networks that have all diverged have curves, but no scores to show beside them.
+        tuning=[
+            curve
+            for curve in load_tuning(run, settings, data)
+            if any(curve.method == reading.name for reading in readings)
+        ],
         influence=_influences(readings, losses, data.task, groups, data.group_labels),
         diversity=diversity_of_methods(readings, labels),
         mask_curve=mask_curve(readings, losses, labels, groups),

@@ -147,7 +147,7 @@ def load_readings(
 
     Raises:
         RunError: a part holds the networks of a method, but not its predictions.
-        DivergedError: a replicate has fewer than two plain networks left.
+        DivergedError: a replicate has fewer than two plain networks or no dropout network left.
     """
     group_names = {method.group.name for method in METHODS.values()}
     parts = {name: run.load(name, NetworksPart) for name in group_names}
@@ -167,10 +167,11 @@ def load_readings(
         stored = {(each.epochs, each.weight_decay): each for each in predictions}
         num_members = min(num_left(each.outputs) for each in predictions)
         diverged = max(num_diverged(each.outputs) for each in predictions)
-        if method.name == "plain" and num_members < 2:
+        fewest = {"plain": 2, "dropout": 1}.get(method.name, 0)
+        if num_members < fewest:
             raise DivergedError(
-                f"training diverged: {diverged} plain networks predict NaN, and a replicate has "
-                "fewer than 2 left; take a smaller learning rate."
+                f"training diverged: {diverged} {method.name} networks predict NaN, and a "
+                f"replicate has fewer than {fewest} left; take a smaller learning rate."
             )
         if num_members == 0:
             continue
@@ -298,10 +299,8 @@ def load_subsets(run: RunFolder, settings: Settings, data: DataPart) -> Iterator
             networks.train_outputs[:, :1],  # Earlier versions stored all members.
             _after(networks, name, settings.epochs).outputs[:, :1],
         )
-        for subset in (
-            *(s for s in subsets if s.method == name and not _any_diverged(s)),
-            all_examples,
-        ):
+        candidates = (*(s for s in subsets if s.method == name), all_examples)
+        for subset in (s for s in candidates if not _any_diverged(s)):
             yield SubsetPredictions(
                 name,
                 in_target_unit(subset.train_labels, data),
