@@ -353,6 +353,18 @@ unknown = {**data, "weights": labels}
 
 def four():
     return ids / 9, labels[:, 0] % 3, ids / 9, labels[:, 0] % 3
+
+
+class Source:
+    def __len__(self):
+        return 60
+
+    def __getitem__(self, index):
+        return ids[index] / 9
+
+
+def source():
+    return Source(), labels[:, 0] % 3, Source(), labels[:, 0] % 3
 """
 
 
@@ -377,6 +389,8 @@ def test_a_dictionary_of_arrays_is_a_data_set(tmp_path, monkeypatch):
     data = load("data_objects:four", train_size=None, label_noise=0.5)
     assert data.train_inputs.dtype == np.float32
     assert data.label_noise == 0.5
+    streamed = load("data_objects:source", train_size=None, label_noise=0.5)
+    np.testing.assert_array_equal(streamed.train_inputs, data.train_inputs)
 
 
 @pytest.mark.parametrize(

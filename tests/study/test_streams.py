@@ -167,6 +167,10 @@ def test_an_array_that_is_stored_in_chunks_is_a_source(stream_all):
         (Records({"a": X.astype(str)}), r"inputs\['a'\] must be numbers"),
         (Records(X[:50]), "must hold one number for each of the 50 inputs"),
         ({"a": Records(X), "b": X[:50]}, "must have the same number of examples.*60, 50"),
+        (
+            {"a": Records(X), "b": 3.0},
+            "must have the same number of examples, at least 1, got 60, 0",
+        ),
         (range(0), "must have the same number of examples, at least 1"),
         (
             grain.MapDataset.source([*X[:30], *X[:30, :2]]),
@@ -221,7 +225,7 @@ def test_streamed_training_equals_training_on_data_in_memory(tmp_path, monkeypat
 
 
 def test_the_device_never_holds_all_training_inputs(tmp_path, monkeypatch):
-    many = np.resize(X, (2000, 20))
+    many = np.resize(X, (400, 20))
     largest, batches = [], []
 
     class Watching(Records):
@@ -234,9 +238,9 @@ def test_the_device_never_holds_all_training_inputs(tmp_path, monkeypatch):
     monkeypatch.setattr(streams, "MEMORY_SHARE", 0.0)
     inputs = checked_inputs("inputs", Watching(many))
     largest.clear()
-    train(tmp_path, inputs, labels=np.resize(Y, 2000), record=False)
+    train(tmp_path, inputs, labels=np.resize(Y, 400), record=False)
     # The rows of the four networks are there, `[network, example]`.
-    assert max(largest) == 4 * 2000 * 4 < many.nbytes / 4
+    assert max(largest) == 4 * 400 * 4 < many.nbytes / 4
     assert 1 <= max(batches) <= 2 * streaming.READ_AHEAD + 2
 
 

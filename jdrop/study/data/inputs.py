@@ -113,7 +113,7 @@ def is_source(inputs: Any) -> bool:
 def _checked_sources(name: str, inputs: Any, as_features: bool, progress: Progress) -> Any:
     """The examples of sources in memory, or a stream of them. Reads each of them once."""
     leaves, tree = jax.tree.flatten(inputs) if is_tree(inputs) else ([inputs], None)
-    sizes = [len(leaf) for leaf in leaves]
+    sizes = [len(leaf) if is_source(leaf) else (np.shape(leaf) or (0,))[0] for leaf in leaves]
     if min(sizes) < 1 or min(sizes) != max(sizes):
         raise DataError(
             f"all arrays and sources of {name} must have the same number of examples, at least 1, "
