@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 MEMBER_AXIS, BATCH_AXIS = "member", "batch"
 
 
-def check_mesh(mesh: Mesh) -> Mesh:
+def check_mesh(mesh: Any) -> Mesh:
     """The mesh with axes over which the compiler partitions.
 
     `jax.make_mesh` makes axes that are part of the types of arrays. Networks would have to be

@@ -199,8 +199,6 @@ def test_one_network_with_its_batches_on_several_devices(getkey):
     ],
     ids=["no mesh", "no members", "another axis"],
 )
-def test_a_mesh_of_another_form_is_an_error(getkey, mesh, error, message):
+def test_a_mesh_of_another_form_is_an_error(mesh, error, message):
     with pytest.raises(error, match=message):
-        ensemble.init_ensemble(
-            getkey(), NETWORK, optax.sgd(0.1), INPUTS, ensemble_size=2, mesh=mesh
-        )
+        check_mesh(mesh)
