@@ -105,7 +105,8 @@ def compile_streamed_epoch(
         )
 
     def step_networks(*networks: Any) -> tuple[TrainState, Any]:
-        return MemberMap(batching)(lambda _, *network: fit_step(*network), (), *networks)
+        step_all = MemberMap(batching, mesh=sharding.mesh)
+        return step_all(lambda _, *network: fit_step(*network), (), *networks)
 
     begin = jax.jit(partial(_begin_networks, batch_size=batch_size), out_shardings=sharding)
     step = jax.jit(step_networks, out_shardings=sharding)

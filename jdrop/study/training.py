@@ -288,6 +288,7 @@ class Trainer:
         batch_size = min(self._settings.batch_size, len(data.train_labels))
         count = spec.members * self._settings.replicates
         devices = jax.devices()[:count]
+        mesh = Mesh(np.array(devices), "member")
         init = partial(
             ensemble.init_ensemble,
             network=spec.network,
@@ -295,9 +296,10 @@ class Trainer:
             # Rounded up to a multiple of the devices; surplus members are discarded.
             ensemble_size=-(-count // len(devices)) * len(devices),
             loss_fn=loss_fn_of(data),
+            mesh=mesh,
         )
-        on_members = NamedSharding(Mesh(np.array(devices), "member"), PartitionSpec("member"))
-        replicated = NamedSharding(on_members.mesh, PartitionSpec())
+        on_members = NamedSharding(mesh, PartitionSpec("member"))
+        replicated = NamedSharding(mesh, PartitionSpec())
         key = jax.eval_shape(lambda: jax.random.key(0))
         inputs = _abstract(shapes_of(data.train_inputs), replicated)
         labels = _abstract(data.train_labels, replicated)
@@ -312,7 +314,7 @@ class Trainer:
             (*state.step.shape, len(data.train_labels)), np.int32, sharding=on_members
         )
 
-        batching = batching_by_rule(spec.network, state.variables, example, len(devices))
+        batching = batching_by_rule(spec.network, state.variables, example)
         compile_epoch = (
             compile_streamed_epoch if is_too_large(data.train_inputs) else _compile_epoch
         )
@@ -331,6 +333,7 @@ def _compile_epoch(
     key: Any, state: Any, inputs: Any, labels: Any, rows: Any, batch_size: int, batching: str
 ) -> Callable[..., Any]:
     """An epoch of all networks on data that the device holds."""
+    sharding = rows.sharding
 
     def fit_epoch(key: Array, state: TrainState, inputs: Any, labels: Array, rows: Array) -> Any:
         return ensemble.fit_ensemble(
@@ -342,27 +345,25 @@ def _compile_epoch(
             batch_size=batch_size,
             rows=rows,
             batching=batching,
+            mesh=sharding.mesh,
         )
 
-    lowered = jax.jit(fit_epoch, out_shardings=rows.sharding).lower(
-        key, state, inputs, labels, rows
-    )
+    lowered = jax.jit(fit_epoch, out_shardings=sharding).lower(key, state, inputs, labels, rows)
     return lowered.compile()
 
 
-def batching_by_rule(network: Network, variables: Variables, inputs: Any, num_devices: int) -> str:
-    """How members train in one program: "scan" for convolutions on one CPU, "vmap" otherwise.
+def batching_by_rule(network: Network, variables: Variables, inputs: Any) -> str:
+    """How a device trains its members: "scan" for convolutions on a CPU, "vmap" otherwise.
 
     Batched convolutions are several times slower on a CPU. The choice is by rule, not by time, so
-    that a run can be repeated exactly. Several devices share the members, which must be batched.
+    that a run can be repeated exactly.
 
     Args:
         network: the architecture.
         variables: shapes and dtypes of all members.
         inputs: shapes and dtypes of an example batch.
-        num_devices: how many devices train the members.
     """
-    if jax.default_backend() != "cpu" or num_devices > 1:
+    if jax.default_backend() != "cpu":
         return "vmap"
     member = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), variables)
 

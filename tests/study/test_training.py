@@ -53,22 +53,21 @@ class CNN(nn.Module):
         return nn.Dense(3)(nn.Conv(4, (3,))(x[..., None]).mean(1))
 
 
-def test_members_with_convolutions_train_in_turn_on_one_cpu(monkeypatch):
+def test_members_with_convolutions_train_in_turn_on_a_cpu(monkeypatch):
     cnn = jdrop.linen.as_network(CNN(), has_dropout=False)
     inputs = jax.ShapeDtypeStruct((1, 5), np.float32)
 
-    def choice(network, num_devices):
+    def choice(network):
         init = partial(ensemble.init_ensemble, ensemble_size=2)
         state = jax.eval_shape(
             lambda key, inputs: init(key, network, ADAM, inputs), jax.random.key(0), inputs
         )
-        return batching_by_rule(network, state.variables, inputs, num_devices)
+        return batching_by_rule(network, state.variables, inputs)
 
-    assert choice(cnn, 1) == "scan"
-    assert choice(MODEL.dropout, 1) == "vmap"
-    assert choice(cnn, 2) == "vmap"
+    assert choice(cnn) == "scan"
+    assert choice(MODEL.dropout) == "vmap"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert choice(cnn, 1) == "vmap"
+    assert choice(cnn) == "vmap"
 
 
 def test_a_cnn_trains_on_one_device_as_on_all(tmp_path, data, monkeypatch):
