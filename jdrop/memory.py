@@ -98,7 +98,11 @@ def _usable_bytes(device: Any) -> float:
     memory = device.memory_stats()
     if memory and "bytes_limit" in memory:
         return USABLE * (memory["bytes_limit"] - memory["bytes_in_use"])
-    if not hasattr(os, "sysconf"):  # Windows.
+    return USABLE * machine_memory() / len(device.client.local_devices())
+
+
+def machine_memory() -> float:
+    """The bytes of memory that the machine has; infinite where the system does not say."""
+    if not hasattr(os, "sysconf"):  # On Windows.
         return math.inf
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return USABLE * machine / len(device.client.local_devices())
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -17,6 +17,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from rich.console import Console
 
+from jdrop.memory import machine_memory
 from jdrop.network import Network
 from jdrop.study import report
 from jdrop.study.data import (
@@ -25,7 +26,6 @@ from jdrop.study.data import (
     fingerprint,
     from_arrays,
     labels_of_tokens,
-    machine_memory,
     no_progress,
     shapes_of,
 )

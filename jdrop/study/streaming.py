@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding
 from jdrop.batching import MemberMap
 from jdrop.ensemble import member_keys
 from jdrop.study.data import take
+from jdrop.study.data.streams import with_sharding
 from jdrop.train import Batch, TrainState, begin_epoch, fit_step
 
 READ_AHEAD = 2
@@ -99,18 +100,13 @@ def compile_streamed_epoch(
     """
     sharding = rows.sharding
 
-    def shard(tree: Any) -> Any:
-        return jax.tree.map(
-            lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding), tree
-        )
-
     def step_networks(*networks: Any) -> tuple[TrainState, Any]:
         step_all = MemberMap(batching, mesh=sharding.mesh)
         return step_all(lambda _, *network: fit_step(*network), (), *networks)
 
     begin = jax.jit(partial(_begin_networks, batch_size=batch_size), out_shardings=sharding)
     step = jax.jit(step_networks, out_shardings=sharding)
-    state, mask_keys, _ = shard(jax.eval_shape(begin, key, state, rows))
+    state, mask_keys, _ = with_sharding(jax.eval_shape(begin, key, state, rows), sharding)
     batch = jax.tree.map(
         lambda array: jax.ShapeDtypeStruct(
             (rows.shape[0], batch_size, *array.shape[1:]), array.dtype
@@ -119,7 +115,7 @@ def compile_streamed_epoch(
     )
     return StreamedEpoch(
         begin.lower(key, state, rows).compile(),
-        step.lower(mask_keys, state, shard(batch)).compile(),
+        step.lower(mask_keys, state, with_sharding(batch, sharding)).compile(),
         sharding,
     )
 

@@ -31,7 +31,7 @@ from jdrop.study.data import (
     shapes_of,
     take,
 )
-from jdrop.study.data.streams import with_length
+from jdrop.study.data.streams import with_length, with_sharding
 from jdrop.study.diverged import check_some_are_left, mark_diverged
 from jdrop.study.models import RATE
 from jdrop.study.run_folder import RunFolder
@@ -301,15 +301,15 @@ class Trainer:
         on_members = NamedSharding(mesh, PartitionSpec("member"))
         replicated = NamedSharding(mesh, PartitionSpec())
         key = jax.eval_shape(lambda: jax.random.key(0))
-        inputs = _abstract(shapes_of(data.train_inputs), replicated)
-        labels = _abstract(data.train_labels, replicated)
-        example = _abstract(with_length(inputs, 1), replicated)
+        inputs = with_sharding(shapes_of(data.train_inputs), replicated)
+        labels = with_sharding(data.train_labels, replicated)
+        example = with_sharding(with_length(inputs, 1), replicated)
         lowered_init = jax.jit(
             lambda key, inputs: init(key, inputs=inputs), out_shardings=on_members
         ).lower(key, example)
         state = jax.eval_shape(lambda key, inputs: init(key, inputs=inputs), key, example)
         step_flops, num_parameters, num_bytes = _costs(state, inputs, labels, batch_size)
-        state = _abstract(state, on_members)
+        state = with_sharding(state, on_members)
         rows = jax.ShapeDtypeStruct(
             (*state.step.shape, len(data.train_labels)), np.int32, sharding=on_members
         )
@@ -384,12 +384,6 @@ def _program_key(spec: NetworkSpec, data: Dataset) -> Any:
 def _is_recorded(epoch: int, interval: int, last_epoch: int) -> bool:
     """Whether the learning curve has a point at this epoch."""
     return epoch % interval == 0 or epoch in (1, last_epoch)
-
-
-def _abstract(tree: Any, sharding: NamedSharding) -> Any:
-    return jax.tree.map(
-        lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding), tree
-    )
 
 
 def _changing_arrays(state: TrainState) -> dict[str, Any]:

@@ -279,6 +279,13 @@ def test_plain_networks_that_diverged_are_an_error(finished, tmp_path):
         with_diverged(finished[1], tmp_path / "run", "plain", [0, 1])
 
 
+def test_dropout_networks_that_all_diverged_are_an_error(finished, tmp_path):
+    with pytest.raises(
+        DivergedError, match=r"2 dropout networks predict NaN, .* fewer than 1 left"
+    ):
+        with_diverged(finished[1], tmp_path / "run", "dropout", [0, 1])
+
+
 class Net(nn.Module):
     """A model with all that a run's identity must see: initialisers, and statistics of training."""
 

@@ -224,6 +224,17 @@ def test_streamed_training_equals_training_on_data_in_memory(tmp_path, monkeypat
     assert len(source.threads) > 1  # Batches are read by others.
 
 
+def test_a_small_part_of_a_stream_is_read_into_memory(tmp_path, monkeypatch):
+    # 50 examples fit into the memory, and all 60 do not.
+    monkeypatch.setattr(streams, "MEMORY_SHARE", X[:50].nbytes / streams.machine_memory())
+    part = streams.select(checked_inputs("inputs", Records(X)), np.arange(40))
+    assert isinstance(part, Stream)
+    of_part, of_array = (
+        train(tmp_path / name, inputs) for name, inputs in (("part", part), ("array", X[TRAIN]))
+    )
+    jax.tree.map(np.testing.assert_array_equal, of_part.variables, of_array.variables)
+
+
 def test_the_device_never_holds_all_training_inputs(tmp_path, monkeypatch):
     many = np.resize(X, (400, 20))
     largest, batches = [], []

@@ -4,13 +4,15 @@ Inputs are a pytree of arrays `[example, ...]` or a `Stream`; the functions here
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Sharding
+
+from jdrop.memory import machine_memory
 
 CHUNK_BYTES = 2**28
 """Inputs and predictions of at most so many bytes are in use at a time, besides those in memory."""
@@ -44,6 +46,13 @@ def with_length(shapes: Any, length: int) -> Any:
     """The shapes and dtypes of so many examples."""
     return jax.tree.map(
         lambda shape: jax.ShapeDtypeStruct((length, *shape.shape[1:]), shape.dtype), shapes
+    )
+
+
+def with_sharding(shapes: Any, sharding: Sharding) -> Any:
+    """The shapes and dtypes of arrays that lie so on the devices."""
+    return jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding), shapes
     )
 
 
@@ -131,13 +140,6 @@ def leaf_chunks(
 
     for index, (path, shape) in enumerate(leaves):
         yield path, shape, read(index)
-
-
-def machine_memory() -> float:
-    """The bytes of memory that the machine has; infinite where the system does not say."""
-    if not hasattr(os, "sysconf"):  # On Windows.
-        return math.inf
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def is_too_large(inputs: Any) -> bool:
