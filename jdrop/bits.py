@@ -50,7 +50,7 @@ VECTOR_COLUMNS = 128
 """Columns of the rows into which a mask with a single axis is divided."""
 
 MAX_SELECTED_GROUPS = 32
-"""The most groups among which a TPU selects. With more, selecting takes longer than storing."""
+"""The most groups among which a TPU selects; estimated from counted operations, not timed."""
 
 ALL_ONES = np.uint32(0xFFFFFFFF)
 
@@ -363,7 +363,7 @@ def _read_words(words: Array, layout: _Layout, shape: Shape, differentiated: boo
 
 
 def _draw_on_each_device(mask: Array, layout: _Layout, mesh: AbstractMesh) -> Array:
-    """Lets the compiler divide only those axes of which each device can draw its share alone.
+    """Lets the compiler divide an axis only if each device can draw its share alone.
 
     Every device draws all of the other axes, so that it needs no words of others.
     """

@@ -189,7 +189,7 @@ def _with_first_members(like: Any, members: np.ndarray) -> Any:
 
 
 def _remove(path: Path) -> None:
-    """Removes a file or a folder; a folder that is removed in part only has another name."""
+    """Removes a file or a folder. A folder is renamed first, so that no part keeps its name."""
     if path.is_file():
         path.unlink()
         return

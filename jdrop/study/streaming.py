@@ -20,7 +20,7 @@ from jdrop.study.data.streams import with_sharding
 from jdrop.train import Batch, TrainState, begin_epoch, fit_step
 
 READ_AHEAD = 2
-"""So many batches are read while the device works, and so many steps wait for the device."""
+"""The number of batches that are read while the device works, and of steps that wait for it."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -123,7 +123,7 @@ def chunks(inputs: Any, output_bytes: int = 0) -> list[slice]:
 def leaf_chunks(
     inputs: Any, progress: Callable[[int, int], None]
 ) -> Iterator[tuple[Any, jax.ShapeDtypeStruct, Iterator[np.ndarray]]]:
-    """Of each array of inputs its path, its shape and dtype, and its values, chunk by chunk.
+    """Yields each array's path, its shape and dtype, and its values, chunk by chunk.
 
     Args:
         inputs: an array, a pytree of arrays, or a stream, which is read once for each array.

@@ -12,7 +12,7 @@ from jdrop.study.data.dataset import Dataset
 
 
 def labels_of_tokens(labels: np.ndarray) -> np.ndarray:
-    """The labels `[token]` that are there, of labels `[sequence, length]`.
+    """The labels of all positions that have one, `[token]`, from labels `[sequence, length]`.
 
     Example:
         >>> labels_of_tokens(np.array([[3, 1, -1], [2, -1, -1]]))
