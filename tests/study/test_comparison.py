@@ -235,7 +235,8 @@ def with_diverged(folder, copy, name, members):
     part = run.require(name, NetworksPart)
     for predictions in itertools.chain.from_iterable(part.methods.values()):
         for outputs in (predictions.outputs, predictions.ood_outputs):
-            outputs[0, members] = np.nan
+            # One prediction may stand for all networks of a method, as with weight scaling.
+            outputs[0, [member for member in members if member < outputs.shape[1]]] = np.nan
     run.store(name, part)
     return evaluation.evaluate(run)
 
