@@ -14,6 +14,8 @@ from jdrop.study.methods import separate_masks
 from jdrop.study.models import FIXED_MASKS, MLP, Model, ModelError, check_model
 from jdrop.study.runner import check_sweep
 
+pytestmark = pytest.mark.grid
+
 X = jax.random.normal(jax.random.key(0), (12, 5))
 
 

@@ -70,6 +70,7 @@ def test_members_with_convolutions_train_in_turn_on_a_cpu(monkeypatch):
     assert choice(cnn) == "vmap"
 
 
+@pytest.mark.slow
 def test_a_cnn_trains_on_one_device_as_on_all(tmp_path, data, monkeypatch):
     cnn = jdrop.linen.as_network(CNN(), has_dropout=False)
     many = train(tmp_path / "many", data, network=cnn)

@@ -180,6 +180,7 @@ def test_the_test_examples_change_no_choice(data, finished, tmp_path):
         assert again.require(name, TuningPart) == part
 
 
+@pytest.mark.slow
 def test_each_network_leaves_out_the_fold_that_it_is_scored_on(data, tmp_path, monkeypatch):
     """Labels of a replicate's left-out examples change its losses, but not its networks."""
     outputs = {}
@@ -216,6 +217,7 @@ def test_the_networks_that_are_compared_train_on_all_examples(finished, data):
     assert part.epoch_flops == pytest.approx(plain.epoch_flops, rel=0.05)
 
 
+@pytest.mark.slow
 def test_both_views_are_evaluated(finished):
     comparison = evaluate(finished)
     for method in comparison.same_epochs:
@@ -236,6 +238,7 @@ def test_both_views_are_evaluated(finished):
     assert comparison.mask_curve.minus_weight_scaling["nll"].mean == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_without_tuning_only_controls_search(data, tmp_path):
     settings = dataclasses.replace(SETTINGS, tune=False)
     run_folder = run(tmp_path, data, settings)
