@@ -179,7 +179,16 @@ class Checkpoints:
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    return ocp.Checkpointer(ocp.StandardCheckpointHandler())
+    # Each process of several writes checkpoints of its own, and waits for no other.
+    process = jax.process_index()
+    return ocp.Checkpointer(
+        ocp.StandardCheckpointHandler(),
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=process,
+            active_processes={process},
+            barrier_sync_key_prefix=f"process-{process}",
+        ),
+    )
 
 
 def _with_first_members(like: Any, members: np.ndarray) -> Any:
