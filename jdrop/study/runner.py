@@ -175,10 +175,13 @@ def run_parts(
             f"{'; '.join(trainer.missing.values())}. All that was trained is kept. Give the same "
             "command again, with any number of processes: the run goes on from there."
         )
+    if not is_first:
+        if run_folder.locks.has_ended(0):
+            require_all(run_folder, ["summary"])
+        return
     seconds = {"this run": time.perf_counter() - start}
     machine = versions(run_folder.processes.count)
-    if is_first:
-        store_once("summary", lambda: SummaryPart(command, left_out, machine, seconds, [*stored]))
+    store_once("summary", lambda: SummaryPart(command, left_out, machine, seconds, [*stored]))
 
 
 def check_sweep(sweep: Sweep, model: Model, data: Dataset) -> None:

@@ -42,8 +42,8 @@ class NetworkRange:
         return self.stop - self.start
 
     def __str__(self) -> str:
-        """As in the name of a file: the first and the last index."""
-        return f"{self.start}-{self.stop - 1}"
+        """As in the name of a file: the first and the last index, or the only one."""
+        return f"{self.start}-{self.stop - 1}" if len(self) > 1 else str(self.start)
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def divide(num_networks: int, num_slices: int, min_first: int) -> list[NetworkRa
         >>> [str(networks) for networks in divide(10, 4, min_first=1)]
         ['0-2', '3-5', '6-7', '8-9']
         >>> [str(networks) for networks in divide(10, 4, min_first=5)]
-        ['0-4', '5-6', '7-8', '9-9']
+        ['0-4', '5-6', '7-8', '9']
     """
     ranges: list[NetworkRange] = []
     start = 0
