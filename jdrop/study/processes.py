@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import jax
 
-# JAX tells the indices in public only through devices. To find those, it needs the service that is
-# about to be shut down.
+# JAX tells in public who this process is only when it has started the devices of all processes.
 from jax._src.distributed import global_state
 
 from jdrop.study.errors import UserError
@@ -106,6 +105,8 @@ def join_processes(
         jax.distributed.initialize(coordinator, num_processes, process_id)
         processes = Processes(global_state.process_id, global_state.num_processes)
         jax.distributed.shutdown()
+        # What the shutdown leaves. From here on JAX and Orbax see a process that is alone.
+        global_state.process_id, global_state.num_processes = 0, 1
     except Exception as error:  # JAX raises many, of its own and of what it asks.
         raise UserError(
             f"the processes did not meet ({_first_line(error)}). Start each with --coordinator "

@@ -58,7 +58,7 @@ from jdrop.study.parts import (
 from jdrop.study.predictor import Predictor
 from jdrop.study.run_folder import RunFolder, versions
 from jdrop.study.settings import Settings
-from jdrop.study.slices import delete_slices, require_all
+from jdrop.study.slices import delete_slices, require_all, wait_for
 from jdrop.study.training import (
     NetworkSpec,
     Trainer,
@@ -153,7 +153,7 @@ def run_parts(
             name = f"tuning-{group.name}"
             store_once(name, partial(work.tuning_part, group, spec))
             if not is_first and name not in trainer.missing:
-                require_all(run_folder, [name])
+                wait_for(run_folder, name, process=0)
             if (tuning := run_folder.load(name, TuningPart)) is None:
                 continue  # A process has ended, so nothing was chosen.
         store_once(group.name, partial(work.networks_part, group, spec, tuning))
