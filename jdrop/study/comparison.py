@@ -37,10 +37,11 @@ from jdrop.study.processes import Processes, initialised_processes
 from jdrop.study.progress import with_progress
 from jdrop.study.results import Comparison
 from jdrop.study.run_folder import RunFolder
-from jdrop.study.runner import check_sweep, run_parts
+from jdrop.study.runner import run_parts
 from jdrop.study.scores import CURVE_SCORES
 from jdrop.study.settings import Settings, checked_sweep
 from jdrop.study.slices import require_all
+from jdrop.study.sweeps import check_sweep
 
 
 def compare(

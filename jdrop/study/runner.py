@@ -3,7 +3,6 @@
 Nothing is scored here: `jdrop.study.evaluation` scores what is stored.
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +43,7 @@ from jdrop.study.methods import (
     methods_of,
     network_groups,
 )
-from jdrop.study.models import MLP, Model, ModelError
+from jdrop.study.models import MLP, Model
 from jdrop.study.parts import (
     DataPart,
     ExactPart,
@@ -59,6 +58,7 @@ from jdrop.study.predictor import Predictor
 from jdrop.study.run_folder import RunFolder, versions
 from jdrop.study.settings import Settings
 from jdrop.study.slices import delete_slices, require_all, wait_for
+from jdrop.study.sweeps import Sweep
 from jdrop.study.training import (
     NetworkSpec,
     Trainer,
@@ -73,9 +73,6 @@ MAX_ENUMERATED_EXAMPLES = 2000
 
 TRAIN_SHARES = (0.125, 0.25, 0.5)
 """Shares of the training examples on which overfitting is measured, besides all of them."""
-
-Sweep = Mapping[str, Sequence[float]]
-"""By parameter ("rate", "train_size", "width_factor", "label_noise"), its values."""
 
 StoreOnce = Callable[[str, Callable[[], Any]], None]
 """`store_once(name, make_part)` makes and stores a part that the folder does not hold yet.
@@ -96,7 +93,7 @@ def run_parts(
 ) -> None:
     """Trains, reads and stores the parts that the folder does not hold yet.
 
-    Check the model and the sweep before, with `check_model` and `check_sweep`. If several processes
+    Check the model and the sweep before, with `check_model` and `jdrop.study.sweeps.check_sweep`. If several processes
     share the run, all train, and process 0 does the rest.
 
     Args:
@@ -182,30 +179,6 @@ def run_parts(
     seconds = {"this run": time.perf_counter() - start}
     machine = versions(run_folder.processes.count)
     store_once("summary", lambda: SummaryPart(command, left_out, machine, seconds, [*stored]))
-
-
-def check_sweep(sweep: Sweep, model: Model, data: Dataset) -> None:
-    """Raises if a parameter cannot take a value that the sweep gives it.
-
-    Raises:
-        ModelError: a model without the parameter; a value out of range.
-    """
-    num_examples = len(data.train_labels)
-    ranges = {
-        "rate": (0, 1, "[0, 1)"),
-        "label_noise": (0, 1, "[0, 1)"),
-        "width_factor": (1e-9, math.inf, "(0, inf)"),
-        "train_size": (2, num_examples + 1, f"[2, {num_examples}]"),
-    }
-    for name, values in sweep.items():
-        if name in ("rate", "width_factor") and name not in model.changeable:
-            raise ModelError(
-                f"{name} cannot be swept: the model's factory takes no argument {name}."
-            )
-        minimum, end, allowed = ranges[name]
-        wrong = [value for value in values if not minimum <= value < end]
-        if wrong:
-            raise ModelError(f"values of {name} to sweep must lie in {allowed}, got {wrong[0]}.")
 
 
 def _specs(
