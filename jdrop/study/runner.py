@@ -4,7 +4,7 @@ Nothing is scored here: `jdrop.study.evaluation` scores what is stored.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -93,7 +93,7 @@ def run_parts(
 ) -> None:
     """Trains, reads and stores the parts that the folder does not hold yet.
 
-    Check the model and the sweep before, with `check_model` and `jdrop.study.sweeps.check_sweep`. If several processes
+    Check the model and the sweep before, with `check_model` and `check_sweep`. If several processes
     share the run, all train, and process 0 does the rest.
 
     Args:
