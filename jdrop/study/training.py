@@ -235,26 +235,21 @@ class Trainer:
         scored: list[Any] = []
         for end in training.ends:
             for fit in fits:
-                if slices.is_whole:
-                    self._train_until(end, fit, training, inputs, labels)
-                elif validation is None:
-                    if not slices.is_stored(fit.networks):
-                        self._train_until(end, fit, training, inputs, labels)
-                        slices.store(fit.networks, fit.kept, dataclasses.asdict(fit.log))
-                else:
-                    self._train_until(end, fit, training, inputs, labels)
-                    for epoch in training.candidates(end):
-                        if not slices.is_stored(fit.networks, epoch):
-                            slices.store(fit.networks, fit.kept[str(epoch)], {}, epoch)
-            if validation is not None:
-                candidates = training.candidates(end)
-                if slices.is_whole:
-                    scored = fits[0].log.validation[: len(candidates)]
-                else:
-                    like = fits[0].state.variables
-                    scored = slices.scores(candidates, like, validation.losses)
-                if validation.is_enough(scored):
-                    break
+                if validation is None and slices.is_stored(fit.networks):
+                    continue
+                self._train_until(end, fit, training, inputs, labels)
+                if not slices.is_whole:
+                    _store_slice(end, fit, training)
+            if validation is None:
+                continue
+            candidates = training.candidates(end)
+            if slices.is_whole:
+                scored = fits[0].log.validation[: len(candidates)]
+            else:
+                like = fits[0].state.variables
+                scored = slices.scores(candidates, like, validation.losses)
+            if validation.is_enough(scored):
+                break
         if not self._run_folder.processes.is_first:
             return None
         kept, log = fits[0].kept, fits[0].log
@@ -427,6 +422,17 @@ class _Fit:
     log: TrainingLog
     done: int
     checkpoints: Checkpoints
+
+
+def _store_slice(end: int, fit: _Fit, training: _Training) -> None:
+    """Stores a slice for the other processes; in cross-validation at each candidate up to `end`."""
+    slices, log = training.slices, dataclasses.asdict(fit.log)
+    if training.validation is None:
+        slices.store(fit.networks, fit.kept, log)
+        return
+    for epoch in training.candidates(end):
+        if not slices.is_stored(fit.networks, epoch):
+            slices.store(fit.networks, fit.kept[str(epoch)], log, epoch)
 
 
 def _join_logs(logs: Sequence[dict[str, Any]], ranges: Sequence[NetworkRange]) -> TrainingLog:
