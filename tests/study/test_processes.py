@@ -326,6 +326,54 @@ def finish(started):
     return [(process.returncode, *texts) for process, texts in zip(started, printed, strict=True)]
 
 
+INITIALISED = """
+import sys
+import jax, jdrop, jdrop.linen, numpy as np
+jax.config.update("jax_num_cpu_devices", 1)
+jax.distributed.initialize(sys.argv[1], 2, index := int(sys.argv[2]))
+from pathlib import Path
+from jdrop.study import checkpoints
+from jdrop.study.models import MLP
+from jdrop.study.run_folder import RunFolder
+checkpoints.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+state = {"w": np.arange(6.0).reshape(2, 3)}
+mine = RunFolder(Path(f"checkpoints-{index}"), {}).checkpoints("plain", 2)
+mine.save(3, state, {})
+epochs, restored, _ = mine.restore({"w": np.zeros((2, 3))})
+assert epochs == 3 and np.array_equal(restored["w"], state["w"])
+x = np.random.default_rng(0).normal(size=(60, 3)).astype("float32")
+y = (x.sum(1) > 0).astype("int32")
+comparison = jdrop.compare(
+    lambda: MLP((4,), 2), x[:40], y[:40], x[40:], y[40:], out="out", replicates=2, ensemble_size=2,
+    budget=2, num_samples=2, epochs=3, batch_size=10, controls=False, theory=False, progress=False,
+)
+print(comparison.method("dropout").points[0].scores["nll"].mean)
+"""
+"""A program that calls `jax.distributed.initialize` itself."""
+
+
+@pytest.mark.slow
+def test_a_program_that_initialises_jax_shares_the_work_of_compare(tmp_path):
+    address = f"127.0.0.1:{free_port()}"
+    results = finish(
+        [
+            subprocess.Popen(
+                [sys.executable, "-c", INITIALISED, address, str(index)],
+                cwd=tmp_path,
+                env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for index in range(2)
+        ]
+    )
+    assert [code for code, _, _ in results] == [0, 0], results
+    printed, other = (float(printed) for _, printed, _ in results)
+    assert printed == other > 0
+    assert (tmp_path / "out" / "report.html").exists()
+
+
 def numbers_of(value, path=""):
     """The numbers of a report by their paths, without times."""
     if isinstance(value, dict):
