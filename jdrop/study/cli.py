@@ -219,6 +219,12 @@ existing_file = click.Path(path_type=Path, exists=True, dir_okay=False)
 )
 @margin_option
 @click.option(
+    "--tensorboard",
+    is_flag=True,
+    help="Write the losses and scores of every epoch for TensorBoard too, into the folder "
+    "tensorboard of the results. Their file metrics.jsonl always holds them.",
+)
+@click.option(
     "--out",
     type=click.Path(file_okay=False),
     help="Folder of the results; by default one in ./comparison, the same for the same command.",

@@ -145,7 +145,8 @@ def _train(
             f"{settings.budget} dropout networks, {settings.epochs} epochs; folder: "
             f"{experiment.folder}",
         )
-        return experiment.run(progress), experiment.folder
+        comparison = experiment.run(progress, tensorboard=options["tensorboard"])
+        return comparison, experiment.folder
 
 
 def load_data(options: Mapping[str, Any], progress: Progress = no_progress) -> Dataset:

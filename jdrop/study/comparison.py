@@ -32,6 +32,7 @@ from jdrop.study.data import (
 from jdrop.study.data.streams import with_length
 from jdrop.study.errors import UserError
 from jdrop.study.evaluation import evaluate
+from jdrop.study.metric_streams import open_streams
 from jdrop.study.models import Model, check_model
 from jdrop.study.progress import with_progress
 from jdrop.study.results import Comparison
@@ -56,6 +57,7 @@ def compare(
     margins: Mapping[str, float] | None = None,
     sweep: Mapping[str, Iterable[int | float]] | None = None,
     progress: Progress | bool = True,
+    tensorboard: bool = False,
     **settings: Any,
 ) -> Comparison:
     """How many independently trained networks is one dropout network worth, on your data?
@@ -96,6 +98,8 @@ def compare(
             combination is compared too.
         progress: True shows on the standard error how far the work is and how long it still takes,
             False shows nothing. A function is called as `progress(what, done, total)` instead.
+        tensorboard: whether to write the losses and scores of every epoch for TensorBoard too, into
+            the folder `tensorboard` in `out`. The file `metrics.jsonl` in `out` always holds them.
         **settings: fields of `jdrop.study.Settings`: `replicates`, `ensemble_size`, `epochs`, ...
 
     Returns:
@@ -125,6 +129,8 @@ def compare(
         3
     """
     arrays = (inputs, labels, test_inputs, test_labels, ood_inputs, groups, test_groups)
+    if tensorboard and out is None:
+        raise UserError("tensorboard=True needs `out`, the folder that keeps the event files.")
     checked_settings, checked_model = Settings.from_mapping(settings), Model(model)
 
     def run_in(folder: Path, progress: Progress) -> Comparison:
@@ -139,7 +145,7 @@ def compare(
             command=f"jdrop.compare({name_of(model)}, ...)",
             progress=progress,
         )
-        return experiment.run(progress)
+        return experiment.run(progress, tensorboard=tensorboard)
 
     def run(folder: Path) -> Comparison:
         if progress is True:
@@ -205,15 +211,23 @@ class Experiment:
         self._run_folder = RunFolder(self.folder, config)
         tempfile.TemporaryFile(dir=self.folder).close()  # Fails now, not after the training.
 
-    def run(self, progress: Progress) -> Comparison:
+    def run(self, progress: Progress, *, tensorboard: bool = False) -> Comparison:
         """Trains what the folder does not hold yet, and scores all that it holds.
 
+        Args:
+            progress: is called as the work goes on; a `Display` shows losses too.
+            tensorboard: see `compare`.
+
         Raises:
-            UserError: networks that diverge; another run in the folder.
+            UserError: networks that diverge; another run in the folder; no tensorboardX.
             OSError: the folder cannot be written.
             KeyboardInterrupt: the run was stopped; the message says what the folder holds.
         """
-        with self._run_folder.locked():
+        metrics = self.folder / "metrics.jsonl"
+        with (
+            self._run_folder.locked(),
+            open_streams(metrics, progress, tensorboard=tensorboard) as streams,
+        ):
             try:
                 run_parts(
                     self._run_folder,
@@ -222,6 +236,7 @@ class Experiment:
                     self._data,
                     sweep=self._sweep,
                     progress=progress,
+                    streams=streams,
                     command=self._command,
                 )
             except KeyboardInterrupt as stop:

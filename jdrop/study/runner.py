@@ -43,6 +43,7 @@ from jdrop.study.methods import (
     methods_of,
     network_groups,
 )
+from jdrop.study.metric_streams import MetricStream
 from jdrop.study.models import MLP, Model, ModelError
 from jdrop.study.parts import (
     DataPart,
@@ -87,6 +88,7 @@ def run_parts(
     *,
     sweep: Sweep,
     progress: Progress,
+    streams: Sequence[MetricStream],
     command: str,
 ) -> None:
     """Trains, reads and stores the parts that the folder does not hold yet.
@@ -100,6 +102,7 @@ def run_parts(
         data: the examples.
         sweep: the values to sweep; empty for no sweep.
         progress: is called as the work goes on.
+        streams: take the metrics of every epoch.
         command: the command or call that began the run, for the report.
 
     Raises:
@@ -109,7 +112,7 @@ def run_parts(
     """
     start = time.perf_counter()
     trainer, predictor = (
-        Trainer(run_folder, settings, progress),
+        Trainer(run_folder, settings, progress, streams),
         Predictor(settings, data, progress),
     )
     work = _Work(settings, model, data, trainer, predictor)

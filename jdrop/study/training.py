@@ -33,6 +33,7 @@ from jdrop.study.data import (
 )
 from jdrop.study.data.streams import with_length, with_sharding
 from jdrop.study.diverged import check_some_are_left, mark_diverged
+from jdrop.study.metric_streams import EpochMetrics, MetricStream
 from jdrop.study.models import RATE
 from jdrop.study.run_folder import RunFolder
 from jdrop.study.settings import Settings
@@ -156,10 +157,18 @@ class Trainer:
         run_folder: keeps the checkpoints.
         settings: gives the replicates, the batch size and the seed.
         progress: is called as the work goes on.
+        streams: take the metrics of every epoch.
     """
 
-    def __init__(self, run_folder: RunFolder, settings: Settings, progress: Progress) -> None:
+    def __init__(
+        self,
+        run_folder: RunFolder,
+        settings: Settings,
+        progress: Progress,
+        streams: Sequence[MetricStream] = (),
+    ) -> None:
         self._run_folder, self._settings, self._progress = run_folder, settings, progress
+        self._streams = streams
         self._programs: dict[Any, _Programs] = {}
 
     def compile_programs(self, work: Sequence[tuple[NetworkSpec, Dataset]]) -> None:
@@ -233,6 +242,8 @@ class Trainer:
             log = TrainingLog(**stored_log)
             kept = arrays.pop("kept")
             state = dataclasses.replace(state, **arrays)
+        for stream in self._streams:
+            stream.begin(checkpoint, done)
 
         every_row = np.arange(len(labels), dtype=np.int32)
         rows = np.broadcast_to(every_row, (*state.step.shape, len(labels)))
@@ -247,8 +258,10 @@ class Trainer:
                 state, losses = jax.block_until_ready(
                     programs.fit_epoch(jax.random.clone(fit_key), state, inputs, labels, rows)
                 )
-                log.train_seconds += time.perf_counter() - start
-                is_finite = np.isfinite(np.asarray(losses)[:count]).all(1)
+                seconds = time.perf_counter() - start
+                log.train_seconds += seconds
+                epoch_losses, scores = np.asarray(losses)[:count, 0], {}
+                is_finite = np.isfinite(epoch_losses)
                 log.diverged = sorted({*log.diverged, *np.flatnonzero(~is_finite).tolist()})
                 if spec.record and validation is None:
                     check_some_are_left(log.diverged, count, replicates, description)
@@ -262,8 +275,12 @@ class Trainer:
                     )
                     log.train.append(score(inputs, labels))
                     log.test.append(score(data.test_inputs, data.test_labels))
+                    scores = {"train": log.train[-1], "test": log.test[-1]}
                 if validation is not None and epoch in validation.epochs:
                     log.validation.append(validation.losses(first_members(state.variables, count)))
+                    scores = {"validation": log.validation[-1]}
+                for stream in self._streams:
+                    stream.write(EpochMetrics(checkpoint, epoch, seconds, epoch_losses, scores))
                 if str(epoch) in kept:
                     kept[str(epoch)] = first_members(state.variables, count)
                 done = epoch
