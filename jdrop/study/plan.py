@@ -365,7 +365,7 @@ def _print_table(
     for column in ("devices", "axis", "per member", "members", "fits", "at once", "needs", "hours"):
         table.add_column(column, justify="left" if column == "axis" else "right")
     for layout in layouts:
-        hours = "-" if layout.seconds is None else f"{layout.seconds / 3600:.3g}"
+        hours = "-" if layout.seconds is None else _short(layout.seconds / 3600)
         counts = (layout.devices_per_member, layout.members, layout.fits, layout.members_at_once)
         cells = (*(f"{count:,}" for count in counts), _text(layout.device_bytes), hours)
         table.add_row(f"{layout.num_devices:,}", layout.axis, *cells)
@@ -393,7 +393,12 @@ def _text(count: float) -> str:
     """
     units = ("B", "KiB", "MiB", "GiB", "TiB")
     index = min(int(math.log2(max(count, 1)) // 10), len(units) - 1)
-    return f"{count / 2 ** (10 * index):.3g} {units[index]}"
+    return f"{_short(count / 2 ** (10 * index))} {units[index]}"
+
+
+def _short(number: float) -> str:
+    """Three digits, or all that are before the point."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _ceil(count: int, by: int) -> int:
