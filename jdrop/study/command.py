@@ -150,9 +150,10 @@ def _train(
             f"{experiment.folder}",
         )
         if not options["processes"].is_first:
-            experiment.train(progress)
+            experiment.train(progress, tensorboard=options["tensorboard"])
             return None
-        return experiment.run(progress), experiment.folder
+        comparison = experiment.run(progress, tensorboard=options["tensorboard"])
+        return comparison, experiment.folder
 
 
 def load_data(options: Mapping[str, Any], progress: Progress = no_progress) -> Dataset:

@@ -32,6 +32,7 @@ from jdrop.study.data import (
 from jdrop.study.data.streams import with_length
 from jdrop.study.errors import UserError
 from jdrop.study.evaluation import evaluate
+from jdrop.study.metric_streams import open_streams
 from jdrop.study.models import Model, check_model
 from jdrop.study.processes import Processes, initialised_processes
 from jdrop.study.progress import with_progress
@@ -59,6 +60,7 @@ def compare(
     margins: Mapping[str, float] | None = None,
     sweep: Mapping[str, Iterable[int | float]] | None = None,
     progress: Progress | bool = True,
+    tensorboard: bool = False,
     **settings: Any,
 ) -> Comparison:
     """How many independently trained networks is one dropout network worth, on your data?
@@ -101,6 +103,8 @@ def compare(
             combination is compared too.
         progress: True shows on the standard error how far the work is and how long it still takes,
             False shows nothing. A function is called as `progress(what, done, total)` instead.
+        tensorboard: whether to write the losses and scores of every epoch for TensorBoard too, into
+            the folder `tensorboard` in `out`. The file `metrics.jsonl` in `out` always holds them.
         **settings: fields of `jdrop.study.Settings`: `replicates`, `ensemble_size`, `epochs`, ...
 
     Returns:
@@ -136,6 +140,8 @@ def compare(
             f"out must name a folder that all {processes.count} processes see, got None: they "
             "share their work through it."
         )
+    if tensorboard and out is None:
+        raise UserError("tensorboard=True needs `out`, the folder that keeps the event files.")
     checked_settings, checked_model = Settings.from_mapping(settings), Model(model)
 
     def run_in(folder: Path, progress: Progress) -> Comparison:
@@ -151,7 +157,7 @@ def compare(
             progress=progress,
             processes=processes,
         )
-        return experiment.run(progress)
+        return experiment.run(progress, tensorboard=tensorboard)
 
     def run(folder: Path) -> Comparison:
         if progress is True and processes.is_first:
@@ -220,25 +226,38 @@ class Experiment:
         self._run_folder = RunFolder(self.folder, config, processes)
         tempfile.TemporaryFile(dir=self.folder).close()  # Fails now, not after the training.
 
-    def run(self, progress: Progress) -> Comparison:
+    def run(self, progress: Progress, *, tensorboard: bool = False) -> Comparison:
         """Trains what the folder does not hold yet, and scores all that it holds.
+
+        Args:
+            progress: is called as the work goes on; a `Display` shows losses too.
+            tensorboard: see `compare`.
 
         Raises: as `train` does.
         """
-        self.train(progress)
+        self.train(progress, tensorboard=tensorboard)
         require_all(self._run_folder, ["summary"])  # Process 0 stores the parts.
         return evaluate(self._run_folder, self._margins)
 
-    def train(self, progress: Progress) -> None:
+    def train(self, progress: Progress, *, tensorboard: bool = False) -> None:
         """Trains what the folder does not hold yet; process 0 also predicts, and stores the parts.
+
+        Args:
+            progress: see `run`.
+            tensorboard: see `compare`.
 
         Raises:
             UserError: networks that diverge; another run in the folder; a process of the run has
-                ended early.
+                ended early; no tensorboardX.
             OSError: the folder cannot be written.
             KeyboardInterrupt: the run was stopped; the message says what the folder holds.
         """
-        with self._run_folder.locked():
+        process = self._run_folder.processes.index
+        metrics = self.folder / (f"metrics-{process}.jsonl" if process else "metrics.jsonl")
+        with (
+            self._run_folder.locked(),
+            open_streams(metrics, progress, tensorboard=tensorboard) as streams,
+        ):
             try:
                 run_parts(
                     self._run_folder,
@@ -247,6 +266,7 @@ class Experiment:
                     self._data,
                     sweep=self._sweep,
                     progress=progress,
+                    streams=streams,
                     command=self._command,
                 )
             except KeyboardInterrupt as stop:

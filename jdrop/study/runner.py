@@ -4,7 +4,7 @@ Nothing is scored here: `jdrop.study.evaluation` scores what is stored.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -43,6 +43,7 @@ from jdrop.study.methods import (
     methods_of,
     network_groups,
 )
+from jdrop.study.metric_streams import MetricStream
 from jdrop.study.models import MLP, Model
 from jdrop.study.parts import (
     DataPart,
@@ -89,6 +90,7 @@ def run_parts(
     *,
     sweep: Sweep,
     progress: Progress,
+    streams: Sequence[MetricStream],
     command: str,
 ) -> None:
     """Trains, reads and stores the parts that the folder does not hold yet.
@@ -103,6 +105,7 @@ def run_parts(
         data: the examples.
         sweep: the values to sweep; empty for no sweep.
         progress: is called as the work goes on.
+        streams: take the metrics of every epoch.
         command: the command or call that began the run, for the report.
 
     Raises:
@@ -112,7 +115,7 @@ def run_parts(
     """
     start = time.perf_counter()
     trainer, predictor = (
-        Trainer(run_folder, settings, progress),
+        Trainer(run_folder, settings, progress, streams),
         Predictor(settings, data, progress),
     )
     work = _Work(settings, model, data, trainer, predictor)

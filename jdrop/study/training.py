@@ -31,6 +31,7 @@ from jdrop.study.data import (
 )
 from jdrop.study.diverged import check_some_are_left, mark_diverged
 from jdrop.study.errors import RunError
+from jdrop.study.metric_streams import EpochMetrics, MetricStream
 from jdrop.study.models import RATE
 from jdrop.study.programs import Programs, compile_programs
 from jdrop.study.run_folder import RunFolder
@@ -146,13 +147,21 @@ class Trainer:
         run_folder: keeps the checkpoints, and the slices of several processes.
         settings: gives the replicates, the batch size and the seed.
         progress: is called as the work goes on.
+        streams: take the metrics of every epoch.
 
     Attributes:
         missing: by training, the networks that were not trained, since their processes have ended.
     """
 
-    def __init__(self, run_folder: RunFolder, settings: Settings, progress: Progress) -> None:
+    def __init__(
+        self,
+        run_folder: RunFolder,
+        settings: Settings,
+        progress: Progress,
+        streams: Sequence[MetricStream] = (),
+    ) -> None:
         self._run_folder, self._settings, self._progress = run_folder, settings, progress
+        self._streams = streams
         self._programs: dict[Any, Programs] = {}
         self.missing: dict[str, str] = {}
 
@@ -315,6 +324,9 @@ class Trainer:
         rows = np.broadcast_to(every_row, (programs.num_networks, len(labels)))
         interval = max(1, spec.epochs // NUM_EVALUATIONS)
         is_recorded = spec.record and validation is None and networks.start == 0
+        name = training.slices.checkpoint_of(networks)
+        for stream in self._streams:
+            stream.begin(name, fit.done)
         with fit.checkpoints.saving() as update:
             for epoch in range(fit.done + 1, end + 1):
                 if validation is not None:
@@ -325,8 +337,10 @@ class Trainer:
                 fit.state, losses = jax.block_until_ready(
                     programs.fit_epoch(key, indices, fit.state, inputs, labels, rows)
                 )
-                log.train_seconds += time.perf_counter() - start
-                is_finite = np.isfinite(np.asarray(losses)[:count]).all(1)
+                seconds = time.perf_counter() - start
+                log.train_seconds += seconds
+                metrics = EpochMetrics(name, epoch, seconds, np.asarray(losses)[:count, 0])
+                is_finite = np.isfinite(metrics.losses)
                 log.diverged = sorted({*log.diverged, *np.flatnonzero(~is_finite).tolist()})
                 if is_whole:
                     self._check_some_are_left(log, training)
@@ -340,9 +354,13 @@ class Trainer:
                     )
                     log.train.append(score(inputs, labels))
                     log.test.append(score(data.test_inputs, data.test_labels))
+                    metrics.scores.update(train=log.train[-1], test=log.test[-1])
                 if validation is not None and is_whole and epoch in validation.epochs:
                     scores = validation.losses(first_members(fit.state.variables, count))
                     log.validation.append(scores)
+                    metrics.scores.update(validation=scores)
+                for stream in self._streams:
+                    stream.write(metrics)
                 if str(epoch) in fit.kept:
                     fit.kept[str(epoch)] = first_members(fit.state.variables, count)
                 fit.done = epoch

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,17 @@ def test_the_terminal_tells_the_answer_and_the_time_left(finished):
     assert "enough" in printed
     for line in finished[0].splitlines()[2:]:  # After the two lines that say what will be done.
         assert len(line) <= 80
+
+
+def test_the_metrics_of_every_training_are_in_a_file(finished):
+    lines = (finished[1] / "metrics.jsonl").read_text().splitlines()
+    by_part = {}
+    for line in map(json.loads, lines):
+        by_part.setdefault(line["part"], []).append((line["epoch"], len(line["loss"])))
+    assert by_part["plain"] == [(1, 6), (2, 6)]
+    assert by_part["sweep-0/dropout"] == [(1, 2), (2, 2)]
+    assert {"dropout", "tuning-plain", "exact", "sweep-0/plain", "sweep-1/dropout"} <= {*by_part}
+    assert "loss" in finished[0]
 
 
 def test_every_method_is_there_with_its_sizes(comparison):
