@@ -88,7 +88,7 @@ def run_parts(
     *,
     sweep: Sweep,
     progress: Progress,
-    streams: Sequence[MetricStream],
+    streams: Sequence[MetricStream] = (),
     command: str,
 ) -> None:
     """Trains, reads and stores the parts that the folder does not hold yet.

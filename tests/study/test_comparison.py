@@ -435,7 +435,7 @@ def test_the_run_holds_the_groups_and_the_baselines(finished):
 def compare_without_training(monkeypatch, comparison, **options):
     """Calls `compare` on toy data, with a run that calls its progress twice."""
 
-    def run(self, progress):
+    def run(self, progress, *, tensorboard):
         progress("training", 1, 2)
         progress("training", 2, 2)
         return comparison
