@@ -157,7 +157,7 @@ class Trainer:
         run_folder: keeps the checkpoints.
         settings: gives the replicates, the batch size and the seed.
         progress: is called as the work goes on.
-        streams: take the metrics of every epoch.
+        metric_streams: take the metrics of every epoch.
     """
 
     def __init__(
@@ -165,10 +165,10 @@ class Trainer:
         run_folder: RunFolder,
         settings: Settings,
         progress: Progress,
-        streams: Sequence[MetricStream] = (),
+        metric_streams: Sequence[MetricStream] = (),
     ) -> None:
         self._run_folder, self._settings, self._progress = run_folder, settings, progress
-        self._streams = streams
+        self._metric_streams = metric_streams
         self._programs: dict[Any, _Programs] = {}
 
     def compile_programs(self, work: Sequence[tuple[NetworkSpec, Dataset]]) -> None:
@@ -242,7 +242,7 @@ class Trainer:
             log = TrainingLog(**stored_log)
             kept = arrays.pop("kept")
             state = dataclasses.replace(state, **arrays)
-        for stream in self._streams:
+        for stream in self._metric_streams:
             stream.begin(checkpoint, done)
 
         every_row = np.arange(len(labels), dtype=np.int32)
@@ -279,7 +279,7 @@ class Trainer:
                 if validation is not None and epoch in validation.epochs:
                     log.validation.append(validation.losses(first_members(state.variables, count)))
                     scores = {"validation": log.validation[-1]}
-                for stream in self._streams:
+                for stream in self._metric_streams:
                     stream.write(EpochMetrics(checkpoint, epoch, seconds, epoch_losses, scores))
                 if str(epoch) in kept:
                     kept[str(epoch)] = first_members(state.variables, count)
