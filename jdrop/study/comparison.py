@@ -256,7 +256,7 @@ class Experiment:
         metrics = self.folder / (f"metrics-{process}.jsonl" if process else "metrics.jsonl")
         with (
             self._run_folder.locked(),
-            open_streams(metrics, progress, tensorboard=tensorboard) as streams,
+            open_streams(metrics, progress, tensorboard=tensorboard) as metric_streams,
         ):
             try:
                 run_parts(
@@ -266,7 +266,7 @@ class Experiment:
                     self._data,
                     sweep=self._sweep,
                     progress=progress,
-                    streams=streams,
+                    metric_streams=metric_streams,
                     command=self._command,
                 )
             except KeyboardInterrupt as stop:

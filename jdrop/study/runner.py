@@ -90,7 +90,7 @@ def run_parts(
     *,
     sweep: Sweep,
     progress: Progress,
-    streams: Sequence[MetricStream],
+    metric_streams: Sequence[MetricStream] = (),
     command: str,
 ) -> None:
     """Trains, reads and stores the parts that the folder does not hold yet.
@@ -105,7 +105,7 @@ def run_parts(
         data: the examples.
         sweep: the values to sweep; empty for no sweep.
         progress: is called as the work goes on.
-        streams: take the metrics of every epoch.
+        metric_streams: take the metrics of every epoch.
         command: the command or call that began the run, for the report.
 
     Raises:
@@ -115,7 +115,7 @@ def run_parts(
     """
     start = time.perf_counter()
     trainer, predictor = (
-        Trainer(run_folder, settings, progress, streams),
+        Trainer(run_folder, settings, progress, metric_streams),
         Predictor(settings, data, progress),
     )
     work = _Work(settings, model, data, trainer, predictor)

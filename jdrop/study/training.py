@@ -147,7 +147,7 @@ class Trainer:
         run_folder: keeps the checkpoints, and the slices of several processes.
         settings: gives the replicates, the batch size and the seed.
         progress: is called as the work goes on.
-        streams: take the metrics of every epoch.
+        metric_streams: take the metrics of every epoch.
 
     Attributes:
         missing: by training, the networks that were not trained, since their processes have ended.
@@ -158,10 +158,10 @@ class Trainer:
         run_folder: RunFolder,
         settings: Settings,
         progress: Progress,
-        streams: Sequence[MetricStream] = (),
+        metric_streams: Sequence[MetricStream] = (),
     ) -> None:
         self._run_folder, self._settings, self._progress = run_folder, settings, progress
-        self._streams = streams
+        self._metric_streams = metric_streams
         self._programs: dict[Any, Programs] = {}
         self.missing: dict[str, str] = {}
 
@@ -325,7 +325,7 @@ class Trainer:
         interval = max(1, spec.epochs // NUM_EVALUATIONS)
         is_recorded = spec.record and validation is None and networks.start == 0
         name = training.slices.checkpoint_of(networks)
-        for stream in self._streams:
+        for stream in self._metric_streams:
             stream.begin(name, fit.done)
         with fit.checkpoints.saving() as update:
             for epoch in range(fit.done + 1, end + 1):
@@ -359,7 +359,7 @@ class Trainer:
                     scores = validation.losses(first_members(fit.state.variables, count))
                     log.validation.append(scores)
                     metrics.scores.update(validation=scores)
-                for stream in self._streams:
+                for stream in self._metric_streams:
                     stream.write(metrics)
                 if str(epoch) in fit.kept:
                     fit.kept[str(epoch)] = first_members(fit.state.variables, count)
