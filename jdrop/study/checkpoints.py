@@ -12,6 +12,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,28 +57,44 @@ class Checkpoints:
     def saving(self) -> Iterator[Callable[[int, Any, dict[str, Any]], None]]:
         """Yields `update(epochs, state, log)`, to be called after each epoch.
 
-        The state is saved from time to time, after the last epoch, and on a KeyboardInterrupt.
+        From time to time, `update` copies the state to the host, and a thread writes it while the
+        training goes on. On a KeyboardInterrupt and after the last epoch, the block waits for that
+        thread, and saves the last state. Arrays of the host must not change in place.
+
+        Raises:
+            CheckpointError: as `save` does, at the first call after the thread failed.
         """
         last_save = time.perf_counter()
         latest: tuple[int, Any, dict[str, Any]] | None = None
+        writing: Future[None] | None = None
 
         def update(epochs: int, state: Any, log: dict[str, Any]) -> None:
-            nonlocal latest
+            nonlocal last_save, latest, writing
             latest = epochs, state, log
-            save_after(SECONDS_BETWEEN_CHECKPOINTS)
-
-        def save_after(seconds: float) -> None:
-            nonlocal last_save, latest
-            if latest is not None and time.perf_counter() - last_save >= seconds:
-                self.save(*latest)
+            if writing is not None and writing.done():
+                writing.result()
+                writing = None
+            is_due = time.perf_counter() - last_save >= SECONDS_BETWEEN_CHECKPOINTS
+            if writing is None and is_due:
+                # A whole checkpoint of our own in one thread, instead of an asynchronous one of
+                # Orbax: its JSON must follow it, and no two may be written at once.
+                writing = writer.submit(self.save, epochs, self._on_host(state), log)
                 last_save, latest = time.perf_counter(), None
 
-        try:
-            yield update
-        except KeyboardInterrupt:
-            save_after(0.0)
-            raise
-        save_after(SECONDS_WORTH_A_CHECKPOINT)
+        def finish(seconds: float) -> None:
+            if writing is not None:
+                writing.result()
+            if latest is not None and time.perf_counter() - last_save >= seconds:
+                self.save(*latest)
+
+        # At its end, the block waits for the thread, whatever was raised.
+        with ThreadPoolExecutor(1, "checkpoint") as writer:
+            try:
+                yield update
+            except KeyboardInterrupt:
+                finish(0.0)
+                raise
+            finish(SECONDS_WORTH_A_CHECKPOINT)
 
     def save(self, epochs: int, state: Any, log: dict[str, Any]) -> None:
         """Writes a checkpoint, then removes all but the last `NUM_KEPT`.
@@ -90,7 +107,7 @@ class Checkpoints:
         Raises:
             CheckpointError: the disk is full, or the folder cannot be written.
         """
-        state = jax.tree.map(lambda leaf: np.asarray(leaf)[: self._num_members], state)
+        state = self._on_host(state)
         path = self._folder / str(epochs)
         try:
             _remove(path)  # A kill may have left it without its JSON.
@@ -117,7 +134,7 @@ class Checkpoints:
             like: a state with arrays of the same shapes, dtypes and devices. Networks that no
                 checkpoint holds are taken from it.
         """
-        stored = jax.tree.map(lambda leaf: np.asarray(leaf)[: self._num_members], like)
+        stored = self._on_host(like)
         for epochs in reversed(self._epochs()):
             try:
                 state, log = self._read(epochs, stored)
@@ -130,6 +147,10 @@ class Checkpoints:
     def delete(self) -> None:
         """Removes all checkpoints: what they were for is stored."""
         _remove(self._folder)
+
+    def _on_host(self, state: Any) -> Any:
+        """The networks that are stored, as arrays of NumPy."""
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[: self._num_members], state)
 
     def _read(self, epochs: int, like: Any) -> tuple[Any, dict[str, Any]]:
         path = self._folder / str(epochs)

@@ -1,5 +1,8 @@
 """Checkpoints: what is stored comes back on any devices, and damage is found and told."""
 
+import threading
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -191,6 +194,64 @@ def test_an_interrupt_saves_the_last_epoch(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train_until(KeyboardInterrupt, checkpoints)
     assert checkpoints.restore(state_of(0))[0] == 2
+
+
+def slow_saves(monkeypatch, checkpoints, error=None):
+    """Saves that begin at once and end, or fail, when the returned event is set."""
+    may_end, save = threading.Event(), checkpoints.save
+
+    def slow_save(*arguments):
+        assert may_end.wait(60)
+        if error is not None:
+            raise error
+        save(*arguments)
+
+    monkeypatch.setattr(checkpoints_module, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(checkpoints, "save", slow_save)
+    return may_end
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    checkpoints = checkpoints_in(tmp_path)
+    may_end = slow_saves(monkeypatch, checkpoints)
+    with checkpoints.saving() as update:
+        for epochs in (1, 2, 3):  # The checkpoint after the first epoch is not written yet.
+            update(epochs, state_of(epochs), {"epochs": epochs})
+        assert checkpoints_in(tmp_path).restore(state_of(0)) is None
+        may_end.set()
+    # The block has waited for the thread.
+    epochs, restored, log = checkpoints_in(tmp_path).restore(state_of(0))
+    assert (epochs, log) == (1, {"epochs": 1})
+    assert_equal_states(restored, state_of(1))
+
+
+def test_an_interrupt_waits_for_the_checkpoint_that_is_being_written(tmp_path, monkeypatch):
+    checkpoints = checkpoints_in(tmp_path)
+    may_end = slow_saves(monkeypatch, checkpoints)
+    threading.Timer(0.2, may_end.set).start()
+    with pytest.raises(KeyboardInterrupt):
+        train_until(KeyboardInterrupt, checkpoints)
+    names = {path.name for path in (tmp_path / "checkpoints" / "plain").iterdir()}
+    assert names == {"1", "1.json", "2", "2.json"}
+    assert checkpoints.restore(state_of(0))[0] == 2
+
+
+@pytest.mark.parametrize("is_seen", ["at the next epoch", "at the end", "at an interrupt"])
+def test_a_checkpoint_that_fails_in_its_thread_is_told(tmp_path, monkeypatch, is_seen):
+    checkpoints = checkpoints_in(tmp_path)
+    slow_saves(monkeypatch, checkpoints, CheckpointError("the disk is full")).set()
+
+    def train():
+        with checkpoints.saving() as update:
+            update(1, state_of(1), {})
+            if is_seen == "at an interrupt":
+                raise KeyboardInterrupt
+            for _ in range(1000 * (is_seen == "at the next epoch")):
+                time.sleep(0.01)
+                update(2, state_of(2), {})
+
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        train()
 
 
 def test_an_error_saves_nothing(tmp_path):
