@@ -2,7 +2,7 @@
 
 The comparison runs undisturbed once. Then it is killed, stopped, damaged or left without space, and
 the same command is given again. It must end with the same `results.json`, apart from times, or say
-in one sentence what is wrong. A checkpoint is written after each epoch, so that kills meet many.
+in one sentence what is wrong. Checkpoints are written all the time, so that kills meet many.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ STUDY = [
 COMMAND = """
 import sys
 from jdrop.study import checkpoints, main
-checkpoints.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+checkpoints.SECONDS_BETWEEN_CHECKPOINTS, checkpoints.WRITING_SHARE = 0.0, 1.0
 sys.exit(main())
 """
 

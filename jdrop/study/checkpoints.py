@@ -25,7 +25,10 @@ from jdrop.study.atomic_writes import write_text
 from jdrop.study.errors import UserError
 
 SECONDS_BETWEEN_CHECKPOINTS = 15.0
-"""A killed training loses at most that, and one epoch."""
+"""A killed training loses at most that, one epoch, and the checkpoint that was being written."""
+
+WRITING_SHARE = 0.03
+"""At most this share of the time is spent on writing: large checkpoints are written less often."""
 
 SECONDS_WORTH_A_CHECKPOINT = 5.0
 """After its last epoch, a training is stored if it would lose at least that."""
@@ -64,21 +67,25 @@ class Checkpoints:
         Raises:
             CheckpointError: as `save` does, at the first call after the thread failed.
         """
-        last_save = time.perf_counter()
+        last_save, seconds_between = time.perf_counter(), SECONDS_BETWEEN_CHECKPOINTS
         latest: tuple[int, Any, dict[str, Any]] | None = None
-        writing: Future[None] | None = None
+        writing: Future[float] | None = None
+
+        def timed_save(*checkpoint: Any) -> float:
+            begin = time.perf_counter()
+            self.save(*checkpoint)
+            return time.perf_counter() - begin
 
         def update(epochs: int, state: Any, log: dict[str, Any]) -> None:
-            nonlocal last_save, latest, writing
+            nonlocal last_save, seconds_between, latest, writing
             latest = epochs, state, log
             if writing is not None and writing.done():
-                writing.result()
+                seconds_between = max(SECONDS_BETWEEN_CHECKPOINTS, writing.result() / WRITING_SHARE)
                 writing = None
-            is_due = time.perf_counter() - last_save >= SECONDS_BETWEEN_CHECKPOINTS
-            if writing is None and is_due:
+            if writing is None and time.perf_counter() - last_save >= seconds_between:
                 # A whole checkpoint of our own in one thread, instead of an asynchronous one of
                 # Orbax: its JSON must follow it, and no two may be written at once.
-                writing = writer.submit(self.save, epochs, self._on_host(state), log)
+                writing = writer.submit(timed_save, epochs, self._on_host(state), log)
                 last_save, latest = time.perf_counter(), None
 
         def finish(seconds: float) -> None:

@@ -211,6 +211,22 @@ def slow_saves(monkeypatch, checkpoints, error=None):
     return may_end
 
 
+@pytest.mark.parametrize(("share", "second"), [(1e9, 2), (1e-9, 1)])
+def test_checkpoints_that_take_long_to_write_are_written_less_often(
+    tmp_path, monkeypatch, share, second
+):
+    checkpoints = checkpoints_in(tmp_path)
+    monkeypatch.setattr(checkpoints_module, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(checkpoints_module, "WRITING_SHARE", share)
+    with checkpoints.saving() as update:
+        update(1, state_of(1), {})
+        while checkpoints.restore(state_of(0)) is None:
+            time.sleep(0.01)
+        time.sleep(0.1)  # The thread has removed older checkpoints.
+        update(2, state_of(2), {})
+    assert checkpoints.restore(state_of(0))[0] == second
+
+
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     checkpoints = checkpoints_in(tmp_path)
     may_end = slow_saves(monkeypatch, checkpoints)
