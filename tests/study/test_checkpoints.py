@@ -262,9 +262,11 @@ def test_a_checkpoint_that_fails_in_its_thread_is_told(tmp_path, monkeypatch, is
             update(1, state_of(1), {})
             if is_seen == "at an interrupt":
                 raise KeyboardInterrupt
-            for _ in range(1000 * (is_seen == "at the next epoch")):
-                time.sleep(0.01)
-                update(2, state_of(2), {})
+            if is_seen == "at the next epoch":
+                for _ in range(1000):
+                    time.sleep(0.01)
+                    update(2, state_of(2), {})
+                pytest.fail("the failure was not told before the end")
 
     with pytest.raises(CheckpointError, match="the disk is full"):
         train()
