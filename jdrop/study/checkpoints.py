@@ -6,9 +6,11 @@ all files of the checkpoint, and of the run and part that they belong to. Withou
 not complete, and Orbax reads no checkpoint whose checksum is wrong.
 """
 
+import errno
 import hashlib
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -206,8 +208,16 @@ class Checkpoints:
                 _remove(path)
 
 
-def _checkpointer() -> ocp.Checkpointer:
-    return ocp.Checkpointer(ocp.StandardCheckpointHandler())
+@contextmanager
+def _checkpointer() -> Iterator[ocp.Checkpointer]:
+    """Orbax without its log, which shows tracebacks of errors that are told in a sentence here."""
+    log = logging.getLogger("absl")
+    was_disabled, log.disabled = log.disabled, True
+    try:
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            yield checkpointer
+    finally:
+        log.disabled = was_disabled
 
 
 def _with_first_members(like: Any, members: np.ndarray) -> Any:
@@ -229,5 +239,8 @@ def _remove(path: Path) -> None:
 
 
 def _first_line(error: Exception) -> str:
+    full = os.strerror(errno.ENOSPC)
+    if full in str(error):  # Orbax puts long paths before it.
+        return full
     lines = str(error).splitlines() or [type(error).__name__]
     return lines[0][:200].rstrip(".")

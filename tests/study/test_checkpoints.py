@@ -1,5 +1,6 @@
 """Checkpoints: what is stored comes back on any devices, and damage is found and told."""
 
+import logging
 import threading
 import time
 
@@ -162,20 +163,23 @@ def test_a_deletion_that_is_killed_anywhere_leaves_no_half_checkpoint(tmp_path, 
     assert "was not used" not in caplog.text
 
 
-def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_stays(tmp_path, monkeypatch):
+def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_stays(tmp_path, monkeypatch, caplog):
     checkpoints = checkpoints_in(tmp_path)
     checkpoints.save(1, state_of(1), {})
 
     class Full(checkpoints_module.ocp.Checkpointer):
         def save(self, path, *args, **kwargs):
             path.with_name(f"{path.name}.orbax-checkpoint-tmp").mkdir()
-            raise ValueError("RESOURCE_EXHAUSTED: No space left on device\nTraceback: ...")
+            logging.getLogger("absl").error("Traceback: ...")
+            raise ValueError("RESOURCE_EXHAUSTED: ...: No space left on device [...]\n...")
 
     monkeypatch.setattr(checkpoints_module.ocp, "Checkpointer", Full)
     with pytest.raises(
-        CheckpointError, match=r"RESOURCE_EXHAUSTED: No space left on device\); free"
+        CheckpointError, match=r"plain \(No space left on device\); free some space"
     ):
         checkpoints.save(2, state_of(2), {})
+    assert not caplog.text
+    assert not logging.getLogger("absl").disabled
     monkeypatch.undo()
     names = {path.name for path in (tmp_path / "checkpoints" / "plain").iterdir()}
     assert names == {"1", "1.json"}
