@@ -39,7 +39,8 @@ STUDY = [
 ]
 
 COMMAND = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # Shells ignore it in the background.
 from jdrop.study import checkpoints, main
 checkpoints.SECONDS_BETWEEN_CHECKPOINTS, checkpoints.WRITING_SHARE = 0.0, 1.0
 sys.exit(main())
