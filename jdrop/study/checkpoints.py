@@ -94,16 +94,17 @@ class Checkpoints:
             if writing is not None:
                 writing.result()
             if latest is not None and time.perf_counter() - last_save >= seconds:
-                self.save(*latest)
+                # In the thread too: an interrupt may have hidden that it is at work.
+                writer.submit(self.save, *latest).result()
 
         # At its end, the block waits for the thread, whatever was raised.
         with ThreadPoolExecutor(1, "checkpoint") as writer:
             try:
                 yield update
+                finish(SECONDS_WORTH_A_CHECKPOINT)
             except KeyboardInterrupt:
                 finish(0.0)
                 raise
-            finish(SECONDS_WORTH_A_CHECKPOINT)
 
     def save(self, epochs: int, state: Any, log: dict[str, Any]) -> None:
         """Writes a checkpoint, then removes all but the last `NUM_KEPT`.
