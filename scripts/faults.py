@@ -57,8 +57,9 @@ TIMES = ("seconds", "train_seconds", "predict_seconds")
 
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
-FULL_SHARES = (0.05, 0.3, 0.6, 0.95)
-"""Sizes of the full disks, as shares of what the run needs."""
+FULL_SHARES = (0.012, 0.028, 0.3, 0.95)
+"""Sizes of the disks, as shares of what the run needs: baselines, checkpoints, a part and the report
+do not fit."""
 
 Row = tuple[str, str]
 """What was done to the run, and what it led to."""
