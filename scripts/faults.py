@@ -58,8 +58,10 @@ TIMES = ("seconds", "train_seconds", "predict_seconds")
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 FULL_SHARES = (0.012, 0.028, 0.3, 0.95)
-"""Sizes of the disks, as shares of what the run needs: baselines, checkpoints, a part and the report
-do not fit."""
+"""Sizes of the disks, as shares of what the run needs.
+
+They are too small for the baselines, for checkpoints, for a part, and for the report.
+"""
 
 Row = tuple[str, str]
 """What was done to the run, and what it led to."""
