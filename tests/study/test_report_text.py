@@ -310,7 +310,7 @@ def test_the_terminal_table_fits_80_columns(task, factor):
     lines = printed(compared)
     assert max(len(line.rstrip()) for line in lines) <= 80
     # Nothing is cut off: a wide terminal shows the same words.
-    words, wide = ("".join(shown).replace("─", "") for shown in (lines, printed(compared, 300)))
+    words, wide = (" ".join(shown).replace("─", "") for shown in (lines, printed(compared, 300)))
     assert sorted(words.split()) == sorted(wide.split())
     assert "…" not in words
 
