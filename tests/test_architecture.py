@@ -81,6 +81,7 @@ FOREIGN = {
         "pydantic",
         "rich",
         "sklearn",
+        "tensorboardX",
         "threadpoolctl",
     },
 }

@@ -122,6 +122,8 @@ class Checkpoints:
         try:
             _remove(path)  # A kill may have left it without its JSON.
             with _checkpointer() as checkpointer:
+                if jax.process_index():  # Orbax writes arrays of NumPy in process 0 alone.
+                    state = jax.device_put(state, jax.local_devices()[0])
                 checkpointer.save(path, args=ocp.args.StandardSave(state))
             log = json.loads(json.dumps(log))
             content = {"log": log, "checksum": self._checksum(path, log)}
@@ -212,10 +214,18 @@ class Checkpoints:
 @contextmanager
 def _checkpointer() -> Iterator[ocp.Checkpointer]:
     """Orbax without its log, which shows tracebacks of errors that are told in a sentence here."""
+    # Where JAX knows of several processes, each writes checkpoints of its own.
+    process = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=process,
+        active_processes={process},
+        barrier_sync_key_prefix=f"process-{process}",
+    )
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
     log = logging.getLogger("absl")
     was_disabled, log.disabled = log.disabled, True
     try:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        with ocp.Checkpointer(handler, multiprocessing_options=options) as checkpointer:
             yield checkpointer
     finally:
         log.disabled = was_disabled

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import math
 import os
+import re
 import shlex
 import signal
 import sys
@@ -19,6 +20,7 @@ import jax
 from click.core import ParameterSource
 
 from jdrop.study.errors import UserError
+from jdrop.study.processes import join_processes
 from jdrop.study.settings import Settings
 
 HELP = """How many independently trained networks is one dropout network worth?
@@ -27,7 +29,8 @@ Trains both and compares them. Without options it takes scikit-learn's digits, d
 and needs one to three minutes. Give --dataset and --model for data and a model of your own, or
 --predictions for networks that are trained already. A command that was stopped goes on when it is
 given again. `jdrop report FOLDER` writes the report of a folder again without training. `jdrop
-audit MODULE:OBJECT` lists what a model drops."""
+audit MODULE:OBJECT` lists what a model drops. `jdrop plan` works out what many members need on many
+devices."""
 
 ALLOWED_WITH_PREDICTIONS = ("predictions", "replicates", "margins", "groups", "out")
 """Options that have an effect beside --predictions."""
@@ -66,6 +69,24 @@ class Hidden(click.ParamType):
         if not units or min(units) < 1:
             self.fail(f"must be positive integers such as 256,256, got {value}.", param, ctx)
         return units
+
+
+class Memory(click.ParamType):
+    """A size of memory, such as 80GiB."""
+
+    name = "size"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Returns the bytes, or fails."""
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT])(i?)B", str(value))
+        if match is None:
+            self.fail(f"must be a size such as 80GiB or 500MB, got {value}.", param, ctx)
+        number, unit, is_binary = match.groups()
+        return float(number) * (1024 if is_binary else 1000) ** (1 + "KMGT".index(unit))
 
 
 class Assignment(click.ParamType):
@@ -219,9 +240,27 @@ existing_file = click.Path(path_type=Path, exists=True, dir_okay=False)
 )
 @margin_option
 @click.option(
+    "--tensorboard",
+    is_flag=True,
+    help="Write the losses and scores of every epoch for TensorBoard too, into the folder "
+    "tensorboard of the results. Their file metrics.jsonl always holds them.",
+)
+@click.option(
     "--out",
     type=click.Path(file_okay=False),
     help="Folder of the results; by default one in ./comparison, the same for the same command.",
+)
+@click.option(
+    "--coordinator",
+    metavar="HOST:PORT",
+    help="Where process 0 meets the others, if several processes share the run through its folder; "
+    "by default those that SLURM, Open MPI or Kubernetes has started.",
+)
+@click.option("--process-id", type=click.IntRange(min=0), help="Index of this process, from 0.")
+@click.option(
+    "--num-processes",
+    type=click.IntRange(min=1),
+    help="How many processes share the run; 1 for a process that runs alone on a cluster.",
 )
 @click.pass_context
 def compare_command(context: click.Context, /, **options: Any) -> None:
@@ -250,6 +289,9 @@ def compare_command(context: click.Context, /, **options: Any) -> None:
     for name, values in options["sweep"]:
         sweep.setdefault(name, []).extend(values)
     options["sweep"] = sweep
+    meeting = [options.pop(name) for name in ("coordinator", "process_id", "num_processes")]
+    if options["predictions"] is None:
+        options["processes"] = join_processes(*meeting)
     from jdrop.study import command
 
     command.run(options, context.obj)
@@ -286,6 +328,62 @@ def audit_command(model: str, input_shape: tuple[int, ...], input_dtype: str) ->
     command.audit_model(model, input_shape, input_dtype)
 
 
+PLAN_DATA_AND_MODEL = ("dataset", "target", "task", "test_file", "data_dir", "model", *MLP_OPTIONS)
+"""Options of the comparison that say which member is planned for."""
+
+
+@compare_command.command(
+    "plan",
+    params=[
+        option
+        for option in compare_command.params
+        if option.name in (*PLAN_DATA_AND_MODEL, "train_size", "epochs", "batch_size")
+    ],
+)
+@click.option("--members", type=click.IntRange(min=1), required=True, help="Networks to train.")
+@click.option(
+    "--devices", type=Hidden(), default=(8, 64, 512), help="Counts of devices, such as 8,64,512."
+)
+@click.option(
+    "--device-memory", type=Memory(), required=True, help="Memory of a device, such as 80GiB."
+)
+@click.option(
+    "--flops-per-second",
+    type=FiniteRange(0, min_open=True),
+    help="Floating-point operations per second that a device reaches in training, such as 1e14.",
+)
+@click.option(
+    "--parameters",
+    type=FiniteRange(1),
+    help="Parameters of a model that is known by its size only, such as 1e9; needs --train-size.",
+)
+@click.option(
+    "--activations",
+    type=Memory(),
+    help="With --parameters, the activations of a batch, such as 20GiB; by default none count.",
+)
+@click.option("--json", is_flag=True, help="Print JSON instead of a table.")
+@click.pass_context
+def plan_command(context: click.Context, /, **options: Any) -> None:
+    """Works out what many members need on many devices; trains nothing.
+
+    Compiles the training of one member of the model on the data.
+    """
+    given = [
+        name for name in options if context.get_parameter_source(name) != ParameterSource.DEFAULT
+    ]
+    if options["parameters"] is not None:
+        data_or_model = [name for name in given if name in PLAN_DATA_AND_MODEL]
+        _refuse(data_or_model, "has no effect beside --parameters, which reads no data.")
+        if options["train_size"] is None:
+            raise click.UsageError("--parameters needs --train-size, the training examples.")
+    elif options["activations"] is not None:
+        raise click.UsageError("--activations is for --parameters; of a model they are measured.")
+    from jdrop.study import plan
+
+    plan.print_plan(options)
+
+
 def _margins(assignments: Sequence[tuple[str, list[int | float]]]) -> dict[str, float]:
     """Margins by score, or an error if a score has two."""
     margins: dict[str, float] = {}
@@ -320,6 +418,13 @@ def run_command(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _num_cores() -> int:
+    """The cores that this process may use: a cluster may give it a few of the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class _Terminated(KeyboardInterrupt):
     """The process was asked to end by SIGTERM, as batch systems do before they kill it."""
 
@@ -331,7 +436,7 @@ def _terminate(*_: object) -> None:
 def main() -> int:
     """Runs the command with the arguments of the shell."""
     # Each core is a device, so that members train on all of them. JAX must not be at work yet.
-    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    jax.config.update("jax_num_cpu_devices", _num_cores())
     if sys.stdout is None:  # The shell closed it.
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     signal.signal(signal.SIGTERM, _terminate)

@@ -14,6 +14,8 @@ from jax import Array
 import jdrop
 from jdrop import functional
 
+pytestmark = pytest.mark.grid
+
 clone = jax.random.clone
 
 

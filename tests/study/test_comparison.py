@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,17 @@ def test_the_terminal_tells_the_answer_and_the_time_left(finished):
     assert "enough" in printed
     for line in finished[0].splitlines()[2:]:  # After the two lines that say what will be done.
         assert len(line) <= 80
+
+
+def test_the_metrics_of_every_training_are_in_a_file(finished):
+    lines = (finished[1] / "metrics.jsonl").read_text().splitlines()
+    by_part = {}
+    for line in map(json.loads, lines):
+        by_part.setdefault(line["part"], []).append((line["epoch"], len(line["loss"])))
+    assert by_part["plain"] == [(1, 6), (2, 6)]
+    assert by_part["sweep-0/dropout"] == [(1, 2), (2, 2)]
+    assert {"dropout", "tuning-plain", "exact", "sweep-0/plain", "sweep-1/dropout"} <= {*by_part}
+    assert "loss" in finished[0]
 
 
 def test_every_method_is_there_with_its_sizes(comparison):
@@ -217,6 +229,7 @@ def test_the_sweep_has_every_place(comparison):
     assert first.scores["dropout"] != second.scores["dropout"]
 
 
+@pytest.mark.slow
 def test_evaluating_again_changes_nothing(finished, comparison):
     again = evaluation.evaluate(RunFolder.open(finished[1]))
     assert again.to_json() == comparison.to_json()
@@ -241,6 +254,7 @@ def with_diverged(folder, copy, name, members):
     return evaluation.evaluate(run)
 
 
+@pytest.mark.slow
 def test_a_network_that_diverged_is_counted_and_kept_out(finished, comparison, tmp_path):
     found = with_diverged(finished[1], tmp_path / "run", "plain", [1])
     plain = found.method("plain")
