@@ -57,6 +57,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, identity: str, num_members: int) -> None:
         self._folder, self._identity, self._num_members = folder, identity, num_members
+        self._last_save, self._writing_seconds = time.perf_counter(), 0.0
 
     @contextmanager
     def saving(self) -> Iterator[Callable[[int, Any, dict[str, Any]], None]]:
@@ -69,42 +70,56 @@ class Checkpoints:
         Raises:
             CheckpointError: as `save` does, at the first call after the thread failed.
         """
-        last_save, seconds_between = time.perf_counter(), SECONDS_BETWEEN_CHECKPOINTS
         latest: tuple[int, Any, dict[str, Any]] | None = None
         writing: Future[float] | None = None
 
-        def timed_save(*checkpoint: Any) -> float:
-            begin = time.perf_counter()
-            self.save(*checkpoint)
-            return time.perf_counter() - begin
-
         def update(epochs: int, state: Any, log: dict[str, Any]) -> None:
-            nonlocal last_save, seconds_between, latest, writing
+            nonlocal latest
             latest = epochs, state, log
             if writing is not None and writing.done():
-                seconds_between = max(SECONDS_BETWEEN_CHECKPOINTS, writing.result() / WRITING_SHARE)
-                writing = None
-            if writing is None and time.perf_counter() - last_save >= seconds_between:
+                wait()
+            if writing is None and self._is_due(SECONDS_BETWEEN_CHECKPOINTS):
+                write()
+
+        def write() -> None:
+            nonlocal latest, writing
+            if latest is not None:
+                epochs, state, log = latest
                 # A whole checkpoint of our own in one thread, instead of an asynchronous one of
                 # Orbax: its JSON must follow it, and no two may be written at once.
-                writing = writer.submit(timed_save, epochs, self._on_host(state), log)
-                last_save, latest = time.perf_counter(), None
+                writing = writer.submit(self._timed_save, epochs, self._on_host(state), log)
+                self._last_save, latest = time.perf_counter(), None
 
-        def finish(seconds: float) -> None:
+        def wait() -> None:
+            nonlocal writing
             if writing is not None:
-                writing.result()
-            if latest is not None and time.perf_counter() - last_save >= seconds:
-                # In the thread too: an interrupt may have hidden that it is at work.
-                writer.submit(self.save, *latest).result()
+                self._writing_seconds = writing.result()
+                writing = None
 
         # At its end, the block waits for the thread, whatever was raised.
         with ThreadPoolExecutor(1, "checkpoint") as writer:
             try:
                 yield update
-                finish(SECONDS_WORTH_A_CHECKPOINT)
+                wait()
+                if self._is_due(SECONDS_WORTH_A_CHECKPOINT):
+                    write()
+                    wait()
             except KeyboardInterrupt:
-                finish(0.0)
+                wait()
+                write()
+                wait()
                 raise
+
+    def _is_due(self, seconds: float) -> bool:
+        """Whether a checkpoint is due that may be written every so many seconds."""
+        seconds = max(seconds, self._writing_seconds / WRITING_SHARE)
+        return time.perf_counter() - self._last_save >= seconds
+
+    def _timed_save(self, epochs: int, state: Any, log: dict[str, Any]) -> float:
+        """Saves, and returns how many seconds it took."""
+        begin = time.perf_counter()
+        self.save(epochs, state, log)
+        return time.perf_counter() - begin
 
     def save(self, epochs: int, state: Any, log: dict[str, Any]) -> None:
         """Writes a checkpoint, then removes all but the last `NUM_KEPT`.

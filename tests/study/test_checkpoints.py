@@ -1,5 +1,6 @@
 """Checkpoints: what is stored comes back on any devices, and damage is found and told."""
 
+import itertools
 import logging
 import threading
 import time
@@ -191,6 +192,19 @@ def train_until(error, checkpoints):
         for epochs in (1, 2):
             update(epochs, state_of(epochs), {})
         raise error
+
+
+def test_a_training_in_short_stretches_is_saved_all_the_same(tmp_path, monkeypatch):
+    """As in cross-validation, which may end a training after each candidate epoch."""
+    now = itertools.count(0.0, 2.0)
+    monkeypatch.setattr(checkpoints_module.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(checkpoints_module, "SECONDS_WORTH_A_CHECKPOINT", 12.0)
+    monkeypatch.setattr(checkpoints_module, "WRITING_SHARE", 1e9)
+    checkpoints = checkpoints_in(tmp_path)
+    for epochs in (1, 2, 3, 4):
+        with checkpoints.saving() as update:
+            update(epochs, state_of(epochs), {})
+    assert checkpoints.restore(state_of(0))[0] >= 3
 
 
 def test_an_interrupt_saves_the_last_epoch(tmp_path):
