@@ -409,7 +409,13 @@ def _mask_sharding(x: Array | None, shape: Shape) -> NamedSharding | None:
 
 
 def _as_inexact(name: str, x: ArrayLike) -> Array:
-    x = jnp.asarray(x)
+    try:
+        x = jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name} must be a float or complex array, got {type(x).__name__}; of a pytree, give "
+            "each array alone."
+        ) from error
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         raise TypeError(f"{name} must be a float or complex array, got a key; the key goes first.")
     if not jnp.issubdtype(x.dtype, jnp.inexact):

@@ -1,10 +1,15 @@
-"""Times an ensemble's training step beside single networks, Flax and PyTorch."""
+"""Times an ensemble's training step beside single networks, Flax and PyTorch; and checkpoints."""
 
+import statistics
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import click
 import flax.linen as nn
 import jax
 import numpy as np
@@ -15,6 +20,8 @@ from timing import print_times, time_in_turn, torch_if_installed
 
 import jdrop.linen
 from jdrop import ensemble, train
+from jdrop.study import checkpoints
+from jdrop.study.run_folder import RunFolder
 
 SIZES, BATCH_SIZE, RATE = (64, 256, 256, 10), 50, 0.5
 
@@ -165,4 +172,52 @@ def bench_ensemble() -> dict[str, Any]:
         functions |= {"torch loop": torch_loop(torch, 20), "torch vmap": torch_vmap(torch, 20)}
     rows = print_times("ensemble, a step of 20 members", time_in_turn(functions, 7), STEPS)
     results["20 members, other libraries"] = rows
+    return results
+
+
+EPOCHS = 20
+"""Of a training in which one checkpoint is written; they outlast the writing."""
+
+
+def train_epochs(
+    fit: Callable[[], Any], update: Callable[[int, Any, dict[str, Any]], None] | None = None
+) -> None:
+    """Trains for `EPOCHS`; after the first, `update` may write a checkpoint."""
+    for epoch in range(1, EPOCHS + 1):
+        state, _ = jax.block_until_ready(fit())
+        if epoch == 1 and update is not None:
+            update(epoch, state, {})
+
+
+def train_with_checkpoint(fit: Callable[[], Any], kept: checkpoints.Checkpoints) -> None:
+    """Trains for `EPOCHS`, and writes a checkpoint after the first one as the training goes on."""
+    at_once = mock.patch.object(checkpoints, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    with at_once, kept.saving() as update:
+        train_epochs(fit, update)
+
+
+def bench_checkpoints() -> dict[str, Any]:
+    """The time that a checkpoint adds to a training that goes on while it is written.
+
+    A training writes one every `SECONDS_BETWEEN_CHECKPOINTS`, or less often if it is large.
+    """
+    results = {}
+    for num_members, rounds in ((20, 9), (100, 5)):
+        fit = jdrop_fits(num_members)["vmap"]
+        with tempfile.TemporaryDirectory() as folder:
+            kept = RunFolder(Path(folder), {}).checkpoints("networks", num_members)
+            functions = {
+                "without": partial(train_epochs, fit),
+                "with one": partial(train_with_checkpoint, fit, kept),
+            }
+            seconds = time_in_turn(functions, rounds)
+        name = f"{num_members} members"
+        rows = print_times(f"checkpoints, {EPOCHS} epochs of {name}", seconds, EPOCHS)
+        added = statistics.median(seconds["with one"]) - statistics.median(seconds["without"])
+        share = added / checkpoints.SECONDS_BETWEEN_CHECKPOINTS
+        click.echo(
+            f"  one adds {1e3 * added:.0f} ms, {share:.1%} of the "
+            f"{checkpoints.SECONDS_BETWEEN_CHECKPOINTS:g} s between two"
+        )
+        results[name] = {**rows, "share of a run": share}
     return results

@@ -89,6 +89,40 @@ def test_each_member_trains_on_its_own_rows(getkey):
     np.testing.assert_array_equal(state.variables["seen"], [[2, 2, 2, 2, 0], [0, 2, 0, 0, 6]])
 
 
+@pytest.mark.parametrize(
+    "options", [{"batching": "vmap"}, {"batching": "scan"}, {"members_at_once": 2}], ids=str
+)
+def test_a_member_whose_loss_becomes_nan_changes_no_bit_of_the_others(getkey, options):
+    inputs, labels = make_data(getkey())
+    inputs = inputs.at[-1].set(jnp.nan)  # Only the second member trains on this example.
+    clean = np.tile(np.arange(12), (4, 1))
+    wild = clean.copy()
+    wild[1, 5] = len(inputs) - 1
+    init_key, fit_key = getkey(), getkey()
+    (calm_state, calm_losses), (state, losses) = (
+        ensemble.fit_ensemble(
+            jax.random.clone(fit_key),
+            ensemble.init_ensemble(
+                jax.random.clone(init_key), NETWORKS["linen"], OPTIMIZER, inputs, ensemble_size=4
+            ),
+            inputs,
+            labels,
+            num_epochs=5,
+            batch_size=4,
+            rows=rows,
+            **options,
+        )
+        for rows in (clean, wild)
+    )
+    others = np.array([0, 2, 3])
+    assert np.isfinite(calm_losses).all()
+    assert np.isnan(losses[1]).any()
+    np.testing.assert_array_equal(losses[others], calm_losses[others])
+    for leaf, calm in zip(*map(jax.tree.leaves, (state, calm_state)), strict=True):
+        np.testing.assert_array_equal(leaf[others], calm[others])
+    assert any(np.isnan(leaf[1]).any() for leaf in jax.tree.leaves(state.variables["params"]))
+
+
 def test_rows_for_another_number_of_members_are_an_error(getkey):
     inputs, labels = make_data(getkey())
     state = ensemble.init_ensemble(getkey(), NETWORKS["linen"], OPTIMIZER, inputs, ensemble_size=3)

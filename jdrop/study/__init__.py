@@ -35,4 +35,7 @@ def main() -> int:
             "with `pip install 'jdrop[study]'`.\n"
         )
         return 1
+    except KeyboardInterrupt:  # The imports take a second.
+        sys.stderr.write("stopped before the work began.\n")
+        return 130
     return cli.main()

@@ -6,12 +6,15 @@ all files of the checkpoint, and of the run and part that they belong to. Withou
 not complete, and Orbax reads no checkpoint whose checksum is wrong.
 """
 
+import errno
 import hashlib
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,10 @@ from jdrop.study.atomic_writes import write_text
 from jdrop.study.errors import UserError
 
 SECONDS_BETWEEN_CHECKPOINTS = 15.0
-"""A killed training loses at most that, and one epoch."""
+"""A killed training loses at most that, one epoch, and the checkpoint that was being written."""
+
+WRITING_SHARE = 0.03
+"""At most this share of the time is spent on writing: large checkpoints are written less often."""
 
 SECONDS_WORTH_A_CHECKPOINT = 5.0
 """After its last epoch, a training is stored if it would lose at least that."""
@@ -51,33 +57,69 @@ class Checkpoints:
 
     def __init__(self, folder: Path, identity: str, num_members: int) -> None:
         self._folder, self._identity, self._num_members = folder, identity, num_members
+        self._last_save, self._writing_seconds = time.perf_counter(), 0.0
 
     @contextmanager
     def saving(self) -> Iterator[Callable[[int, Any, dict[str, Any]], None]]:
         """Yields `update(epochs, state, log)`, to be called after each epoch.
 
-        The state is saved from time to time, after the last epoch, and on a KeyboardInterrupt.
+        From time to time, `update` copies the state to the host, and a thread writes it while the
+        training goes on. On a KeyboardInterrupt and after the last epoch, the block waits for that
+        thread, and saves the last state. Arrays of the host must not change in place.
+
+        Raises:
+            CheckpointError: as `save` does, at the first call after the thread failed.
         """
-        last_save = time.perf_counter()
         latest: tuple[int, Any, dict[str, Any]] | None = None
+        writing: Future[float] | None = None
 
         def update(epochs: int, state: Any, log: dict[str, Any]) -> None:
             nonlocal latest
             latest = epochs, state, log
-            save_after(SECONDS_BETWEEN_CHECKPOINTS)
+            if writing is not None and writing.done():
+                wait()
+            if writing is None and self._is_due(SECONDS_BETWEEN_CHECKPOINTS):
+                write()
 
-        def save_after(seconds: float) -> None:
-            nonlocal last_save, latest
-            if latest is not None and time.perf_counter() - last_save >= seconds:
-                self.save(*latest)
-                last_save, latest = time.perf_counter(), None
+        def write() -> None:
+            nonlocal latest, writing
+            if latest is not None:
+                epochs, state, log = latest
+                # A whole checkpoint of our own in one thread, instead of an asynchronous one of
+                # Orbax: its JSON must follow it, and no two may be written at once.
+                writing = writer.submit(self._timed_save, epochs, self._on_host(state), log)
+                self._last_save, latest = time.perf_counter(), None
 
-        try:
-            yield update
-        except KeyboardInterrupt:
-            save_after(0.0)
-            raise
-        save_after(SECONDS_WORTH_A_CHECKPOINT)
+        def wait() -> None:
+            nonlocal writing
+            if writing is not None:
+                self._writing_seconds = writing.result()
+                writing = None
+
+        # At its end, the block waits for the thread, whatever was raised.
+        with ThreadPoolExecutor(1, "checkpoint") as writer:
+            try:
+                yield update
+                wait()
+                if self._is_due(SECONDS_WORTH_A_CHECKPOINT):
+                    write()
+                    wait()
+            except KeyboardInterrupt:
+                wait()
+                write()
+                wait()
+                raise
+
+    def _is_due(self, seconds: float) -> bool:
+        """Whether a checkpoint is due that may be written every so many seconds."""
+        seconds = max(seconds, self._writing_seconds / WRITING_SHARE)
+        return time.perf_counter() - self._last_save >= seconds
+
+    def _timed_save(self, epochs: int, state: Any, log: dict[str, Any]) -> float:
+        """Saves, and returns how many seconds it took."""
+        begin = time.perf_counter()
+        self.save(epochs, state, log)
+        return time.perf_counter() - begin
 
     def save(self, epochs: int, state: Any, log: dict[str, Any]) -> None:
         """Writes a checkpoint, then removes all but the last `NUM_KEPT`.
@@ -90,7 +132,7 @@ class Checkpoints:
         Raises:
             CheckpointError: the disk is full, or the folder cannot be written.
         """
-        state = jax.tree.map(lambda leaf: np.asarray(leaf)[: self._num_members], state)
+        state = self._on_host(state)
         path = self._folder / str(epochs)
         try:
             _remove(path)  # A kill may have left it without its JSON.
@@ -119,7 +161,7 @@ class Checkpoints:
             like: a state with arrays of the same shapes, dtypes and devices. Networks that no
                 checkpoint holds are taken from it.
         """
-        stored = jax.tree.map(lambda leaf: np.asarray(leaf)[: self._num_members], like)
+        stored = self._on_host(like)
         for epochs in reversed(self._epochs()):
             try:
                 state, log = self._read(epochs, stored)
@@ -132,6 +174,10 @@ class Checkpoints:
     def delete(self) -> None:
         """Removes all checkpoints: what they were for is stored."""
         _remove(self._folder)
+
+    def _on_host(self, state: Any) -> Any:
+        """The networks that are stored, as arrays of NumPy."""
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[: self._num_members], state)
 
     def _read(self, epochs: int, like: Any) -> tuple[Any, dict[str, Any]]:
         path = self._folder / str(epochs)
@@ -180,7 +226,9 @@ class Checkpoints:
                 _remove(path)
 
 
-def _checkpointer() -> ocp.Checkpointer:
+@contextmanager
+def _checkpointer() -> Iterator[ocp.Checkpointer]:
+    """Orbax without its log, which shows tracebacks of errors that are told in a sentence here."""
     # Where JAX knows of several processes, each writes checkpoints of its own.
     process = jax.process_index()
     options = ocp.options.MultiprocessingOptions(
@@ -189,7 +237,13 @@ def _checkpointer() -> ocp.Checkpointer:
         barrier_sync_key_prefix=f"process-{process}",
     )
     handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
-    return ocp.Checkpointer(handler, multiprocessing_options=options)
+    log = logging.getLogger("absl")
+    was_disabled, log.disabled = log.disabled, True
+    try:
+        with ocp.Checkpointer(handler, multiprocessing_options=options) as checkpointer:
+            yield checkpointer
+    finally:
+        log.disabled = was_disabled
 
 
 def _with_first_members(like: Any, members: np.ndarray) -> Any:
@@ -211,5 +265,8 @@ def _remove(path: Path) -> None:
 
 
 def _first_line(error: Exception) -> str:
+    full = os.strerror(errno.ENOSPC)
+    if full in str(error):  # Orbax puts long paths before it.
+        return full
     lines = str(error).splitlines() or [type(error).__name__]
     return lines[0][:200].rstrip(".")

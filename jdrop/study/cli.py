@@ -403,7 +403,8 @@ def _refuse(names: Sequence[str], reason: str) -> None:
 
 def run_command(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code; a mistake is one line on the standard error."""
-    command_line = shlex.join(["jdrop", *arguments])
+    # The report holds it, and names of files that are not UTF-8 cannot be written there.
+    command_line = shlex.join(["jdrop", *arguments]).encode(errors="replace").decode()
     try:
         compare_command(list(arguments), "jdrop", standalone_mode=False, obj=command_line)
     except (click.ClickException, UserError) as error:

@@ -26,6 +26,7 @@ from jdrop.study.data import (
     load_predictions,
     load_table,
     no_progress,
+    printable,
     subset,
     with_label_noise,
 )
@@ -96,7 +97,7 @@ def compare_predictions(
     predictions = load_predictions(path, _path(options["groups"]))
     _say(console, f"{path}: predictions, compared without training; folder: {folder}")
     comparison = evaluation.of_predictions(
-        predictions, path.stem, options["replicates"], options["margins"], command_line
+        predictions, printable(path.stem), options["replicates"], options["margins"], command_line
     )
     return comparison, folder
 

@@ -12,6 +12,7 @@ from dropouts import assert_same_bits, channel_rates, kept_probability
 from jax import Array
 
 import jdrop
+from jdrop import functional
 
 pytestmark = pytest.mark.grid
 
@@ -126,6 +127,16 @@ def test_a_mask_that_is_not_boolean_is_refused(mask):
         jdrop.apply_mask(mask, jnp.ones(3), 0.5)
     with pytest.raises(TypeError, match="mask must be Boolean"):
         inspect.unwrap(jdrop.apply_mask)(mask, jnp.ones(3), 0.5)
+
+
+@pytest.mark.parametrize(
+    "x", ["ab", {"w": np.ones(2)}, np.array([1, None]), None, [[1.0], [1.0, 2.0]]], ids=repr
+)
+def test_inputs_that_are_no_arrays_raise(x):
+    message = f"x must be a float or complex array, got {type(x).__name__}; of a pytree, give each"
+    # Without the type checks of jaxtyping, which only the tests have.
+    with pytest.raises(TypeError, match=message):
+        inspect.unwrap(functional._as_inexact)("x", x)
 
 
 # Keys.

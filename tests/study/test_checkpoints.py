@@ -1,5 +1,10 @@
 """Checkpoints: what is stored comes back on any devices, and damage is found and told."""
 
+import itertools
+import logging
+import threading
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -159,20 +164,23 @@ def test_a_deletion_that_is_killed_anywhere_leaves_no_half_checkpoint(tmp_path, 
     assert "was not used" not in caplog.text
 
 
-def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_stays(tmp_path, monkeypatch):
+def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_stays(tmp_path, monkeypatch, caplog):
     checkpoints = checkpoints_in(tmp_path)
     checkpoints.save(1, state_of(1), {})
 
     class Full(checkpoints_module.ocp.Checkpointer):
         def save(self, path, *args, **kwargs):
             path.with_name(f"{path.name}.orbax-checkpoint-tmp").mkdir()
-            raise ValueError("RESOURCE_EXHAUSTED: No space left on device\nTraceback: ...")
+            logging.getLogger("absl").error("Traceback: ...")
+            raise ValueError("RESOURCE_EXHAUSTED: ...: No space left on device [...]\n...")
 
     monkeypatch.setattr(checkpoints_module.ocp, "Checkpointer", Full)
     with pytest.raises(
-        CheckpointError, match=r"RESOURCE_EXHAUSTED: No space left on device\); free"
+        CheckpointError, match=r"plain \(No space left on device\); free some space"
     ):
         checkpoints.save(2, state_of(2), {})
+    assert not caplog.text
+    assert not logging.getLogger("absl").disabled
     monkeypatch.undo()
     names = {path.name for path in (tmp_path / "checkpoints" / "plain").iterdir()}
     assert names == {"1", "1.json"}
@@ -186,11 +194,100 @@ def train_until(error, checkpoints):
         raise error
 
 
+def test_a_training_in_short_stretches_is_saved_all_the_same(tmp_path, monkeypatch):
+    """As in cross-validation, which may end a training after each candidate epoch."""
+    now = itertools.count(0.0, 2.0)
+    monkeypatch.setattr(checkpoints_module.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(checkpoints_module, "SECONDS_WORTH_A_CHECKPOINT", 12.0)
+    monkeypatch.setattr(checkpoints_module, "WRITING_SHARE", 1e9)
+    checkpoints = checkpoints_in(tmp_path)
+    for epochs in (1, 2, 3, 4):
+        with checkpoints.saving() as update:
+            update(epochs, state_of(epochs), {})
+    assert checkpoints.restore(state_of(0))[0] >= 3
+
+
 def test_an_interrupt_saves_the_last_epoch(tmp_path):
     checkpoints = checkpoints_in(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         train_until(KeyboardInterrupt, checkpoints)
     assert checkpoints.restore(state_of(0))[0] == 2
+
+
+def slow_saves(monkeypatch, checkpoints, error=None):
+    """Saves that begin at once and end, or fail, when the returned event is set."""
+    may_end, save = threading.Event(), checkpoints.save
+
+    def slow_save(*arguments):
+        assert may_end.wait(60)
+        if error is not None:
+            raise error
+        save(*arguments)
+
+    monkeypatch.setattr(checkpoints_module, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(checkpoints, "save", slow_save)
+    return may_end
+
+
+@pytest.mark.parametrize(("share", "second"), [(1e9, 2), (1e-9, 1)])
+def test_checkpoints_that_take_long_to_write_are_written_less_often(
+    tmp_path, monkeypatch, share, second
+):
+    checkpoints = checkpoints_in(tmp_path)
+    monkeypatch.setattr(checkpoints_module, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(checkpoints_module, "WRITING_SHARE", share)
+    with checkpoints.saving() as update:
+        update(1, state_of(1), {})
+        while checkpoints.restore(state_of(0)) is None:
+            time.sleep(0.01)
+        time.sleep(0.1)  # The thread has removed older checkpoints.
+        update(2, state_of(2), {})
+    assert checkpoints.restore(state_of(0))[0] == second
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    checkpoints = checkpoints_in(tmp_path)
+    may_end = slow_saves(monkeypatch, checkpoints)
+    with checkpoints.saving() as update:
+        for epochs in (1, 2, 3):  # The checkpoint after the first epoch is not written yet.
+            update(epochs, state_of(epochs), {"epochs": epochs})
+        assert checkpoints_in(tmp_path).restore(state_of(0)) is None
+        may_end.set()
+    # The block has waited for the thread.
+    epochs, restored, log = checkpoints_in(tmp_path).restore(state_of(0))
+    assert (epochs, log) == (1, {"epochs": 1})
+    assert_equal_states(restored, state_of(1))
+
+
+def test_an_interrupt_waits_for_the_checkpoint_that_is_being_written(tmp_path, monkeypatch):
+    checkpoints = checkpoints_in(tmp_path)
+    may_end = slow_saves(monkeypatch, checkpoints)
+    threading.Timer(0.2, may_end.set).start()
+    with pytest.raises(KeyboardInterrupt):
+        train_until(KeyboardInterrupt, checkpoints)
+    names = {path.name for path in (tmp_path / "checkpoints" / "plain").iterdir()}
+    assert names == {"1", "1.json", "2", "2.json"}
+    assert checkpoints.restore(state_of(0))[0] == 2
+
+
+@pytest.mark.parametrize("is_seen", ["at the next epoch", "at the end", "at an interrupt"])
+def test_a_checkpoint_that_fails_in_its_thread_is_told(tmp_path, monkeypatch, is_seen):
+    checkpoints = checkpoints_in(tmp_path)
+    slow_saves(monkeypatch, checkpoints, CheckpointError("the disk is full")).set()
+
+    def train():
+        with checkpoints.saving() as update:
+            update(1, state_of(1), {})
+            if is_seen == "at an interrupt":
+                raise KeyboardInterrupt
+            if is_seen == "at the next epoch":
+                for _ in range(1000):
+                    time.sleep(0.01)
+                    update(2, state_of(2), {})
+                pytest.fail("the failure was not told before the end")
+
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        train()
 
 
 def test_an_error_saves_nothing(tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jdrop import study
 from jdrop.study import command, report
 from jdrop.study.cli import compare_command, run_command
 from jdrop.study.results import Comparison
@@ -158,6 +159,27 @@ def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys):
     monkeypatch.setattr(command, "run", interrupt)
     assert run_command([]) == 130
     assert "the same command goes on from there" in capsys.readouterr().err
+
+
+def test_an_interrupt_while_modules_are_imported_is_one_line(monkeypatch, capsys):
+    class Interrupting:
+        @staticmethod
+        def find_spec(name, *_):
+            if name == "jdrop.study.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "jdrop.study.cli")
+    monkeypatch.delattr("jdrop.study.cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting, *sys.meta_path])
+    assert study.main() == 130
+    assert capsys.readouterr().err == "stopped before the work began.\n"
+
+
+def test_the_command_line_is_kept_as_unicode(monkeypatch):
+    lines = []
+    monkeypatch.setattr(command, "run", lambda options, line: lines.append(line))
+    assert run_command(["--dataset", os.fsdecode(b"caf\xe9.csv")]) == 0
+    assert lines == ["jdrop --dataset 'caf?.csv'"]
 
 
 def one_error_line(arguments, capsys):

@@ -327,6 +327,12 @@ def test_out_of_distribution_images_that_are_missing_or_do_not_fit_are_refused(t
         with_ood(None, "notmnist", name="digits")
 
 
+def test_images_of_another_shape_are_refused_before_they_are_downloaded(monkeypatch):
+    monkeypatch.setattr(images, "_download", lambda name: pytest.fail("downloads"))
+    with pytest.raises(DataError, match=r"images of shape \(8, 8\).* mnist have \(28, 28\)"):
+        with_ood(None, "mnist", name="digits")
+
+
 def test_generators_of_different_names_and_seeds_differ():
     draws = {generator(seed, name).bytes(8) for seed in (0, 1) for name in ("a", "b")}
     assert len(draws) == 4

@@ -162,6 +162,17 @@ def test_a_name_with_markup_is_shown_as_it_is(folder, comparison):
     assert label == title.replace("$", r"\$")
 
 
+def test_names_bring_no_html_into_markdown_but_stay_whole_in_code(comparison):
+    named = dataclasses.replace(
+        comparison,
+        command="jdrop --dataset '<script>.csv'",
+        data={**comparison.data, "name": "<script>alert(1)</script> <!-- x"},
+    )
+    text = page.render("report.md.jinja", named, [])
+    assert r"\<script>alert(1)\</script> \<!-- x: " in text
+    assert "\njdrop --dataset '<script>.csv'\n" in text
+
+
 def test_unknown_costs_are_left_out(without_costs):
     rows = csv.DictReader(csv_files.scores_csv(without_costs).splitlines())
     assert all({row[name] for name in COSTS} == {""} for row in rows)

@@ -51,6 +51,8 @@ def test_numbers_have_three_significant_digits():
         -0.0138: "−0.0138",
         0.0: "0",
         3e-12: "3.00e-12",
+        9_994_999.0: "9990000",
+        -1.0721e13: "−1.07e13",
         math.nan: "n/a",
     }
     assert {value: significant(value) for value in texts} == texts
@@ -273,14 +275,43 @@ def printed(compared, width=80):
     return text.getvalue().splitlines()
 
 
+def with_larger_scores(compared, factor):
+    """As where trainings diverge, or targets have a small unit."""
+
+    def larger(intervals):
+        ends = ("mean", "low", "high")
+        return {
+            score: dataclasses.replace(
+                interval, **{end: factor * getattr(interval, end) for end in ends}
+            )
+            if score in compared.curve_scores and score != "error"
+            else interval
+            for score, interval in intervals.items()
+        }
+
+    names = ("scores", "minus_single", "minus_ensemble")
+    methods = [
+        dataclasses.replace(
+            method,
+            points=[
+                dataclasses.replace(point, **{name: larger(getattr(point, name)) for name in names})
+                for point in method.points
+            ],
+        )
+        for method in compared.methods
+    ]
+    return dataclasses.replace(compared, methods=methods)
+
+
 @pytest.mark.parametrize("task", ["classification", "regression"])
-def test_the_terminal_table_fits_80_columns(task):
-    compared = made_up.comparison(task)
+@pytest.mark.parametrize("factor", [1, 1e4, 1e13])
+def test_the_terminal_table_fits_80_columns(task, factor):
+    compared = with_larger_scores(made_up.comparison(task), factor)
     lines = printed(compared)
     assert max(len(line.rstrip()) for line in lines) <= 80
     # Nothing is cut off: a wide terminal shows the same words.
-    words, wide = (" ".join(" ".join(shown).split()) for shown in (lines, printed(compared, 300)))
-    assert words.replace("─", "") == wide.replace("─", "")
+    words, wide = (" ".join(shown).replace("─", "") for shown in (lines, printed(compared, 300)))
+    assert sorted(words.split()) == sorted(wide.split())
     assert "…" not in words
 
 

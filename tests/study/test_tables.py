@@ -1,5 +1,7 @@
 """Arrays, tables and predictions of the user: what is read, and the message for each mistake."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -252,6 +254,8 @@ GOOD = "x,y\n" + "\n".join(f"{i},{i % 2}" for i in range(10))
         ("x,y\n1,inf\n2,3\n", {"target": "y"}, "column 'y' of .* must be finite, but 1 of 2"),
         ('x,y\n1,"2\n3,4', {"target": "y"}, r"cannot be read as a table \(.*EOF inside string"),
         ("x,y\n1,2,\n3,4,", {"target": "y"}, "2 columns in every row, got 3 in row 2"),
+        ("# a, b\n1,2,3\n4,5,6", {"target": "y"}, "row 2; delete the first row if it is a comment"),
+        ("# a, b\nx;y\n1;0", {"target": "y"}, "got 'y'; delete the first row if it is a comment"),
         ("x,y,\n1,2,\n3,4,", {"target": "y"}, "name for each column, got a column without a name"),
         (GOOD.replace("3,1", "3"), {"target": "y"}, "missing value in column 'y', example 4"),
         ("x;y\n1,234.5;0\n7,002;1", {"target": "y"}, "numbers with a comma in column 'x'"),
@@ -438,11 +442,19 @@ def test_columns_are_standardised_in_float64(tmp_path):
     np.testing.assert_array_equal(data.train_inputs[:, 0], expected)
 
 
+def test_a_file_whose_name_is_not_utf_8_gives_a_name_that_a_report_can_hold(tmp_path):
+    path = write(tmp_path / os.fsdecode(b"caf\xe9.csv"), GOOD)
+    assert table(path, target="y").name == "caf?"
+
+
 def test_files_that_are_missing_or_damaged_are_named(tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.csv does not exist"):
         table(tmp_path / "nowhere.csv", target="y")
     with pytest.raises(DataError, match=r"nowhere\.npz cannot be read: there is no such file"):
         table(tmp_path / "nowhere.npz")
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(DataError, match=r"folder\.npz cannot be read \(Is a directory\); give"):
+        table(tmp_path / "folder.npz")
     path = tmp_path / "a.npz"
     np.savez(path, inputs=X, other=Y)
     with pytest.raises(DataError, match="must hold an array 'labels', got inputs, other"):
@@ -556,6 +568,7 @@ def ruled_out(members):
         ({"monte_carlo": log_probs(6, 3)}, r"must be \[network, mask, example, class\]"),
         ({"plain": log_probs(3, 6, 3)}, "at least 4 networks"),
         ({"dropout": None, "monte_carlo": None}, "something to compare with plain"),
+        ({"=cmd|x": log_probs(2, 6, 3)}, "must begin with a letter or a digit, got '=cmd|x'"),
     ],
 )
 def test_predictions_that_do_not_fit_are_refused(tmp_path, changes, message):

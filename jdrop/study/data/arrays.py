@@ -1,7 +1,5 @@
 """Arrays of the user, in memory or in an `.npz`: checked before anything is trained."""
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -266,7 +264,7 @@ def as_task(name: str, labels: np.ndarray, task: str | None) -> np.ndarray:
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """Reads the arrays of an `.npz` by name; raises if it cannot be read."""
-    if not path.is_file():
+    if not path.exists():
         raise DataError(f"{path} cannot be read: there is no such file.")
     try:
         with path.open("rb") as file:
@@ -274,10 +272,13 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{path} must be an .npz of several arrays, got a single one.")
             arrays = {name: archive[name] for name in archive.files}
-    # RuntimeError: the archive is encrypted, or its compression is unknown to Python.
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}); give a file that can be read."
+        ) from error
+    except Exception as error:  # NumPy and zipfile raise many on damaged files.
         raise DataError(
             f"{path} cannot be read as an .npz of numbers; write it with `numpy.savez`, without "
             "objects."

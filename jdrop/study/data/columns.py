@@ -193,7 +193,7 @@ def _read_table(path: Path) -> _Table:
             raise DataError(f"{path} cannot be read as a table ({error}).") from error
         raise DataError(
             f"{path} must have {counts[1]} columns in every row, got {counts[3]} in row "
-            f"{counts[2]}."
+            f"{counts[2]}{_comment_hint(first_line)}."
         ) from error
     if len(cells) < 2:
         raise DataError(f"{path} must hold a header and a row for each example, got no examples.")
@@ -259,8 +259,12 @@ def _target_name(path: Path, names: Sequence[str], target: str | None) -> str:
     got = "none was given" if target is None else f"got {quote(target)}"
     raise DataError(
         f"target (--target) must name the column of {path} to predict, or give its index from 0: "
-        f"one of {list_names(names)}; {got}."
+        f"one of {list_names(names)}; {got}{_comment_hint(names[0])}."
     )
+
+
+def _comment_hint(first_line: str) -> str:
+    return "; delete the first row if it is a comment" if first_line.startswith("#") else ""
 
 
 def _group_column(path: Path, names: Sequence[str], groups: str) -> str | None:

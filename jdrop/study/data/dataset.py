@@ -31,6 +31,17 @@ def quote(text: str) -> str:
     return repr(text if len(text) <= 40 else f"{text[:40]}...")
 
 
+def printable(name: str) -> str:
+    r"""The name of a file as Unicode: "?" stands for bytes that are not UTF-8.
+
+    Example:
+        >>> import os
+        >>> printable(os.fsdecode(b"caf\xe9.csv"))
+        'caf?.csv'
+    """
+    return name.encode(errors="replace").decode()
+
+
 def list_names(names: Iterable[str]) -> str:
     """Names from a file for a message: printable, and at most ten of them."""
     texts = [quote(name)[1:-1] for name in names]

@@ -44,6 +44,8 @@ FILES = (
     "t10k-labels-idx1-ubyte",
 )
 
+IMAGE_SHAPE = (28, 28)  # Of the data sets in MIRRORS.
+
 SHA256 = {
     "mnist": (
         "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
@@ -176,6 +178,7 @@ def _other_images(name: str, shape: tuple[int, ...], data_dir: Path | None) -> n
     if data_dir is not None:
         folder = data_dir / name
     elif name in MIRRORS:
+        _require_shape(name, IMAGE_SHAPE, shape)  # Before the download.
         folder = _download(name)
     else:
         raise DataError(
@@ -187,12 +190,16 @@ def _other_images(name: str, shape: tuple[int, ...], data_dir: Path | None) -> n
     if path is None:
         raise DataError(f"{folder} must hold the test images of {name}, {file} or {file}.gz.")
     images = _read_idx(path, 3)[:MAX_OOD_IMAGES]
-    if images.shape[1:] != shape:
-        raise DataError(
-            f"ood must have images of shape {shape}, as the data set has, but those of {name} "
-            f"have {images.shape[1:]}."
-        )
+    _require_shape(name, images.shape[1:], shape)
     return _flat(images, 255)
+
+
+def _require_shape(name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    if shape != wanted:
+        raise DataError(
+            f"ood must have images of shape {wanted}, as the data set has, but those of {name} "
+            f"have {shape}."
+        )
 
 
 def _embedded_digits() -> tuple[np.ndarray, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from jdrop.study.data.arrays import read_npz, require_arrays
-from jdrop.study.data.dataset import DataError
+from jdrop.study.data.dataset import DataError, quote
 from jdrop.study.data.groups import checked_groups, number_groups, read_groups
 
 
@@ -35,8 +35,8 @@ def load_predictions(path: Path, groups_path: Path | None = None) -> Predictions
     The file holds the arrays `labels` `[example]` and `plain` `[member, example, class]`:
     normalised log-probabilities of independently trained networks. It also holds the methods to
     compare with them: `dropout` `[member, example, class]`, `monte_carlo` `[mask, example, class]`
-    or `[network, mask, example, class]`, or any other name with the shape of `dropout`. It may hold
-    `groups` `[example]`, integers or text.
+    or `[network, mask, example, class]`, or any other name that begins with a letter or a digit,
+    with the shape of `dropout`. It may hold `groups` `[example]`, integers or text.
 
     Args:
         path: the `.npz`.
@@ -73,6 +73,11 @@ def load_predictions(path: Path, groups_path: Path | None = None) -> Predictions
             "log-probabilities of both."
         )
     for name, array in arrays.items():
+        if not name[:1].isalnum():  # A spreadsheet would take "=x" in `scores.csv` for a formula.
+            raise DataError(
+                f"names of the methods of {path} must begin with a letter or a digit, got "
+                f"{quote(name)}; rename the array."
+            )
         if name == "monte_carlo" and array.ndim == 3:
             array = array[None]
         wanted = 4 if name == "monte_carlo" else 3

@@ -16,6 +16,7 @@ from jdrop.study.data.dataset import (
     DataError,
     Dataset,
     generator,
+    printable,
     strata,
     stratified,
     with_label_noise,
@@ -147,7 +148,7 @@ def load_table(
         inputs, test[0] = (inputs - mean) / scale, (test[0] - mean) / scale
         if ood_inputs is not None:
             ood_inputs = (ood_inputs - mean) / scale
-    data = from_arrays(path.stem, inputs, labels, test[0], test[1], ood_inputs)
+    data = from_arrays(printable(path.stem), inputs, labels, test[0], test[1], ood_inputs)
     if group_of_example is not None:
         parts_of_groups = split_groups(
             f"groups (--groups) of {path}", group_of_example, chosen, num_given_test

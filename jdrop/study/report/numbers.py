@@ -17,6 +17,9 @@ MAX_NATS_DECIMALS = 4
 SKEWED = 0.1
 """An interval shows its ends if its sides differ by more than this share of its half-width."""
 
+LARGE = 1e7
+"""From here on, numbers have an exponent, since no table has room for their zeros."""
+
 MARK = "†"
 """Stands behind an unreliable score."""
 
@@ -34,6 +37,8 @@ def significant(value: float, max_decimals: int | None = None) -> str:
     Example:
         >>> significant(0.1231), significant(4852.967), significant(0.00721), significant(2e-9)
         ('0.123', '4850', '0.00721', '2.00e-09')
+        >>> significant(1.072e13)
+        '1.07e13'
     """
     return _write(value, _decimals(value, max_decimals))
 
@@ -226,8 +231,8 @@ def _write(value: float, decimals: int, sign: str = "") -> str:
     """Writes a number with a true minus sign; a rounded zero has no sign."""
     if not math.isfinite(value):
         return "n/a" if math.isnan(value) else f"{value}"
-    if decimals > DIGITS + 4:
-        text = f"{value:{sign}.{DIGITS - 1}e}"
+    if decimals > DIGITS + 4 or abs(value) >= LARGE:
+        text = f"{value:{sign}.{DIGITS - 1}e}".replace("e+", "e")
     else:
         rounded = round(value, decimals) + 0.0
         sign = "" if rounded == 0 else sign

@@ -1,7 +1,9 @@
 """The report's files: JSON, CSV, figures, and the page as HTML and Markdown."""
 
+import re
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -109,11 +111,25 @@ def title(comparison: Comparison) -> str:
     return f"{data['name']}: {size}{noise}{data['test_size']:,} test examples"
 
 
+def without_tags(value: Any) -> Any:
+    r"""Escapes what Markdown would take for HTML, as in names of methods and files.
+
+    What the template marks as `safe` stays, since it is of another type.
+
+    Example:
+        >>> print(without_tags("<b>mine</b>, p < 0.1"))
+        \<b>mine\</b>, p < 0.1
+    """
+    return re.sub(r"<(?=[A-Za-z/!?])", r"\<", value) if type(value) is str else value
+
+
 def render(template: str, comparison: Comparison, images: list[dict[str, str]]) -> str:
     """Fills a template that lies beside this file."""
     text = resources.files("jdrop.study.report").joinpath(template).read_text("utf-8")
+    is_html = template.endswith("html.jinja")
     environment = jinja2.Environment(
-        autoescape=template.endswith("html.jinja"),
+        autoescape=is_html,
+        finalize=None if is_html else without_tags,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -4,7 +4,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from jdrop.study.report.numbers import MARK, MINUS, margin_text, mean_text
+from jdrop.study.report.numbers import MARK, MINUS, margin_text, mean_text, significant
 from jdrop.study.report.sentence import second_score, train_ratio
 from jdrop.study.results import Comparison, MethodResult, Point
 from jdrop.study.scores import SCORES
@@ -29,7 +29,7 @@ def terminal(comparison: Comparison) -> Table:
         caption=_note(comparison, short),
     )
     table.caption_justify = "left"
-    table.add_column("", min_width=18, overflow="fold")
+    table.add_column("", min_width=11, overflow="fold")
     headers = {"error": "error\n%", "nll": "\nNLL", "calibrated_nll": "calib.\nNLL", "mse": "\nMSE"}
     for score in shown_scores:
         table.add_column(headers[score], justify="right", no_wrap=True)
@@ -87,6 +87,8 @@ def _against_plain(method: MethodResult, point: Point, score: str) -> list[str]:
 
 def _signed(nats: float) -> str:
     """A difference in nats; all have as many decimals, since the terminal has no room for more."""
+    if abs(nats) >= 100:  # No room for decimals either.
+        return ("+" if nats > 0 else "") + significant(nats)
     text = f"{nats:+.3f}"
     return "0.000" if float(text) == 0 else text.replace("-", MINUS)
 
