@@ -1,7 +1,7 @@
 """Several processes that share a run: the numbers of one process, and what is left when one ends.
 
 Most tests run the processes as threads: they meet through files and locks alone. Numbers are equal
-bit for bit where each device trains as many networks as in one process, otherwise up to rounding.
+up to rounding, since programs for other numbers of networks and devices are compiled in other ways.
 """
 
 import dataclasses
@@ -88,12 +88,16 @@ def train(folder, data, count=1, *, killed=None, spec=SPEC, **arguments):
 
 
 def assert_same(trained, whole):
-    """Bit for bit."""
-    assert [*trained.variables] == [*whole.variables]
-    jax.tree.map(np.testing.assert_array_equal, trained.variables, whole.variables)
-    assert trained.log.learning_curve == whole.log.learning_curve
-    assert trained.log.validation == whole.log.validation
-    assert trained.log.diverged == whole.log.diverged
+    """The networks and what was recorded of them, up to rounding."""
+
+    def arrays(networks):
+        log = networks.log
+        return networks.variables, log.epochs, log.train, log.test, log.validation, log.diverged
+
+    expected, got = arrays(whole), arrays(trained)
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for leaf, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-5, atol=1e-6)
     for name in ("num_networks", "num_parameters", "num_bytes", "epoch_flops"):
         assert getattr(trained, name) == getattr(whole, name)
 
