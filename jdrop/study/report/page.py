@@ -2,6 +2,7 @@
 
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -111,14 +112,6 @@ def title(comparison: Comparison) -> str:
 
 def render(template: str, comparison: Comparison, images: list[dict[str, str]]) -> str:
     """Fills a template that lies beside this file."""
-    text = resources.files("jdrop.study.report").joinpath(template).read_text("utf-8")
-    environment = jinja2.Environment(
-        autoescape=template.endswith("html.jinja"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     shown = {score for _, point in comparison.table for score in point.scores}
     scores = (comparison.curve_scores[0], second_score(comparison))
     differences = {score: f"Differences in {SCORES[score].title}" for score in scores}
@@ -155,7 +148,9 @@ def render(template: str, comparison: Comparison, images: list[dict[str, str]]) 
         "from those of the other tables. ±: half the 95 % interval for new trainings and new test "
         "examples.",
     }
-    return environment.from_string(text).render(
+    return fill(
+        "jdrop.study.report",
+        template,
         title=title(comparison),
         answer=answer(comparison),
         cautions=cautions(comparison),
@@ -165,3 +160,21 @@ def render(template: str, comparison: Comparison, images: list[dict[str, str]]) 
         definitions={name: score for name, score in SCORES.items() if name in shown},
         notes=notes,
     )
+
+
+def fill(package: str, template: str, **values: Any) -> str:
+    """Fills a template that lies in a package; `style` holds the style sheet of all pages.
+
+    Raises:
+        jinja2.UndefinedError: a value of the template is missing.
+    """
+    environment = jinja2.Environment(
+        autoescape=template.endswith("html.jinja"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    text = resources.files(package).joinpath(template).read_text("utf-8")
+    style = resources.files("jdrop.study.report").joinpath("page.css").read_text("utf-8")
+    return environment.from_string(text).render(style=style, **values)

@@ -1,0 +1,137 @@
+"""The UCI tables of regression, and the standard splits into training and test rows."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jdrop.study.data import DataError
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of numbers: features first, then the target.
+
+    Attributes:
+        name: as papers call the data set.
+        file: its path in the folder of all data.
+        num_rows: of the file.
+        num_features: columns of features; the next column is the target.
+        num_splits: how many splits papers use.
+    """
+
+    name: str
+    file: str
+    num_rows: int
+    num_features: int
+    num_splits: int = 20
+
+
+YACHT = Table("Yacht", "uci/yacht.txt", 308, 6)
+ENERGY = Table("Energy", "uci/energy.txt", 768, 8)
+CONCRETE = Table("Concrete", "uci/concrete.txt", 1030, 8)
+WINE = Table("Wine", "uci/wine-quality-red.txt", 1599, 11)
+POWER = Table("Power", "uci/power-plant.txt", 9568, 4)
+NAVAL = Table("Naval", "uci/naval-propulsion-plant.txt", 11934, 16)
+PROTEIN = Table("Protein", "uci/protein-tertiary-structure.txt", 45730, 9, 5)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The standardised examples of all splits.
+
+    Attributes:
+        train_inputs: `[split, row, feature]`, float32.
+        train_targets: `[split, row]`, float32.
+        test_inputs: `[split, row, feature]`, float32.
+        test_targets: `[split, row]`, float32.
+        target_scale: `[split]`, by which the targets were divided, float64.
+    """
+
+    train_inputs: np.ndarray
+    train_targets: np.ndarray
+    test_inputs: np.ndarray
+    test_targets: np.ndarray
+    target_scale: np.ndarray
+
+    @property
+    def num_splits(self) -> int:
+        """How many splits there are."""
+        return len(self.target_scale)
+
+
+def load_splits(table: Table, data_dir: Path, num_splits: int) -> Splits:
+    """Reads a table and splits it as all papers on it do.
+
+    One generator with the seed 1 makes a permutation of the rows for each split. The first 90 % of
+    a permutation are the training rows. Inputs and targets are standardised with the mean and the
+    standard deviation of the training rows.
+
+    Args:
+        table: which file to read.
+        data_dir: the folder of all data.
+        num_splits: how many of the splits, from the first on.
+
+    Raises:
+        DataError: the file is not the table.
+        OSError: the file cannot be read.
+
+    Reference:
+        Hernández-Lobato and Adams 2015, arXiv:1502.05336; their code makes the splits.
+    """
+    return split_rows(read_table(table, data_dir), table.num_features, num_splits)
+
+
+def read_table(table: Table, data_dir: Path) -> np.ndarray:
+    """The numbers of a table, `[row, column]`, float64.
+
+    Raises:
+        DataError: the file holds something else than this table.
+        OSError: the file cannot be read.
+    """
+    path = data_dir / table.file
+    try:
+        numbers = np.loadtxt(path, ndmin=2)
+    except ValueError as error:
+        raise DataError(
+            f"{path} must hold a table of numbers without a header, with blanks between the "
+            f"columns ({error})."
+        ) from error
+    num_rows, num_columns = numbers.shape
+    if num_rows != table.num_rows or num_columns <= table.num_features:
+        raise DataError(
+            f"{path} must have {table.num_rows} rows with {table.num_features} features and the "
+            f"target, got {num_rows} rows of {num_columns} columns; the splits are of the table as "
+            "UCI publishes it."
+        )
+    if not np.isfinite(numbers).all():
+        raise DataError(f"{path} must hold finite numbers, got a missing or infinite one.")
+    return numbers
+
+
+def split_rows(numbers: np.ndarray, num_features: int, num_splits: int) -> Splits:
+    """Splits and standardises the rows of a table; see `load_splits`.
+
+    Args:
+        numbers: `[row, column]`, features first, then the target.
+        num_features: how many columns are features.
+        num_splits: how many splits.
+    """
+    num_rows = len(numbers)
+    num_train = round(0.9 * num_rows)
+    generator = np.random.RandomState(1)  # noqa: NPY002 (the published splits are of this one)
+    orders = [generator.choice(num_rows, num_rows, replace=False) for _ in range(num_splits)]
+    rows = numbers[np.stack(orders), : num_features + 1]
+    train = rows[:, :num_train]
+    scale = train.std(1, keepdims=True)
+    # A constant column, as in the Naval table, stays 0.
+    standardised = (rows - train.mean(1, keepdims=True)) / np.where(scale == 0, 1, scale)
+    inputs = standardised[..., :num_features].astype(np.float32)
+    targets = standardised[..., num_features].astype(np.float32)
+    return Splits(
+        train_inputs=inputs[:, :num_train],
+        train_targets=targets[:, :num_train],
+        test_inputs=inputs[:, num_train:],
+        test_targets=targets[:, num_train:],
+        target_scale=scale[:, 0, num_features],
+    )
