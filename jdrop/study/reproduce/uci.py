@@ -119,7 +119,8 @@ def split_rows(numbers: np.ndarray, num_features: int, num_splits: int) -> Split
     """
     num_rows = len(numbers)
     num_train = round(0.9 * num_rows)
-    generator = np.random.RandomState(1)  # noqa: NPY002 (the published splits are of this one)
+    # The published splits are those of this legacy generator.
+    generator = np.random.RandomState(1)
     orders = [generator.choice(num_rows, num_rows, replace=False) for _ in range(num_splits)]
     rows = numbers[np.stack(orders), : num_features + 1]
     train = rows[:, :num_train]
