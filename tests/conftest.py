@@ -9,6 +9,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 import gc
 import itertools
+import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -35,6 +37,41 @@ FULLY_OPTIMIZED = {
     "functional/test_masks.py",
 }
 """The files whose programs are compiled with all optimizations."""
+
+
+CASES = 4
+"""How many cases of a test in a file marked `grid` run without `--all`."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all",
+        action="store_true",
+        help=f"run tests marked slow, and all cases of tests marked grid instead of {CASES}",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out slow tests and most cases of grids, unless all shall run.
+
+    The cases that run are spread over the grid: those whose names have the smallest hash. A test
+    that the command line names always runs.
+    """
+    if config.getoption("--all"):
+        return
+    grids = defaultdict(list)
+    left_out = set()
+    for item in items:
+        if item.nodeid in config.args:
+            continue
+        if item.get_closest_marker("slow"):
+            left_out.add(item)
+        elif item.get_closest_marker("grid"):
+            grids[item.nodeid.partition("[")[0]].append(item)
+    for cases in grids.values():
+        left_out.update(sorted(cases, key=lambda item: zlib.crc32(item.name.encode()))[CASES:])
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(autouse=True, scope="module")

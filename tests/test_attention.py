@@ -17,6 +17,8 @@ import jdrop.linen
 import jdrop.nnx
 from jdrop import attention
 
+pytestmark = pytest.mark.grid
+
 clone = jax.random.clone
 
 OPTIONS = {

@@ -13,6 +13,8 @@ from jax.extend.random import threefry_2x32
 
 from jdrop import bits
 
+pytestmark = pytest.mark.grid
+
 RATES = [0.0, 1e-9, 2**-17, 0.05, 0.1, 0.25, 0.3, 0.5, 0.7, 0.9, 0.95, 1 - 2**-16, 1 - 1e-9, 1.0]
 
 

@@ -24,14 +24,25 @@ def name(path):
     return path.name
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=name)
+def cases(paths, slow):
+    """Parameters for `paths`; those with the names `slow` run with `--all` only."""
+    marks = {name: pytest.mark.slow for name in slow}
+    return [pytest.param(path, marks=marks.get(path.name, ()), id=path.name) for path in paths]
+
+
+@pytest.mark.parametrize(
+    "page",
+    cases([page for page in PAGES if python_blocks(page)], slow=["your_data.md", "examples.md"]),
+)
 def test_python_blocks_of_a_page_run_in_order(page):
     namespace = {}
     for block in python_blocks(page):
         exec(compile(block, str(page), "exec"), namespace)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=name)
+@pytest.mark.parametrize(
+    "example", cases(EXAMPLES, slow=["one_dropout_network.py", "flax_mnist.py"])
+)
 def test_examples_run(example, capsys):
     assert len(example.read_text().splitlines()) < 60
     runpy.run_path(str(example))

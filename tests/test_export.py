@@ -15,6 +15,8 @@ import jdrop
 import jdrop.linen
 import jdrop.nnx
 
+pytestmark = pytest.mark.grid
+
 BATCH, LENGTH = export.symbolic_shape("b, s")
 ANY_LONG = (*export.symbolic_shape("b, s", constraints=["s >= 32"]), 8)
 ANY_WIDE = (50, *export.symbolic_shape("w", constraints=["w >= 2"]))

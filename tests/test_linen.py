@@ -15,6 +15,8 @@ import jdrop
 from jdrop.linen import Dropout, as_network
 from jdrop.network import Network, dropout_sites, record_masks, replay_masks
 
+pytestmark = pytest.mark.grid
+
 # Modules that drop in every way that linen knows. Each takes the class of its dropout layers, and
 # lays no more store by it than by its name: so it is a project whose import can be changed.
 

@@ -21,6 +21,8 @@ from jdrop.network import Network, consumed_keys, predict
 from jdrop.study.data import from_arrays
 from jdrop.study.models import Model, ModelError, check_model
 
+pytestmark = pytest.mark.grid
+
 PAGE = Path(__file__).parents[1] / "scripts" / "docs" / "pages" / "any_model.md"
 LABELS = jnp.array([0, 1, 2, 0])
 

@@ -16,6 +16,8 @@ import jdrop
 from jdrop.network import Network, dropout_sites, record_masks, replay_masks
 from jdrop.nnx import Dropout, as_network
 
+pytestmark = pytest.mark.grid
+
 # Programs that drop in every way that nnx knows. Each takes the class of its dropout layers: so
 # it is a project whose import can be changed.
 

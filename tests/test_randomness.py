@@ -24,6 +24,8 @@ import jdrop.linen
 from jdrop.bits import GROUP
 from jdrop.ensemble import fit_ensemble, init_ensemble
 
+pytestmark = pytest.mark.grid
+
 EXACT_IN = {1: 0.5, 2: 0.25, 4: 1 / 16, 8: 77 / 256, 15: 0.1, 16: 0.3}
 """For each number of bits, a rate that draws so many."""
 

@@ -15,6 +15,8 @@ import jdrop.linen
 import jdrop.nnx
 from jdrop.network import consumed_keys, dropout_sites, predict
 
+pytestmark = pytest.mark.grid
+
 
 @pytest.fixture(params=SIGNATURES)
 def signature(request):

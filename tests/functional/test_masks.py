@@ -13,6 +13,8 @@ from dropouts import RATES, kept_probability
 
 import jdrop
 
+pytestmark = pytest.mark.grid
+
 
 # All rates in the coarsest dtype suffice, since mask and scale do not depend on the dtype.
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from jax.sharding import PartitionSpec as P
 import jdrop
 from jdrop import functional
 
+pytestmark = pytest.mark.grid
+
 clone = jax.random.clone
 
 

@@ -136,6 +136,7 @@ class TwoInputs(Net):
         return nn.Dense(3)(x)
 
 
+@pytest.mark.slow
 def test_a_pytree_is_compared_as_the_array_of_its_features():
     """Training, tuning, sweeps, learning curves and theory of a dictionary and of one array."""
 

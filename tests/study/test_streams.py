@@ -325,6 +325,7 @@ class KilledError(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_comparison_of_sources_is_that_of_arrays_and_goes_on(tmp_path, monkeypatch):
     """Scores, tuning, sweep, linear model and theory, of a run that is killed on the way."""
     monkeypatch.setattr(streams, "CHUNK_BYTES", 14 * 28)

@@ -20,6 +20,8 @@ from jdrop.thinned.follow import check_scales, check_zeros, follow_units
 from jdrop.thinned.jaxpr import flatten_jaxpr, tag_dropout
 from jdrop.thinned.units import UnitAxis
 
+pytestmark = pytest.mark.grid
+
 ROWS, IMAGES, TOKENS = drawn_inputs(6, 5), drawn_inputs(2, 6, 6, 3), drawn_inputs(2, 3, 5)
 
 
