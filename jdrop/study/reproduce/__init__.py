@@ -13,5 +13,9 @@
 To add a protocol, write a module with `make_protocol()` and name it in `PROTOCOLS`.
 """
 
-PROTOCOLS = {"uci-dropout": "jdrop.study.reproduce.uci_dropout"}
+PROTOCOLS = {
+    "uci-dropout": "jdrop.study.reproduce.uci_dropout",
+    "uci-ensemble-of-ten": "jdrop.study.reproduce.uci_ensemble_of_ten",
+    "uci-ensembles": "jdrop.study.reproduce.uci_ensembles",
+}
 """By name for the command, the module whose `make_protocol()` returns the protocol."""

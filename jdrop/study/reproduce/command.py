@@ -36,9 +36,8 @@ def run(name: str, options: Options, folder: Path | None, command: str, console:
         words += [f"seed-{options.seed}"] * (options.seed != 0)
         folder = Path("reproduction", "-".join(words))
     console.print(f"{protocol.title}: {protocol.paper}; folder: {folder}", soft_wrap=True)
-    work = partial(reproduce, protocol, options, folder)
-    reproduction = with_progress(work, console)
-    report.write(reproduction, command, folder)
+    save = partial(report.write, command=command, folder=folder)
+    reproduction = with_progress(partial(reproduce, protocol, options, folder, save), console)
     console.print(report.terminal(reproduction))
     console.print(report.rule(protocol), highlight=False, markup=False)
     for sentence in report.answer(reproduction):

@@ -47,3 +47,38 @@ UCI_DROPOUT = _numbers(
 commit a6259f1. Table 1 of Gal and Ghahramani 2016, arXiv:1506.02142, has the second and the last
 column, with two decimals.
 """
+
+UCI_ENSEMBLES = _numbers(
+    {
+        "Yacht": "1.58±0.48 1.18±0.21",
+        "Energy": "2.09±0.29 1.38±0.22",
+        "Concrete": "6.03±0.58 3.06±0.18",
+        "Wine": "0.64±0.04 0.94±0.12",
+        "Power": "4.11±0.17 2.79±0.04",
+        "Naval": "0.00±0.00 -5.63±0.05",
+        "Protein": "4.71±0.06 2.83±0.02",
+    },
+    ("ensemble-rmse", "ensemble-nll"),
+    {"Protein": 5},
+)
+"""Means and standard deviations over the splits, from Table 1 of Lakshminarayanan et al. 2017,
+arXiv:1612.01474, columns "Deep Ensembles".
+"""
+
+UCI_ENSEMBLE_OF_TEN = _numbers(
+    {
+        "Yacht": "0.666±0.223 -1.250±0.070 0.697±0.192 -1.260±0.063 -0.010±0.049",
+        "Energy": "0.539±0.062 -1.212±0.024 0.540±0.062 -1.214±0.022 -0.002±0.018",
+        "Concrete": "4.826±0.737 -2.937±0.114 4.824±0.599 -2.935±0.110 0.002±0.045",
+        "Wine": "0.622±0.037 -0.928±0.058 0.620±0.037 -0.931±0.057 -0.003±0.014",
+        "Power": "4.014±0.169 -2.808±0.040 4.014±0.166 -2.805±0.036 0.003±0.019",
+        "Naval": "0.00074±0.00021 4.450±0.010 0.00074±0.00007 4.450±0.003 0.001±0.009",
+        "Protein": "4.274±0.052 -2.871±0.004 4.262±0.034 -2.873±0.008 -0.002±0.009",
+    },
+    ("one-rmse", "one-ll", "averaged-rmse", "averaged-ll", "averaged-difference"),
+    {"Protein": 5},
+)
+"""Means and standard deviations over the splits, of the logs in `results` (one network) and
+`results_ensemble` (ten) in github.com/omegafragger/DropoutUncertaintyExps at commit 912d4aa. The last
+column is the paired difference of the log-likelihoods.
+"""

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jax import Array
 from jax.sharding import Mesh
+from scipy.special import logsumexp
 
 import jdrop
 from jdrop.batching import MemberMap
@@ -352,6 +353,21 @@ def _add_samples(
     return mapped(read, (*shared, jnp.asarray(first)), *of_members)
 
 
+def pooled(readings: Readings, ensemble_size: int) -> Readings:
+    """The mixtures of networks that lie side by side, `[mixture, row]`.
+
+    Args:
+        readings: of all networks.
+        ensemble_size: how many networks a mixture has.
+    """
+    shape = (-1, ensemble_size, readings.mean.shape[1])
+    return Readings(
+        mean=readings.mean.reshape(shape).mean(1),
+        log_density=logsumexp(readings.log_density.reshape(shape), 1) - math.log(ensemble_size),
+        second_moment=readings.second_moment.reshape(shape).mean(1),
+    )
+
+
 def rmse(mean: np.ndarray, targets: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """The root mean squared error of each member, `[member]`, in the targets' own unit.
 
@@ -371,6 +387,11 @@ def log_likelihood(log_density: np.ndarray, scale: np.ndarray) -> np.ndarray:
         scale: `[member]`, the standard deviation of the training targets.
     """
     return np.mean(log_density, 1) - np.log(scale)
+
+
+def normal_log_density(mean: np.ndarray, variance: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """The log-density of targets under normal distributions, in nats, of the arguments' shape."""
+    return -0.5 * ((targets - mean) ** 2 / variance + np.log(2 * math.pi * variance))
 
 
 def _log_density(targets: Array, mean: Array, variance: Array) -> Array:

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import importlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,11 @@ def load_protocol(name: str) -> Protocol:
 
 
 def reproduce(
-    protocol: Protocol, options: Options, folder: Path, progress: Progress
+    protocol: Protocol,
+    options: Options,
+    folder: Path,
+    save: Callable[[Reproduction], None],
+    progress: Progress,
 ) -> Reproduction:
     """Runs the parts that the folder does not hold, one after another.
 
@@ -49,6 +53,7 @@ def reproduce(
         protocol: what to run.
         options: of the user.
         folder: stores the parts; a run that was stopped goes on from there.
+        save: is called with all results so far when a part is complete.
         progress: is called with the parts, and the steps of a part, that are done.
 
     Raises:
@@ -71,8 +76,12 @@ def reproduce(
             if not run_folder.is_complete(part):
                 _run_part(protocol, part, options, run_folder, progress)
             results[part] = run_folder.require(part, PartResult)
+            reproduction = Reproduction(
+                protocol, cells(protocol, results), dict(results), run_config, versions()
+            )
+            save(reproduction)
         progress(protocol.name, len(protocol.parts), len(protocol.parts))
-    return Reproduction(protocol, cells(protocol, results), results, run_config, versions())
+    return reproduction
 
 
 def _run_part(

@@ -117,22 +117,56 @@ def split_rows(numbers: np.ndarray, num_features: int, num_splits: int) -> Split
         num_features: how many columns are features.
         num_splits: how many splits.
     """
-    num_rows = len(numbers)
-    num_train = round(0.9 * num_rows)
+    rows = ordered_rows(numbers, num_features, num_splits)
+    num_train = round(0.9 * len(numbers))
+    return standardised(rows[:, :num_train], rows[:, num_train:])
+
+
+def validation_splits(numbers: np.ndarray, num_features: int, num_splits: int) -> Splits:
+    """Splits the training rows of each split: the first 80 % train, the rest take the test's part.
+
+    Args:
+        numbers: `[row, column]`, features first, then the target.
+        num_features: how many columns are features.
+        num_splits: how many splits.
+
+    Reference:
+        The code of Mukhoti and Gal 2018, github.com/omegafragger/DropoutUncertaintyExps.
+    """
+    rows = ordered_rows(numbers, num_features, num_splits)[:, : round(0.9 * len(numbers))]
+    num_train = int(0.8 * rows.shape[1])
+    return standardised(rows[:, :num_train], rows[:, num_train:])
+
+
+def ordered_rows(numbers: np.ndarray, num_features: int, num_splits: int) -> np.ndarray:
+    """The features and the target of all rows, in the order of each split: `[split, row, column]`.
+
+    Args:
+        numbers: `[row, column]`, features first, then the target.
+        num_features: how many columns are features.
+        num_splits: how many splits.
+    """
     # The published splits are those of this legacy generator.
     generator = np.random.RandomState(1)
+    num_rows = len(numbers)
     orders = [generator.choice(num_rows, num_rows, replace=False) for _ in range(num_splits)]
-    rows = numbers[np.stack(orders), : num_features + 1]
-    train = rows[:, :num_train]
-    scale = train.std(1, keepdims=True)
+    return numbers[np.stack(orders), : num_features + 1]
+
+
+def standardised(train: np.ndarray, test: np.ndarray) -> Splits:
+    """Standardises each column with the mean and the standard deviation of its training rows.
+
+    Args:
+        train: `[split, row, column]`, features first, then the target.
+        test: `[split, row, column]`.
+    """
+    mean, scale = train.mean(1, keepdims=True), train.std(1, keepdims=True)
     # A constant column, as in the Naval table, stays 0.
-    standardised = (rows - train.mean(1, keepdims=True)) / np.where(scale == 0, 1, scale)
-    inputs = standardised[..., :num_features].astype(np.float32)
-    targets = standardised[..., num_features].astype(np.float32)
+    train, test = ((rows - mean) / np.where(scale == 0, 1, scale) for rows in (train, test))
     return Splits(
-        train_inputs=inputs[:, :num_train],
-        train_targets=targets[:, :num_train],
-        test_inputs=inputs[:, num_train:],
-        test_targets=targets[:, num_train:],
-        target_scale=scale[:, 0, num_features],
+        train_inputs=train[..., :-1].astype(np.float32),
+        train_targets=train[..., -1].astype(np.float32),
+        test_inputs=test[..., :-1].astype(np.float32),
+        test_targets=test[..., -1].astype(np.float32),
+        target_scale=scale[:, 0, -1],
     )
