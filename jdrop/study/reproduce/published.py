@@ -78,7 +78,7 @@ UCI_ENSEMBLE_OF_TEN = _numbers(
     ("one-rmse", "one-ll", "averaged-rmse", "averaged-ll", "averaged-difference"),
     {"Protein": 5},
 )
-"""Means and standard deviations over the splits, of the logs in `results` (one network) and
-`results_ensemble` (ten) in github.com/omegafragger/DropoutUncertaintyExps at commit 912d4aa. The last
-column is the paired difference of the log-likelihoods.
+"""Means and standard deviations over the splits, of the files in `results` (one network) and
+`results_ensemble` (ten) in github.com/omegafragger/DropoutUncertaintyExps at commit 912d4aa. The
+last column is the paired difference of the log-likelihoods.
 """

@@ -55,7 +55,7 @@ def notes(reproduction: Reproduction) -> list[str]:
         sentences.append(f"The networks trained for a part of the paper's epochs: {epochs}.")
     missing = [part for part in reproduction.protocol.parts if part not in reproduction.results]
     if missing:
-        sentences.append(f"The run was stopped before {', '.join(missing)}.")
+        sentences.append(f"Not complete yet: {', '.join(missing)}.")
     if config["splits"] is not None:
         sentences.append(
             f"Our means are over at most {config['splits']} {replicate}s of each part, fewer than "

@@ -123,8 +123,12 @@ def _run_part(
     rates, precisions = _choose(
         choice_key, setting, network, validation, num_epochs, labelled(progress, "validation")
     )
-    chosen = (np.repeat(values, ENSEMBLE_SIZE) for values in (rates, precisions))
-    dropout = _members(splits, *chosen, ENSEMBLE_SIZE)
+    dropout = _members(
+        splits,
+        np.repeat(rates, ENSEMBLE_SIZE),
+        np.repeat(precisions, ENSEMBLE_SIZE),
+        ENSEMBLE_SIZE,
+    )
     variables = _fit(dropout_key, network, splits, dropout, num_epochs, progress)
     sampled = regression.read_monte_carlo(
         mask_key,

@@ -93,8 +93,8 @@ def make_protocol(settings: tuple[Setting, ...] = SETTINGS) -> Protocol:
             "The paper does not say how weights start, or what happens to the last batch. Here "
             "they start uniformly after Glorot, and the last batch is smaller.",
             "The variance is softplus of the second output plus 1e-6, of standardised targets.",
-            "The rates of the dropout networks are those that Gal and Ghahramani chose for networks "
-            "with one fixed variance. There is no weight decay.",
+            "The rates of the dropout networks are those that Gal and Ghahramani chose for "
+            "networks with one fixed variance. There is no weight decay.",
         ),
         replicate="split",
         spread="standard deviation",
@@ -108,11 +108,11 @@ def make_protocol(settings: tuple[Setting, ...] = SETTINGS) -> Protocol:
 
 def _measures() -> dict[str, Measure]:
     """The measures after each training."""
-    measures = {}
-    for training, prefix, epochs in (("short", "", "40"), ("long", "long-", "400")):
-        after = (
-            f"after {epochs} epochs" if training == "short" else "after 400 epochs (Protein 200)"
-        )
+    measures: dict[str, Measure] = {}
+    for prefix, epochs, after in (
+        ("", "40", "after 40 epochs"),
+        ("long-", "400", "after 400 epochs (Protein 200)"),
+    ):
         for score, unit in (("RMSE", "in the target's unit"), ("NLL", "in nats")):
             name = score.lower()
             measures |= {
