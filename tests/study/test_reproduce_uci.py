@@ -260,8 +260,9 @@ TINY = {
             TABLE,
             0.05,
             8,
-            long=uci_ensembles.Training("400 epochs", 20, 32, 1e-3),
-            short=uci_ensembles.Training("40 epochs", 4, 20, 0.1),
+            long=uci_ensembles.Training(20, 32, 1e-3),
+            stated=uci_ensembles.Training(4, 20, 0.1),
+            short=uci_ensembles.Training(4, 20, 0.01),
         ),
     ),
     "uci-ensemble-of-ten": (

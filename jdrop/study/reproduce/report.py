@@ -31,15 +31,23 @@ def answer(reproduction: Reproduction) -> list[str]:
         (False, "means", f"agree within one {protocol.spread} of the paper"),
         (True, "paired differences", "have the paper's sign"),
     ):
-        judged = [
-            cell
-            for cell in reproduction.cells
-            if cell.agrees is not None
-            and protocol.measures[cell.measure].is_difference == is_difference
-        ]
+        by_measure = {
+            measure.title: [
+                bool(cell.agrees)
+                for cell in reproduction.cells
+                if cell.measure == name and cell.agrees is not None
+            ]
+            for name, measure in protocol.measures.items()
+            if measure.is_difference == is_difference
+        }
+        judged = [agrees for column in by_measure.values() for agrees in column]
         if judged:
-            count = sum(bool(cell.agrees) for cell in judged)
-            sentences.append(f"{count} of {len(judged)} published {noun} {verb}.")
+            counts = ", ".join(
+                f"{title} {sum(agree)} of {len(agree)}"
+                for title, agree in by_measure.items()
+                if agree
+            )
+            sentences.append(f"{sum(judged)} of {len(judged)} published {noun} {verb}: {counts}.")
     return sentences + notes(reproduction)
 
 
