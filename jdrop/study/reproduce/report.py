@@ -183,6 +183,7 @@ def to_json(reproduction: Reproduction, command: str) -> str:
     protocol = reproduction.protocol
     values = {
         "protocol": protocol.name,
+        "title": protocol.title,
         "paper": protocol.paper,
         "url": protocol.url,
         "spread": protocol.spread,
@@ -196,6 +197,7 @@ def to_json(reproduction: Reproduction, command: str) -> str:
             {**dataclasses.asdict(cell), "paper_interval": _paper_ends(protocol, cell)}
             for cell in reproduction.cells
         ],
+        "table": {"header": HEADER, "rows": rows(reproduction)},
         "parts": {name: dataclasses.asdict(part) for name, part in reproduction.results.items()},
     }
     return json.dumps(values, indent=1) + "\n"
