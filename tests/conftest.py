@@ -39,7 +39,7 @@ FULLY_OPTIMIZED = {
 """The files whose programs are compiled with all optimizations."""
 
 
-CASES = 4
+CASES = 2
 """How many cases of a test in a file marked `grid` run without `--all`."""
 
 

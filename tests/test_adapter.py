@@ -389,6 +389,7 @@ def test_spectral_normalisation_counts_as_moving(getkey):
     assert set(network.init(getkey(), X)) == {"params", "batch_stats"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "module"), [(linen, Flagged()), (nnx_, NnxFlagged)], ids=["linen", "nnx"]
 )

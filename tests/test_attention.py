@@ -248,6 +248,7 @@ def attention_weights(q, k):
     return jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q, k) * q.shape[-1] ** -0.5)
 
 
+@pytest.mark.slow
 def test_the_mean_over_masks_is_attention_without_dropout(getkey):
     q, k, v = inputs(getkey(), lengths=(5, 7), batch=1, heads=3)
     n = 20000
@@ -439,6 +440,7 @@ def examples_differ(y):
     return not np.allclose(y[0], y[1], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_each_example_has_its_own_mask_in_the_linen_layer(getkey):
     x = jnp.broadcast_to(jax.random.normal(getkey(), (1, 10, 8)), (2, 10, 8))
     layer = jdrop.linen.MultiHeadDotProductAttention(num_heads=2, dropout_rate=0.4)

@@ -16,6 +16,8 @@ from jdrop.auditing import Audit
 from jdrop.draws import read_draws
 from jdrop.network import Network
 
+pytestmark = pytest.mark.grid
+
 INPUTS = jax.ShapeDtypeStruct((5, 7, 4), jnp.float32)
 
 NEVER = "Never on, since off in training too: {}."
@@ -377,6 +379,7 @@ class Reads(nn.Module):
         return drop(second, 0.5, "logits"), nn.Dense(1, name="last")(first), off
 
 
+@pytest.mark.slow
 def test_the_layers_that_read_a_site_are_the_next_ones_with_weights():
     audit = jdrop.audit(Reads(), INPUTS)
     assert {site.name: site.read_by for site in audit.sites if site.kind == "jdrop"} == {

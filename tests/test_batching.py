@@ -120,6 +120,7 @@ def test_auto_fits_with_the_faster_batching(getkey, timed, rows):
     assert timed == [3]
 
 
+@pytest.mark.slow
 def test_a_fit_of_fewer_steps_than_are_timed(getkey, timed):
     fit(getkey(), make_state(getkey()), batch_size=16, batching="auto")
     assert timed == [1]
@@ -134,6 +135,7 @@ def test_auto_steps_with_the_faster_batching(getkey, timed):
     assert timed == [1]
 
 
+@pytest.mark.slow
 def test_auto_logs_its_choice_once_and_remembers_it(getkey, timed, caplog):
     state = make_state(getkey())
     with caplog.at_level(logging.INFO, logger="jdrop"):
@@ -143,6 +145,7 @@ def test_auto_logs_its_choice_once_and_remembers_it(getkey, timed, caplog):
     assert len(timed) == 1
 
 
+@pytest.mark.slow
 def test_auto_times_other_shapes_anew(getkey, timed):
     state = make_state(getkey())
     fit(getkey(), state, batching="auto")

@@ -193,6 +193,7 @@ def test_members_with_convolutions_in_turn_equal_members_at_once(getkey):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_debug_nans_sees_into_a_step(getkey):
     inputs, labels = jax.random.normal(getkey(), (6, 6, 6, 2)), jnp.arange(6) % 3
     network = jdrop.linen.as_network(CNN())

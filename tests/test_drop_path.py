@@ -12,6 +12,8 @@ from bounds import binomial_bounds
 import jdrop
 from jdrop.stochastic_depth import draw_fixed_count_mask
 
+pytestmark = pytest.mark.grid
+
 X = jnp.asarray(np.random.default_rng(0).normal(size=(8, 4, 3)) + 10, jnp.float32)
 
 

@@ -197,6 +197,7 @@ def test_recorded_masks_are_those_of_the_network_and_can_be_replayed(
     np.testing.assert_allclose(mixed, outputs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_masks_of_paths_can_be_enumerated(variables_of):
     """The average over the four masks of two layers, each with one decision for the batch."""
     network = linen_network(skips=False, per_sample=False)
@@ -231,6 +232,7 @@ def test_thinning_deletes_hidden_units_and_leaves_paths_to_their_layers(make, va
     assert jnp.isfinite(losses).all()
 
 
+@pytest.mark.slow
 def test_an_ensemble_trains_with_branches_left_out_as_its_members_do_alone(getkey):
     network, key = linen_network(skips=True), getkey()
     variables = jax.vmap(lambda key: network.init(key, X))(jax.random.split(getkey(), 3))

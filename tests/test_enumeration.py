@@ -138,6 +138,7 @@ def test_weight_scaling_is_the_geometric_average_of_softmax_regression(rate, get
     assert np.abs(got.arithmetic - scaled).max() > 0.1
 
 
+@pytest.mark.slow
 def test_the_gap_of_weight_scaling_is_that_of_the_nonlinearity():
     """Deep but linear, the logits of all masks average to those of weight scaling."""
     kernels, inputs = float32(KERNELS), jnp.float32(INPUTS)

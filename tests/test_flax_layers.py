@@ -17,6 +17,8 @@ import jdrop.linen
 import jdrop.nnx
 from jdrop.network import record_masks
 
+pytestmark = pytest.mark.grid
+
 ATTENTION_NAMES = ("MultiHeadDotProductAttention", "MultiHeadAttention", "SelfAttention")
 
 
@@ -102,6 +104,7 @@ def test_attention_of_complex_numbers_equals_flax(length, getkey):
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_attention_of_complex_numbers_drops_weights(getkey):
     """With the identity as values, the outputs are the weights."""
     q, k = (jax.random.normal(getkey(), (1, 4, 1, 3), jnp.complex64) for _ in range(2))

@@ -14,6 +14,8 @@ import jdrop.nnx
 from jdrop.inference import POOLS, monte_carlo, pool, weight_scaling
 from jdrop.network import Network, predict
 
+pytestmark = pytest.mark.grid
+
 
 def random_log_probs(key, *shape):
     return jax.nn.log_softmax(3 * jax.random.normal(key, shape))

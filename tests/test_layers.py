@@ -25,6 +25,8 @@ import jdrop.linen
 import jdrop.nnx
 from jdrop.network import Network, record_masks, replay_masks
 
+pytestmark = pytest.mark.grid
+
 # One dropout layer, whose output is a function of (constructor arguments, inputs, call arguments).
 
 

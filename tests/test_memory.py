@@ -15,6 +15,8 @@ from jdrop.batching import MemberMap
 from jdrop.memory import MembersAtOnce, choose_members_at_once
 from jdrop.network import Network
 
+pytestmark = pytest.mark.grid
+
 NETWORK = softmax_regression(rate=0.5)
 
 INPUTS, LABELS = np.linspace(-1, 1, 64, dtype=np.float32).reshape(16, 4), np.arange(16) % 3
@@ -121,6 +123,7 @@ def test_chunks_of_members_equal_all_at_once(getkey, members_at_once):
         np.testing.assert_allclose(one, other, **ROUNDING)
 
 
+@pytest.mark.slow
 def test_a_fit_takes_as_many_members_as_fit_and_warns_once(getkey, usable, caplog):
     state, key = make_state(getkey(), 8), getkey()
     members = MemberMap(members_at_once=2)
@@ -151,6 +154,7 @@ def test_the_planned_program_is_compiled_once(getkey, usable, caplog):
     assert len(compiled) == 1
 
 
+@pytest.mark.slow
 def test_members_of_a_device_count_on_a_mesh(getkey, usable, caplog):
     usable(0.0)
     mesh = Mesh(jax.devices()[:2], "member")
@@ -184,6 +188,7 @@ def test_members_in_turn_have_no_chunks(getkey):
         )
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_large_ensemble_is_a_few_times_its_data():
     """16 members on 20 MiB of data. A neighbour's library asked for 76 GiB."""
     num_examples, num_features, hidden = 5120, 1024, 256

@@ -14,6 +14,8 @@ from jdrop import ensemble, train
 from jdrop.batching import MemberMap
 from jdrop.meshes import check_mesh, place
 
+pytestmark = pytest.mark.grid
+
 NETWORK = softmax_regression(rate=0.5)
 
 INPUTS, LABELS = np.linspace(-1, 1, 64, dtype=np.float32).reshape(16, 4), np.arange(16) % 3

@@ -23,6 +23,8 @@ import jdrop
 import jdrop.linen
 import jdrop.nnx
 
+pytestmark = pytest.mark.grid
+
 Dropout = Callable[..., jax.Array]
 """`dropout(key, x, rate, broadcast_dims=())`."""
 
@@ -401,6 +403,7 @@ def attention_layers(rate: float) -> list[Callable[[jax.Array], jax.Array]]:
     ]
 
 
+@pytest.mark.slow
 def test_flax_attention_drops_the_same_weights_of_all_examples_and_heads(getkey):
     """Flax drops the same weights of both, and of every head."""
     x = jnp.broadcast_to(jax.random.normal(getkey(), (1, 12, 8)), (2, 12, 8))

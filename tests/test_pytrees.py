@@ -18,6 +18,8 @@ from jdrop.network import Network, predict
 from jdrop.thinned import thin
 from jdrop.train import TrainState, cross_entropy, fit, train_step
 
+pytestmark = pytest.mark.grid
+
 NUM_EXAMPLES = 12
 
 
@@ -178,6 +180,7 @@ def test_a_network_may_train_without_labels(getkey):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_a_module_with_tokens_and_a_mask_trains_and_predicts(getkey):
     class Classifier(nn.Module):
         @nn.compact

@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import real_models_data as data
 from real_models import STUDIES
 
+pytestmark = pytest.mark.grid
+
 
 @cache
 def examples(name: str) -> data.Examples:

@@ -17,6 +17,8 @@ import jdrop.linen
 import jdrop.nnx
 from jdrop.network import StepRule, dropout_sites
 
+pytestmark = pytest.mark.grid
+
 RATE = 0.5
 
 

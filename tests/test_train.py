@@ -11,6 +11,8 @@ from jdrop import keep_mask
 from jdrop.network import Network
 from jdrop.train import TrainState, cross_entropy, fit, train_step
 
+pytestmark = pytest.mark.grid
+
 
 def make_data(key, num_examples=16):
     input_key, label_key = jax.random.split(key)
@@ -159,6 +161,7 @@ def test_an_epoch_sees_its_rows_as_often_as_they_are_given(getkey):
     )
 
 
+@pytest.mark.slow
 def test_training_on_rows_equals_training_on_their_examples(getkey):
     inputs, labels = make_data(getkey())
     rows = jnp.array([7, 1, 1, 4, 9, 3])
@@ -301,6 +304,7 @@ def test_a_module_in_place_of_a_network_is_an_error(module):
         TrainState.create(module, {"params": {}}, optax.sgd(0.1))
 
 
+@pytest.mark.slow
 def test_a_line_search_sees_the_masks_of_the_gradient(getkey):
     """An optimizer that is told the loss, and keeps how far that of its own parameters is off."""
 

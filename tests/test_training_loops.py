@@ -18,6 +18,8 @@ from jdrop.network import Network, dropout_sites
 from jdrop.thinned import thin
 from jdrop.train import TrainState
 
+pytestmark = pytest.mark.grid
+
 NETWORK = softmax_regression(rate=0.5)
 
 STEP = jax.jit(train.train_step)
@@ -323,6 +325,7 @@ def test_the_sites_of_a_module_that_sows_are_listed(getkey, framework):
     assert [site.shape for site in sites] == [(16, 8)]
 
 
+@pytest.mark.slow
 def test_a_thinned_module_that_sows_trains_as_one_that_does_not(getkey):
     class Hidden(nn.Module):
         sows: bool

@@ -97,6 +97,7 @@ def test_the_equivalent_of_an_ensemble_is_its_size():
         assert equivalent.low <= equivalent.value <= equivalent.high
 
 
+@pytest.mark.slow
 def test_interval_ends_are_where_the_crossed_interval_of_differences_reaches_zero():
     """Every size on a fine grid, from its losses themselves, without products of deviations."""
     rng = np.random.default_rng(0)

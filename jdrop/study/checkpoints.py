@@ -95,6 +95,8 @@ class Checkpoints:
         try:
             _remove(path)  # A kill may have left it without its JSON.
             with _checkpointer() as checkpointer:
+                if jax.process_index():  # Orbax writes arrays of NumPy in process 0 alone.
+                    state = jax.device_put(state, jax.local_devices()[0])
                 checkpointer.save(path, args=ocp.args.StandardSave(state))
             log = json.loads(json.dumps(log))
             content = {"log": log, "checksum": self._checksum(path, log)}
@@ -179,7 +181,15 @@ class Checkpoints:
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    return ocp.Checkpointer(ocp.StandardCheckpointHandler())
+    # Where JAX knows of several processes, each writes checkpoints of its own.
+    process = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=process,
+        active_processes={process},
+        barrier_sync_key_prefix=f"process-{process}",
+    )
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
 def _with_first_members(like: Any, members: np.ndarray) -> Any:

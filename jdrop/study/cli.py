@@ -19,7 +19,11 @@ import jax
 from click.core import ParameterSource
 
 from jdrop.study.errors import UserError
+<<<<<<< HEAD
 from jdrop.study.reproduce import PROTOCOLS
+=======
+from jdrop.study.processes import join_processes
+>>>>>>> main
 from jdrop.study.settings import Settings
 
 HELP = """How many independently trained networks is one dropout network worth?
@@ -225,6 +229,18 @@ existing_file = click.Path(path_type=Path, exists=True, dir_okay=False)
     type=click.Path(file_okay=False),
     help="Folder of the results; by default one in ./comparison, the same for the same command.",
 )
+@click.option(
+    "--coordinator",
+    metavar="HOST:PORT",
+    help="Where process 0 meets the others, if several processes share the run through its folder; "
+    "by default those that SLURM, Open MPI or Kubernetes has started.",
+)
+@click.option("--process-id", type=click.IntRange(min=0), help="Index of this process, from 0.")
+@click.option(
+    "--num-processes",
+    type=click.IntRange(min=1),
+    help="How many processes share the run; 1 for a process that runs alone on a cluster.",
+)
 @click.pass_context
 def compare_command(context: click.Context, /, **options: Any) -> None:
     """Compares, unless a subcommand was given."""
@@ -252,6 +268,9 @@ def compare_command(context: click.Context, /, **options: Any) -> None:
     for name, values in options["sweep"]:
         sweep.setdefault(name, []).extend(values)
     options["sweep"] = sweep
+    meeting = [options.pop(name) for name in ("coordinator", "process_id", "num_processes")]
+    if options["predictions"] is None:
+        options["processes"] = join_processes(*meeting)
     from jdrop.study import command
 
     command.run(options, context.obj)
@@ -354,6 +373,13 @@ def run_command(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _num_cores() -> int:
+    """The cores that this process may use: a cluster may give it a few of the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class _Terminated(KeyboardInterrupt):
     """The process was asked to end by SIGTERM, as batch systems do before they kill it."""
 
@@ -365,7 +391,7 @@ def _terminate(*_: object) -> None:
 def main() -> int:
     """Runs the command with the arguments of the shell."""
     # Each core is a device, so that members train on all of them. JAX must not be at work yet.
-    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    jax.config.update("jax_num_cpu_devices", _num_cores())
     if sys.stdout is None:  # The shell closed it.
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     signal.signal(signal.SIGTERM, _terminate)

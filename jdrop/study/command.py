@@ -49,12 +49,15 @@ def run(options: Mapping[str, Any], command_line: str) -> None:
         UserError: options that do not fit the data, the model or each other.
         click.ClickException: a file cannot be read or written.
     """
-    console = _console()
     if options["predictions"] is not None:
-        comparison, folder = compare_predictions(options, command_line, console)
-    else:
-        comparison, folder = train(options, command_line, console)
-    show(comparison, folder, console)
+        console = _console()
+        show(*compare_predictions(options, command_line, console), console)
+        return
+    # Several processes often share a terminal.
+    console = _console(quiet=not options["processes"].is_first)
+    results = train(options, command_line, console)
+    if results is not None:
+        show(*results, console)
 
 
 def report_again(folder: Path, margins: Mapping[str, float]) -> None:
@@ -122,14 +125,14 @@ def compare_predictions(
 
 def train(
     options: Mapping[str, Any], command_line: str, console: Console
-) -> tuple[Comparison, Path]:
-    """Trains and compares; returns the results and their folder."""
+) -> tuple[Comparison, Path] | None:
+    """Trains and compares; returns the results and their folder, in process 0 alone."""
     return with_progress(partial(_train, options, command_line, console), console)
 
 
 def _train(
     options: Mapping[str, Any], command_line: str, console: Console, progress: Progress
-) -> tuple[Comparison, Path]:
+) -> tuple[Comparison, Path] | None:
     settings = Settings(**{name: options[name] for name in Settings.__dataclass_fields__})
     with _file_errors("the data could not be read"):
         data = load_data(options, progress)
@@ -142,6 +145,7 @@ def _train(
         sweep=options["sweep"],
         command=command_line,
         progress=progress,
+        processes=options["processes"],
     )
     advice = "; complete parts are kept, and the same command goes on from there"
     with _file_errors("the results could not be written", advice):
@@ -167,6 +171,9 @@ def _train(
             f"{settings.budget} dropout networks, {settings.epochs} epochs; folder: "
             f"{experiment.folder}",
         )
+        if not options["processes"].is_first:
+            experiment.train(progress)
+            return None
         return experiment.run(progress), experiment.folder
 
 
@@ -326,8 +333,8 @@ def _file_errors(failure: str, advice: str = "") -> Iterator[None]:
         raise click.ClickException(f"{failure} ({error}){advice}.") from error
 
 
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 80)
+def _console(*, quiet: bool = False) -> Console:
+    return Console(width=None if sys.stdout.isatty() else 80, quiet=quiet)
 
 
 def _path(name: str | None) -> Path | None:

@@ -33,12 +33,15 @@ from jdrop.study.data.streams import with_length
 from jdrop.study.errors import UserError
 from jdrop.study.evaluation import evaluate
 from jdrop.study.models import Model, check_model
+from jdrop.study.processes import Processes, initialised_processes
 from jdrop.study.progress import with_progress
 from jdrop.study.results import Comparison
 from jdrop.study.run_folder import RunFolder
-from jdrop.study.runner import check_sweep, run_parts
+from jdrop.study.runner import run_parts
 from jdrop.study.scores import CURVE_SCORES
 from jdrop.study.settings import Settings, checked_sweep
+from jdrop.study.slices import require_all
+from jdrop.study.sweeps import check_sweep
 
 
 def compare(
@@ -89,7 +92,9 @@ def compare(
             an example.
         name: of the data, for the report.
         out: folder of the results: predictions, tables, figures, `report.html`. A run that was
-            stopped goes on from there. By default nothing is kept.
+            stopped goes on from there. By default nothing is kept. After
+            `jax.distributed.initialize` the processes share the training; they must give the same
+            `out`, which all of them see.
         margins: by score, the largest difference that counts as none; see
             `jdrop.study.evaluation.evaluate`.
         sweep: by `rate`, `train_size`, `width_factor` or `label_noise`, a list of values. Every
@@ -125,6 +130,12 @@ def compare(
         3
     """
     arrays = (inputs, labels, test_inputs, test_labels, ood_inputs, groups, test_groups)
+    processes = initialised_processes()
+    if out is None and processes.count > 1:
+        raise UserError(
+            f"out must name a folder that all {processes.count} processes see, got None: they "
+            "share their work through it."
+        )
     checked_settings, checked_model = Settings.from_mapping(settings), Model(model)
 
     def run_in(folder: Path, progress: Progress) -> Comparison:
@@ -138,19 +149,21 @@ def compare(
             sweep=sweep,
             command=f"jdrop.compare({name_of(model)}, ...)",
             progress=progress,
+            processes=processes,
         )
         return experiment.run(progress)
 
     def run(folder: Path) -> Comparison:
-        if progress is True:
+        if progress is True and processes.is_first:
             return with_progress(partial(run_in, folder), Console(stderr=True))
-        return run_in(folder, progress or no_progress)
+        return run_in(folder, no_progress if isinstance(progress, bool) else progress)
 
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             return run(Path(folder))
     comparison = run(Path(out))
-    report.write(comparison, Path(out))
+    if processes.is_first:
+        report.write(comparison, Path(out))
     return comparison
 
 
@@ -167,6 +180,7 @@ class Experiment:
         sweep: see `compare`.
         command: what the user called, for the report.
         progress: is called as streams are read.
+        processes: that share the run; by default this one alone.
 
     Raises:
         UserError: arguments that do not fit each other, or a folder that holds another run.
@@ -185,6 +199,7 @@ class Experiment:
         sweep: Mapping[str, Iterable[int | float]] | None,
         command: str,
         progress: Progress = no_progress,
+        processes: Processes | None = None,
     ) -> None:
         self._settings, self._model, self._command = settings, model, command
         self._margins = checked_margins(margins, data)
@@ -202,14 +217,24 @@ class Experiment:
         _check_networks_fit(settings, model, data, self._sweep)
         config = run_config(settings, model, data, model_name, self._sweep, progress)
         self.folder = default_folder(config) if folder is None else folder
-        self._run_folder = RunFolder(self.folder, config)
+        self._run_folder = RunFolder(self.folder, config, processes)
         tempfile.TemporaryFile(dir=self.folder).close()  # Fails now, not after the training.
 
     def run(self, progress: Progress) -> Comparison:
         """Trains what the folder does not hold yet, and scores all that it holds.
 
+        Raises: as `train` does.
+        """
+        self.train(progress)
+        require_all(self._run_folder, ["summary"])  # Process 0 stores the parts.
+        return evaluate(self._run_folder, self._margins)
+
+    def train(self, progress: Progress) -> None:
+        """Trains what the folder does not hold yet; process 0 also predicts, and stores the parts.
+
         Raises:
-            UserError: networks that diverge; another run in the folder.
+            UserError: networks that diverge; another run in the folder; a process of the run has
+                ended early.
             OSError: the folder cannot be written.
             KeyboardInterrupt: the run was stopped; the message says what the folder holds.
         """
@@ -229,7 +254,6 @@ class Experiment:
                     f"stopped; {self.folder} keeps what is done "
                     f"({self._run_folder.describe_progress()})"
                 ) from stop
-        return evaluate(self._run_folder, self._margins)
 
 
 def checked_margins(margins: Mapping[str, float] | None, data: Dataset) -> dict[str, float]:

@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The command prints the message alone. Any other exception is a bug, and shows its traceback.
     """
+
+
+class RunError(UserError):
+    """A folder that does not hold the run that was asked for, holds damaged files, or is in use."""

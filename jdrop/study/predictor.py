@@ -23,8 +23,8 @@ from jdrop.study.data import (
 )
 from jdrop.study.data.streams import with_length
 from jdrop.study.parts import MethodPredictions
+from jdrop.study.programs import count_flops
 from jdrop.study.settings import Settings
-from jdrop.study.training import count_flops
 
 FLOPS_BATCH = 100  # The compiler counts the operations for so many examples at once.
 

@@ -15,6 +15,8 @@ Files are written whole or not at all, so a run that is killed at any moment goe
 | `parts/summary.json` | a `SummaryPart`, written last |
 | `checkpoints/NAME/` | checkpoints of the trainings for a part; see `jdrop.study.checkpoints` |
 | `lock` | which process runs or ran here; the process locks this file |
+| `lock-INDEX` | the same of each other process, where several share the run |
+| `parts/slices/` | trained networks that several processes have stored for each other; see `jdrop.study.slices` |
 
 A part is a dataclass. `NAME.json` holds its fields; where a field is an array, it holds
 `{"array": KEY, "shape": [...], "dtype": "..."}` and `NAME.npz` holds the array under that key. The
@@ -24,18 +26,17 @@ of the run's configuration, the name of the part, the fields and the `.npz`. So 
 or of another run is found.
 """  # noqa: E501
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
-import os
 import platform
-import socket
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -43,12 +44,9 @@ import pydantic
 
 from jdrop.study.atomic_writes import replacing, write_text
 from jdrop.study.checkpoints import Checkpoints
-from jdrop.study.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # On Windows.
-    fcntl = None  # type: ignore[assignment]
+from jdrop.study.errors import RunError
+from jdrop.study.locks import POLL_SECONDS, START_SECONDS, Locks
+from jdrop.study.processes import Processes
 
 FORMAT = 3
 """The version of the layout; a change that older versions of jdrop cannot read increases it."""
@@ -56,10 +54,6 @@ FORMAT = 3
 PartType = TypeVar("PartType")
 
 _logger = logging.getLogger(__name__)
-
-
-class RunError(UserError):
-    """A folder that does not hold the run that was asked for, or holds damaged files."""
 
 
 class _DamagedError(Exception):
@@ -73,23 +67,34 @@ class RunFolder:
         folder: made if it does not exist.
         run_config: everything that the run's numbers depend on, as values that JSON holds. The
             folder of another run is refused.
+        processes: that share the run. The first one makes the folder, the others wait for it.
+
+    Attributes:
+        locks: of the processes.
 
     Raises:
-        RunError: the folder holds another run, one of another format, or parts without `run.json`.
+        RunError: the folder holds another run, one of another format, or parts without `run.json`;
+            process 0 makes no folder that this process sees.
         OSError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, run_config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, run_config: Mapping[str, Any], processes: Processes | None = None
+    ) -> None:
         self.folder = folder
         self.run_config = json.loads(json.dumps(run_config))
+        self.processes = processes or Processes()
+        self.locks = Locks(folder, self.processes)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "run.json"
+        if (folder / "parts").exists() and not path.exists():
+            raise RunError(
+                f"{folder} holds parts of a run, but no run.json that says which; take another "
+                "folder, or delete this one."
+            )
+        if not self.processes.is_first:
+            _wait_for_file(path)
         if not path.exists():
-            if (folder / "parts").exists():
-                raise RunError(
-                    f"{folder} holds parts of a run, but no run.json that says which; take another "
-                    "folder, or delete this one."
-                )
             stored = {"format": FORMAT, **self.run_config}
             write_text(path, json.dumps(stored, indent=1) + "\n")
             return
@@ -117,26 +122,13 @@ class RunFolder:
             raise RunError(f"{folder} holds no run: there is no run.json in it.")
         return cls(folder, _read_run_config(path))
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """No other process runs in this folder meanwhile. The lock ends with the process.
+    def locked(self) -> AbstractContextManager[None]:
+        """No other run works in this folder meanwhile; see `jdrop.study.locks.Locks.locked`.
 
         Raises:
-            RunError: another process runs in the folder.
+            RunError: another run is at work in the folder.
         """
-        with (self.folder / "lock").open("a+", encoding="utf-8") as file:
-            try:
-                _lock(file)
-            except BlockingIOError as error:
-                file.seek(0)
-                raise RunError(
-                    f"another run is at work in {self.folder} ({file.read().strip()}); wait until "
-                    "it ends, stop it, or take another folder."
-                ) from error
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
-            yield
+        return self.locks.locked()
 
     def describe_progress(self) -> str:
         """Which parts and checkpoints the folder holds, for a run that is stopped."""
@@ -147,8 +139,8 @@ class RunFolder:
             kept.append(f"{training} after {path.stem} epochs")
         return "; ".join(kept) or "nothing yet"
 
-    def is_complete(self, name: str) -> bool:
-        """Whether a part is complete and intact. A warning says so if it is damaged.
+    def is_complete(self, name: str, *, warn: bool = True) -> bool:
+        """Whether a part is complete and intact; unless `warn` is False, a warning says so if not.
 
         Raises:
             RunError: a file cannot be read.
@@ -158,7 +150,8 @@ class RunFolder:
         try:
             self._read(name)
         except _DamagedError as error:
-            _logger.warning("%s It is computed again now.", error)
+            if warn:
+                _logger.warning("%s It is computed again now.", error)
             return False
         return True
 
@@ -205,7 +198,7 @@ class RunFolder:
     def store(self, name: str, part: Any) -> None:
         """Writes a part; its JSON last, since that marks the part as complete."""
         path = self._json_path(name)
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # Of a damaged part: its arrays are about to change.
         arrays: dict[str, Any] = {}
         fields = json.loads(json.dumps(_extract_arrays(part, "", arrays)))
@@ -322,36 +315,40 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _lock(file: IO[str]) -> None:
-    """Locks a file, where the system can; the lock ends with the process, even if it is killed.
-
-    Raises:
-        BlockingIOError: another process has locked it.
-    """
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:  # Some network file systems have no locks.
-        _logger.warning("%s cannot be locked: start no second run in this folder.", file.name)
+def _wait_for_file(path: Path) -> None:
+    """Waits until process 0 has written a file. Raises if it does not come."""
+    deadline = time.monotonic() + START_SECONDS
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise RunError(
+                f"{path} did not come from process 0 within {START_SECONDS:.0f} s; start all "
+                "processes with the same command, in a folder on a file system that all of them "
+                "see."
+            )
+        time.sleep(POLL_SECONDS)
 
 
 def _by_time(paths: Iterable[Path]) -> list[Path]:
-    return sorted(paths, key=lambda path: path.stat().st_mtime)
+    def changed(path: Path) -> float:
+        try:
+            return path.stat().st_mtime
+        except FileNotFoundError:  # Another process has removed it.
+            return 0.0
+
+    return sorted(paths, key=changed)
 
 
 def _unreadable(path: Path, error: OSError) -> RunError:
     return RunError(f"{path} cannot be read ({error.strerror}); make it readable.")
 
 
-def versions() -> dict[str, str]:
-    """The versions of jdrop, JAX, Flax, Optax, NumPy and Python; the platform and the device."""
-    device = jax.devices()[0]
+def versions(num_processes: int = 1) -> dict[str, str]:
+    """The versions of jdrop, JAX, Flax, Optax, NumPy and Python; the platform and the devices."""
+    devices = jax.local_devices()
+    together = f" in each of {num_processes} processes" if num_processes > 1 else ""
     return {
         **{name: version(name) for name in ("jdrop", "jax", "flax", "optax", "numpy")},
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": f"{jax.device_count()} x {device.device_kind}",
+        "device": f"{len(devices)} x {devices[0].device_kind}{together}",
     }

@@ -3,9 +3,8 @@
 Nothing is scored here: `jdrop.study.evaluation` scores what is stored.
 """
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -31,6 +30,7 @@ from jdrop.study.data import (
     take,
     with_label_noise,
 )
+from jdrop.study.errors import RunError
 from jdrop.study.methods import (
     EXACT_KEY_INDEX,
     OVERFITTING_KEY_INDEX,
@@ -43,7 +43,7 @@ from jdrop.study.methods import (
     methods_of,
     network_groups,
 )
-from jdrop.study.models import MLP, Model, ModelError
+from jdrop.study.models import MLP, Model
 from jdrop.study.parts import (
     DataPart,
     ExactPart,
@@ -57,6 +57,8 @@ from jdrop.study.parts import (
 from jdrop.study.predictor import Predictor
 from jdrop.study.run_folder import RunFolder, versions
 from jdrop.study.settings import Settings
+from jdrop.study.slices import delete_slices, require_all, wait_for
+from jdrop.study.sweeps import Sweep
 from jdrop.study.training import (
     NetworkSpec,
     Trainer,
@@ -72,11 +74,11 @@ MAX_ENUMERATED_EXAMPLES = 2000
 TRAIN_SHARES = (0.125, 0.25, 0.5)
 """Shares of the training examples on which overfitting is measured, besides all of them."""
 
-Sweep = Mapping[str, Sequence[float]]
-"""By parameter ("rate", "train_size", "width_factor", "label_noise"), its values."""
-
 StoreOnce = Callable[[str, Callable[[], Any]], None]
-"""`store_once(name, make_part)` makes and stores a part that the folder does not hold yet."""
+"""`store_once(name, make_part)` makes and stores a part that the folder does not hold yet.
+
+`make_part` trains, and returns None where other processes make the part, or cannot.
+"""
 
 
 def run_parts(
@@ -91,7 +93,8 @@ def run_parts(
 ) -> None:
     """Trains, reads and stores the parts that the folder does not hold yet.
 
-    Check the model and the sweep before, with `check_model` and `check_sweep`.
+    Check the model and the sweep before, with `check_model` and `check_sweep`. If several processes
+    share the run, all train, and process 0 does the rest.
 
     Args:
         run_folder: stores the parts.
@@ -105,7 +108,7 @@ def run_parts(
     Raises:
         jdrop.study.diverged.DivergedError: all plain or all dropout networks of a
             replicate diverge.
-        jdrop.study.run_folder.RunError: damaged files.
+        jdrop.study.errors.RunError: damaged files; another process has ended early.
     """
     start = time.perf_counter()
     trainer, predictor = (
@@ -114,16 +117,23 @@ def run_parts(
     )
     work = _Work(settings, model, data, trainer, predictor)
 
+    is_first = run_folder.processes.is_first
     stored: list[str] = []
 
     def store_once(name: str, make_part: Callable[[], Any]) -> None:
         if not run_folder.is_complete(name):
-            run_folder.store(name, make_part())
-        run_folder.checkpoints(name).delete()
-        stored.append(name)
+            part = make_part()
+            if part is None:
+                return
+            run_folder.store(name, part)
+        if is_first:
+            run_folder.checkpoints(name).delete()
+            delete_slices(run_folder, name)
+            stored.append(name)
 
-    store_once("data", work.data_part)
-    store_once("baselines", partial(baselines_part, data, settings.seed, progress))
+    if is_first:
+        store_once("data", work.data_part)
+        store_once("baselines", partial(baselines_part, data, settings.seed, progress))
     specs, left_out = _specs(settings, model, work.example)
     if sentence := linear_is_left_out(data):
         left_out.append(sentence)
@@ -137,8 +147,12 @@ def run_parts(
     for group, spec in specs:
         tuning = None
         if needs_search(group, settings):
-            store_once(f"tuning-{group.name}", partial(work.tuning_part, group, spec))
-            tuning = run_folder.require(f"tuning-{group.name}", TuningPart)
+            name = f"tuning-{group.name}"
+            store_once(name, partial(work.tuning_part, group, spec))
+            if not is_first and name not in trainer.missing:
+                wait_for(run_folder, name, process=0)
+            if (tuning := run_folder.load(name, TuningPart)) is None:
+                continue  # A process has ended, so nothing was chosen.
         store_once(group.name, partial(work.networks_part, group, spec, tuning))
     if settings.theory:
         work.store_subsets(store_once)
@@ -152,32 +166,19 @@ def run_parts(
             "floats and one label per example."
         )
     work.store_sweep(store_once, run_folder, sweep)
+    if trainer.missing:
+        raise RunError(
+            f"processes have ended before they had trained their networks. These are missing: "
+            f"{'; '.join(trainer.missing.values())}. All that was trained is kept. Give the same "
+            "command again, with any number of processes: the run goes on from there."
+        )
+    if not is_first:
+        if run_folder.locks.has_ended(0):
+            require_all(run_folder, ["summary"])
+        return
     seconds = {"this run": time.perf_counter() - start}
-    store_once("summary", lambda: SummaryPart(command, left_out, versions(), seconds, [*stored]))
-
-
-def check_sweep(sweep: Sweep, model: Model, data: Dataset) -> None:
-    """Raises if a parameter cannot take a value that the sweep gives it.
-
-    Raises:
-        ModelError: a model without the parameter; a value out of range.
-    """
-    num_examples = len(data.train_labels)
-    ranges = {
-        "rate": (0, 1, "[0, 1)"),
-        "label_noise": (0, 1, "[0, 1)"),
-        "width_factor": (1e-9, math.inf, "(0, inf)"),
-        "train_size": (2, num_examples + 1, f"[2, {num_examples}]"),
-    }
-    for name, values in sweep.items():
-        if name in ("rate", "width_factor") and name not in model.changeable:
-            raise ModelError(
-                f"{name} cannot be swept: the model's factory takes no argument {name}."
-            )
-        minimum, end, allowed = ranges[name]
-        wrong = [value for value in values if not minimum <= value < end]
-        if wrong:
-            raise ModelError(f"values of {name} to sweep must lie in {allowed}, got {wrong[0]}.")
+    machine = versions(run_folder.processes.count)
+    store_once("summary", lambda: SummaryPart(command, left_out, machine, seconds, [*stored]))
 
 
 def _specs(
@@ -250,7 +251,7 @@ class _Work:
             test_sequences=len(data.test_labels) if data.is_per_token else None,
         )
 
-    def tuning_part(self, group: NetworkGroup, spec: NetworkSpec) -> TuningPart:
+    def tuning_part(self, group: NetworkGroup, spec: NetworkSpec) -> TuningPart | None:
         """Chooses the epochs and the weight decays of the group's methods by cross-validation."""
         key = jax.random.fold_in(self.key(TUNING_KEY_INDEX), group.key_index)
         return cross_validate(
@@ -259,7 +260,7 @@ class _Work:
 
     def networks_part(
         self, group: NetworkGroup, spec: NetworkSpec, tuning: TuningPart | None
-    ) -> NetworksPart:
+    ) -> NetworksPart | None:
         """Trains a group of networks and reads them with all of its methods."""
         settings = self.settings
         train_key, read_key = jax.random.split(self.key(group.key_index))
@@ -275,6 +276,8 @@ class _Work:
             description=f"{group.name} networks",
             stops=sorted(stops),
         )
+        if trained is None:
+            return None
         train_outputs = co_adaptation = None
         if spec.record:
             # A single network of each replicate is scored.
@@ -337,7 +340,7 @@ class _Work:
 
     def subset_part(
         self, name: str, method: Literal["plain", "dropout"], size: int
-    ) -> SubsetPredictions:
+    ) -> SubsetPredictions | None:
         """Trains on some of the examples, for as many steps as on all of them.
 
         The examples are repeated until they are as many as all training examples. So an epoch has
@@ -355,6 +358,8 @@ class _Work:
             checkpoint=name,
             description=f"{method} networks on {size} examples",
         )
+        if trained is None:
+            return None
         variables = trained.variables[settings.epochs]
         outputs_for = partial(self.predictor.predict, None, spec.network, variables)
         train_labels = labels_of_tokens(data.train_labels[chosen])
@@ -367,19 +372,22 @@ class _Work:
             test_outputs=outputs_for(data.test_inputs, data.test_labels),
         )
 
-    def exact_part(self) -> ExactPart:
+    def exact_part(self) -> ExactPart | None:
         """Trains small dropout networks and enumerates all of their masks."""
         data = self.data
         num_classes = data.num_classes
         assert num_classes is not None
         dropout = Model(lambda: MLP(ENUMERATED_UNITS, num_classes, ENUMERATED_RATE)).dropout
-        variables = self.trainer.fit_networks(
+        trained = self.trainer.fit_networks(
             self.key(EXACT_KEY_INDEX),
             self.spec(dropout),
             data,
             checkpoint="exact",
             description="small networks to enumerate",
-        ).variables[self.settings.epochs]
+        )
+        if trained is None:
+            return None
+        variables = trained.variables[self.settings.epochs]
         inputs = jnp.asarray(take(data.test_inputs, slice(MAX_ENUMERATED_EXAMPLES)))
         rates = {
             f"Dropout_{layer}": np.full(units, ENUMERATED_RATE)
@@ -413,25 +421,29 @@ class _Work:
         grid = [dict(zip(sweep, values, strict=True)) for values in product(*sweep.values())]
         without_rate = [_without_rate(values) for values in grid]
 
-        def cell(index: int) -> SweepCell:
+        def cell(index: int) -> SweepCell | None:
             # Plain networks do not depend on the rate, so cells differing only in rate share them.
             first = without_rate.index(without_rate[index])
             if first < index:
-                plain = run_folder.require(f"sweep-{first}", SweepCell).plain
+                same = run_folder.load(f"sweep-{first}", SweepCell)
+                plain = None if same is None else same.plain
             else:
                 plain = self._plain_outputs(index, grid[index])
-            return SweepCell(grid[index], plain, self._dropout_outputs(index, grid[index]))
+            dropout = self._dropout_outputs(index, grid[index])
+            if plain is None or dropout is None:
+                return None
+            return SweepCell(grid[index], plain, dropout)
 
         for index in range(len(grid)):
             store_once(f"sweep-{index}", partial(cell, index))
 
-    def _plain_outputs(self, cell_index: int, values: Mapping[str, float]) -> np.ndarray:
+    def _plain_outputs(self, cell_index: int, values: Mapping[str, float]) -> np.ndarray | None:
         """Test outputs of plain networks at one cell of the grid."""
         plain = self.model.at_width(values.get("width_factor", 1.0)).plain
         spec = self.spec(plain, self.settings.ensemble_size)
         return self._cell_outputs(2 * cell_index, "plain", spec, values, None)
 
-    def _dropout_outputs(self, cell_index: int, values: Mapping[str, float]) -> np.ndarray:
+    def _dropout_outputs(self, cell_index: int, values: Mapping[str, float]) -> np.ndarray | None:
         """Test outputs of one dropout network in each replicate, at one cell of the grid."""
         model = self.model.at_width(values.get("width_factor", 1.0))
         dropout, rate = model.dropout, None
@@ -447,7 +459,7 @@ class _Work:
         spec: NetworkSpec,
         values: Mapping[str, float],
         rate: float | None,
-    ) -> np.ndarray:
+    ) -> np.ndarray | None:
         """Trains one method at one cell; `index` counts the methods of all cells."""
         data, seed = self.data, self.settings.seed
         if "train_size" in values:
@@ -463,6 +475,8 @@ class _Work:
             description=f"{method} networks at {where}",
             rate=rate,
         )
+        if trained is None:
+            return None
         variables = trained.variables[self.settings.epochs]
         return self.predictor.predict(
             None, spec.network, variables, self.data.test_inputs, self.data.test_labels

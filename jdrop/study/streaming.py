@@ -14,7 +14,6 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from jdrop.batching import MemberMap
-from jdrop.ensemble import member_keys
 from jdrop.study.data import take
 from jdrop.study.data.streams import with_sharding
 from jdrop.train import Batch, TrainState, begin_epoch, fit_step
@@ -44,12 +43,19 @@ class StreamedEpoch:
     sharding: NamedSharding
 
     def __call__(
-        self, key: Array, state: TrainState, inputs: Any, labels: np.ndarray, rows: np.ndarray
+        self,
+        key: Array,
+        indices: np.ndarray,
+        state: TrainState,
+        inputs: Any,
+        labels: np.ndarray,
+        rows: np.ndarray,
     ) -> tuple[TrainState, Array]:
         """Trains for an epoch; see `jdrop.ensemble.fit_ensemble`.
 
         Args:
             key: consumed.
+            indices: of the networks, `[network]`.
             state: of all networks.
             inputs: a stream, or arrays in the memory of the machine.
             labels: `[example]`.
@@ -67,7 +73,7 @@ class StreamedEpoch:
             )
             return jax.device_put(batch, self.sharding)
 
-        state, mask_keys, batches = self.begin(key, state, rows)
+        state, mask_keys, batches = self.begin(key, indices, state, rows)
         losses: list[Array] = []
         for batch in read_ahead(read, np.asarray(batches).swapaxes(0, 1)):
             state, loss = self.step(mask_keys, state, batch)
@@ -79,6 +85,7 @@ class StreamedEpoch:
 
 def compile_streamed_epoch(
     key: Any,
+    indices: Any,
     state: Any,
     inputs: Any,
     labels: Any,
@@ -91,6 +98,7 @@ def compile_streamed_epoch(
     Args:
         key: the type of the key of `StreamedEpoch`, and so are the other arguments; the rows have
             the sharding of the networks.
+        indices: of the networks.
         state: of all networks, with its sharding.
         inputs: of all examples.
         labels: of all examples.
@@ -106,7 +114,7 @@ def compile_streamed_epoch(
 
     begin = jax.jit(partial(_begin_networks, batch_size=batch_size), out_shardings=sharding)
     step = jax.jit(step_networks, out_shardings=sharding)
-    state, mask_keys, _ = with_sharding(jax.eval_shape(begin, key, state, rows), sharding)
+    state, mask_keys, _ = with_sharding(jax.eval_shape(begin, key, indices, state, rows), sharding)
     batch = jax.tree.map(
         lambda array: jax.ShapeDtypeStruct(
             (rows.shape[0], batch_size, *array.shape[1:]), array.dtype
@@ -114,14 +122,14 @@ def compile_streamed_epoch(
         (inputs, labels),
     )
     return StreamedEpoch(
-        begin.lower(key, state, rows).compile(),
+        begin.lower(key, indices, state, rows).compile(),
         step.lower(mask_keys, state, with_sharding(batch, sharding)).compile(),
         sharding,
     )
 
 
 def _begin_networks(
-    key: Array, state: TrainState, rows: Array, *, batch_size: int
+    key: Array, indices: Array, state: TrainState, rows: Array, *, batch_size: int
 ) -> tuple[TrainState, Array, Array]:
     """What `fit_ensemble` does before the first step of an epoch, for all networks.
 
@@ -130,12 +138,12 @@ def _begin_networks(
         `[network, step, batch]`.
     """
 
-    def begin(key: Array, state: TrainState, rows: Array) -> tuple[TrainState, Array, Array]:
-        order_key, mask_key, shuffle_key = jax.random.split(key, 3)
+    def begin(index: Array, state: TrainState, rows: Array) -> tuple[TrainState, Array, Array]:
+        order_key, mask_key, shuffle_key = jax.random.split(jax.random.fold_in(key, index), 3)
         state, batches = begin_epoch(order_key, shuffle_key, state, rows, batch_size)
         return state, mask_key, batches
 
-    return jax.vmap(begin)(member_keys(key, rows.shape[0]), state, rows)
+    return jax.vmap(begin)(indices, state, rows)
 
 
 def read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

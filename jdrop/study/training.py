@@ -18,12 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jdrop import ensemble
-from jdrop.convolutions import has_convolution
 from jdrop.network import Network, Variables
 from jdrop.study.analyses import LearningCurve
+from jdrop.study.checkpoints import Checkpoints
 from jdrop.study.data import (
     Dataset,
     Progress,
@@ -31,14 +29,15 @@ from jdrop.study.data import (
     shapes_of,
     take,
 )
-from jdrop.study.data.streams import with_length, with_sharding
 from jdrop.study.diverged import check_some_are_left, mark_diverged
+from jdrop.study.errors import RunError
 from jdrop.study.models import RATE
+from jdrop.study.programs import Programs, compile_programs
 from jdrop.study.run_folder import RunFolder
 from jdrop.study.settings import Settings
-from jdrop.study.streaming import compile_streamed_epoch
-from jdrop.study.training_losses import loss_fn_of, mean_losses
-from jdrop.train import TrainState, train_step
+from jdrop.study.slices import MissingSlicesError, NetworkRange, Slices, divide
+from jdrop.study.training_losses import mean_losses
+from jdrop.train import TrainState
 
 NUM_EVALUATIONS = 25  # Points of a learning curve over the epochs of the settings.
 
@@ -106,12 +105,14 @@ class Validation:
         epochs: after which the networks are scored, rising; training ends with the last.
         losses: `losses(variables)`: scores of all networks, as JSON holds them.
         is_enough: `is_enough(scores)`: whether training may end, from all scores so far.
+        min_epochs: training does not end before so many epochs.
     """
 
     rows: Callable[[int], np.ndarray]
     epochs: tuple[int, ...]
     losses: Callable[[Variables], Any]
     is_enough: Callable[[list[Any]], bool]
+    min_epochs: int = 0
 
 
 @dataclass(frozen=True)
@@ -138,39 +139,32 @@ class TrainedNetworks:
     log: TrainingLog
 
 
-@dataclass(frozen=True)
-class _Programs:
-    """The compiled programs that train networks of one spec on data of one shape."""
-
-    init: Any
-    fit_epoch: Any
-    num_parameters: int
-    num_bytes: int
-    epoch_flops: float
-
-
 class Trainer:
     """Trains networks; compiles equal programs once.
 
     Args:
-        run_folder: keeps the checkpoints.
+        run_folder: keeps the checkpoints, and the slices of several processes.
         settings: gives the replicates, the batch size and the seed.
         progress: is called as the work goes on.
+
+    Attributes:
+        missing: by training, the networks that were not trained, since their processes have ended.
     """
 
     def __init__(self, run_folder: RunFolder, settings: Settings, progress: Progress) -> None:
         self._run_folder, self._settings, self._progress = run_folder, settings, progress
-        self._programs: dict[Any, _Programs] = {}
+        self._programs: dict[Any, Programs] = {}
+        self.missing: dict[str, str] = {}
 
     def compile_programs(self, work: Sequence[tuple[NetworkSpec, Dataset]]) -> None:
         """Compiles the programs for these networks and data, several at a time."""
-        missing = {_program_key(spec, data): (spec, data) for spec, data in work}
-        missing = {key: pair for key, pair in missing.items() if key not in self._programs}
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            compiled = pool.map(lambda pair: self._compile(*pair), missing.values())
-            for done, (key, programs) in enumerate(zip(missing, compiled, strict=True), 1):
-                self._programs[key] = programs
-                self._progress("compiling", done, len(missing))
+        processes = self._run_folder.processes
+        sizes = []
+        for spec, data in work:
+            count = spec.members * self._settings.replicates
+            ranges = divide(count, processes.count, self._min_first(spec))
+            sizes += [(spec, data, len(networks)) for networks in ranges[processes.index :][:1]]
+        self._compile(sizes)
 
     def fit_networks(
         self,
@@ -183,8 +177,11 @@ class Trainer:
         stops: Sequence[int] = (),
         validation: Validation | None = None,
         rate: float | None = None,
-    ) -> TrainedNetworks:
+    ) -> TrainedNetworks | None:
         """Trains all members of all replicates, from the last checkpoint if there is one.
+
+        Where several processes share the run, each trains and stores its slice of the networks, and
+        process 0 joins them.
 
         Args:
             key: consumed.
@@ -199,186 +196,262 @@ class Trainer:
                 kept then.
             rate: for a network whose variables hold its rate.
 
+        Returns:
+            None in every process but the first; and there too if another process has ended before
+            it stored its slice, which `missing` then names.
+
         Raises:
             jdrop.study.diverged.DivergedError: recorded networks of a replicate all have losses
                 that are not finite. Other networks that diverge are marked by `mark_diverged`.
         """
-        self.compile_programs([(spec, data)])
-        programs = self._programs[_program_key(spec, data)]
-        replicates = self._settings.replicates
-        init_key, fit_key = jax.random.split(key)
-        inputs, labels = data.train_inputs, data.train_labels
-        state = programs.init(init_key, jax.tree.map(jnp.asarray, take(inputs, slice(1))))
+        count = spec.members * self._settings.replicates
+        slices = Slices(self._run_folder, checkpoint, count, self._min_first(spec))
+        if not slices.own:
+            return None
+        kept_at = sorted({*(stops or (spec.epochs,))})
+        if validation is not None:
+            # Processes score each other's networks, so they keep those of all candidates.
+            kept_at = [] if slices.is_whole else list(validation.epochs)
+        training = _Training(spec, data, slices, description, tuple(kept_at), validation, rate)
+        try:
+            return self._fit_slices(key, training)
+        except RunError as error:
+            part, _, _ = checkpoint.partition("/")
+            if self._run_folder.is_complete(part):
+                return None  # Process 0 is done with it, and has removed the slices.
+            if not isinstance(error, MissingSlicesError):
+                raise
+            self.missing[checkpoint] = str(error)
+            return None
+
+    def _fit_slices(self, key: Array, training: "_Training") -> TrainedNetworks | None:
+        slices, spec, validation = training.slices, training.spec, training.validation
+        inputs, labels = training.data.train_inputs, training.data.train_labels
+        self._compile([(spec, training.data, len(networks)) for networks in slices.own])
         if not is_too_large(inputs):
             # What a sweep chooses of a large stream may be small: `take` reads it.
             inputs, labels = jax.tree.map(jnp.asarray, (take(inputs, slice(None)), labels))
-        if rate is not None:
-            rates = np.full(state.step.shape, rate, np.float32)
-            state.variables[RATE] = jax.device_put(rates, state.step.sharding)
-        if spec.weight_decays:
-            decays = np.repeat(np.asarray(spec.weight_decays), replicates)
-            decays = np.resize(decays, state.step.shape).astype(np.float32)
-            decays = jax.device_put(decays, state.step.sharding)
-            state.opt_state.hyperparams["weight_decay"] = decays
-        count = spec.members * replicates
-        stops = sorted({*(stops or (spec.epochs,))}) if validation is None else []
-        last_epoch = stops[-1] if validation is None else validation.epochs[-1]
-        # A checkpoint has the same structure at every epoch, so a place for each stop.
-        kept = {str(stop): first_members(state.variables, count) for stop in stops}
-        log, done = TrainingLog(), 0
-        checkpoints = self._run_folder.checkpoints(checkpoint, count)
-        restored = checkpoints.restore({**_changing_arrays(state), "kept": kept})
-        if restored is not None:
-            done, arrays, stored_log = restored
-            log = TrainingLog(**stored_log)
-            kept = arrays.pop("kept")
-            state = dataclasses.replace(state, **arrays)
-
-        every_row = np.arange(len(labels), dtype=np.int32)
-        rows = np.broadcast_to(every_row, (*state.step.shape, len(labels)))
-        interval = max(1, spec.epochs // NUM_EVALUATIONS)
-        with checkpoints.saving() as update:
-            for epoch in range(done + 1, last_epoch + 1):
-                if validation is not None:
-                    if log.validation and validation.is_enough(log.validation):
-                        break
-                    rows = np.resize(validation.rows(epoch), rows.shape).astype(np.int32)
-                start = time.perf_counter()
-                state, losses = jax.block_until_ready(
-                    programs.fit_epoch(jax.random.clone(fit_key), state, inputs, labels, rows)
-                )
-                log.train_seconds += time.perf_counter() - start
-                is_finite = np.isfinite(np.asarray(losses)[:count]).all(1)
-                log.diverged = sorted({*log.diverged, *np.flatnonzero(~is_finite).tolist()})
-                if spec.record and validation is None:
-                    check_some_are_left(log.diverged, count, replicates, description)
-                if spec.record and validation is None and _is_recorded(epoch, interval, last_epoch):
-                    log.epochs.append(epoch)
-                    score = partial(
-                        mean_losses,
-                        spec.network,
-                        first_members(state.variables, replicates),
-                        output_bytes=data.output_bytes,
-                    )
-                    log.train.append(score(inputs, labels))
-                    log.test.append(score(data.test_inputs, data.test_labels))
-                if validation is not None and epoch in validation.epochs:
-                    log.validation.append(validation.losses(first_members(state.variables, count)))
-                if str(epoch) in kept:
-                    kept[str(epoch)] = first_members(state.variables, count)
-                done = epoch
-                arrays = {**_changing_arrays(state), "kept": dict(kept)}
-                update(epoch, arrays, dataclasses.asdict(log))
-                self._progress(f"training {description}", epoch, last_epoch)
+        fits = [self._begin(jax.random.clone(key), training, networks) for networks in slices.own]
+        scored: list[Any] = []
+        for end in training.ends:
+            for fit in fits:
+                if validation is None and slices.is_stored(fit.networks):
+                    continue
+                self._train_until(end, fit, training, inputs, labels)
+                if not slices.is_whole:
+                    _store_slice(end, fit, training)
+            if validation is None:
+                continue
+            candidates = training.candidates(end)
+            if slices.is_whole:
+                scored = fits[0].log.validation[: len(candidates)]
+            else:
+                like = fits[0].state.variables
+                scored = slices.scores(candidates, like, validation.losses)
+            if validation.is_enough(scored):
+                break
+        if not self._run_folder.processes.is_first:
+            return None
+        kept, log = fits[0].kept, fits[0].log
+        if validation is not None:
+            kept, log = {}, dataclasses.replace(log, validation=scored)
+        elif not slices.is_whole:
+            kept, logs = slices.join(kept)
+            log = _join_logs(logs, slices.ranges)
+            self._check_some_are_left(log, training)
+        programs, replicates = fits[0].programs, self._settings.replicates
         in_order = bool(spec.weight_decays)
         return TrainedNetworks(
             variables={
                 int(stop): mark_diverged(variables, log.diverged, replicates, in_order=in_order)
                 for stop, variables in kept.items()
             },
-            num_networks=count,
+            num_networks=slices.num_networks,
             num_parameters=programs.num_parameters,
             num_bytes=programs.num_bytes,
             epoch_flops=programs.epoch_flops,
-            epoch_seconds=log.train_seconds / done,
+            epoch_seconds=log.train_seconds / max(fits[0].done, end),
             log=log,
         )
 
-    def _compile(self, spec: NetworkSpec, data: Dataset) -> _Programs:
-        batch_size = min(self._settings.batch_size, len(data.train_labels))
-        count = spec.members * self._settings.replicates
-        devices = jax.devices()[:count]
-        mesh = Mesh(np.array(devices), "member")
-        init = partial(
-            ensemble.init_ensemble,
-            network=spec.network,
-            optimizer=spec.optimizer,
-            # Rounded up to a multiple of the devices; surplus members are discarded.
-            ensemble_size=-(-count // len(devices)) * len(devices),
-            loss_fn=loss_fn_of(data),
-            mesh=mesh,
-        )
-        on_members = NamedSharding(mesh, PartitionSpec("member"))
-        replicated = NamedSharding(mesh, PartitionSpec())
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        inputs = with_sharding(shapes_of(data.train_inputs), replicated)
-        labels = with_sharding(data.train_labels, replicated)
-        example = with_sharding(with_length(inputs, 1), replicated)
-        lowered_init = jax.jit(
-            lambda key, inputs: init(key, inputs=inputs), out_shardings=on_members
-        ).lower(key, example)
-        state = jax.eval_shape(lambda key, inputs: init(key, inputs=inputs), key, example)
-        step_flops, num_parameters, num_bytes = _costs(state, inputs, labels, batch_size)
-        state = with_sharding(state, on_members)
-        rows = jax.ShapeDtypeStruct(
-            (*state.step.shape, len(data.train_labels)), np.int32, sharding=on_members
-        )
+    def _begin(self, key: Array, training: "_Training", networks: NetworkRange) -> "_Fit":
+        """The networks of a slice as the last checkpoint holds them, or before their first step."""
+        spec, count = training.spec, len(networks)
+        programs = self._programs[_program_key(spec, training.data, count)]
+        init_key, fit_key = jax.random.split(key)
+        indices = networks.start + np.arange(programs.num_networks, dtype=np.int32)
+        example = jax.tree.map(jnp.asarray, take(training.data.train_inputs, slice(1)))
+        state = programs.init(init_key, indices, example)
+        if training.rate is not None:
+            rates = np.full(state.step.shape, training.rate, np.float32)
+            state.variables[RATE] = jax.device_put(rates, state.step.sharding)
+        if spec.weight_decays:
+            decays = np.repeat(np.asarray(spec.weight_decays), self._settings.replicates)
+            decays = decays[networks.start : networks.stop]
+            decays = np.resize(decays, state.step.shape).astype(np.float32)
+            decays = jax.device_put(decays, state.step.sharding)
+            state.opt_state.hyperparams["weight_decay"] = decays
+        # A checkpoint has the same structure at every epoch, so a place for each stop.
+        kept = {str(stop): first_members(state.variables, count) for stop in training.kept_at}
+        log, done = TrainingLog(), 0
+        checkpoints = self._run_folder.checkpoints(training.slices.checkpoint_of(networks), count)
+        restored = checkpoints.restore({**_changing_arrays(state), "kept": kept})
+        if restored is not None:
+            done, arrays, stored_log = restored
+            log = TrainingLog(**stored_log)
+            kept = arrays.pop("kept")
+            state = dataclasses.replace(state, **arrays)
+        return _Fit(networks, programs, fit_key, state, kept, log, done, checkpoints)
 
-        batching = batching_by_rule(spec.network, state.variables, example)
-        compile_epoch = (
-            compile_streamed_epoch if is_too_large(data.train_inputs) else _compile_epoch
-        )
-        # Runs once: optimizing the program takes longer than running it.
-        options: dict[str, Any] = {"xla_backend_optimization_level": 0}
-        return _Programs(
-            init=lowered_init.compile(compiler_options=options),
-            fit_epoch=compile_epoch(key, state, inputs, labels, rows, batch_size, batching),
-            num_parameters=num_parameters,
-            num_bytes=num_bytes,
-            epoch_flops=step_flops * (len(data.train_labels) // batch_size),
-        )
+    def _train_until(
+        self, end: int, fit: "_Fit", training: "_Training", inputs: Any, labels: Any
+    ) -> None:
+        """Trains the networks of a slice up to an epoch."""
+        spec, data, validation = training.spec, training.data, training.validation
+        networks, programs, log = fit.networks, fit.programs, fit.log
+        count, is_whole = len(networks), training.slices.is_whole
+        indices = networks.start + np.arange(programs.num_networks, dtype=np.int32)
+        every_row = np.arange(len(labels), dtype=np.int32)
+        rows = np.broadcast_to(every_row, (programs.num_networks, len(labels)))
+        interval = max(1, spec.epochs // NUM_EVALUATIONS)
+        is_recorded = spec.record and validation is None and networks.start == 0
+        with fit.checkpoints.saving() as update:
+            for epoch in range(fit.done + 1, end + 1):
+                if validation is not None:
+                    own_rows = validation.rows(epoch)[networks.start : networks.stop]
+                    rows = np.resize(own_rows, rows.shape).astype(np.int32)
+                start = time.perf_counter()
+                key = jax.random.clone(fit.key)
+                fit.state, losses = jax.block_until_ready(
+                    programs.fit_epoch(key, indices, fit.state, inputs, labels, rows)
+                )
+                log.train_seconds += time.perf_counter() - start
+                is_finite = np.isfinite(np.asarray(losses)[:count]).all(1)
+                log.diverged = sorted({*log.diverged, *np.flatnonzero(~is_finite).tolist()})
+                if is_whole:
+                    self._check_some_are_left(log, training)
+                if is_recorded and _is_recorded(epoch, interval, end):
+                    log.epochs.append(epoch)
+                    score = partial(
+                        mean_losses,
+                        spec.network,
+                        first_members(fit.state.variables, self._settings.replicates),
+                        output_bytes=data.output_bytes,
+                    )
+                    log.train.append(score(inputs, labels))
+                    log.test.append(score(data.test_inputs, data.test_labels))
+                if validation is not None and is_whole and epoch in validation.epochs:
+                    scores = validation.losses(first_members(fit.state.variables, count))
+                    log.validation.append(scores)
+                if str(epoch) in fit.kept:
+                    fit.kept[str(epoch)] = first_members(fit.state.variables, count)
+                fit.done = epoch
+                arrays = {**_changing_arrays(fit.state), "kept": dict(fit.kept)}
+                update(epoch, arrays, dataclasses.asdict(log))
+                self._progress(f"training {training.description}", epoch, training.last_epoch)
+
+    def _check_some_are_left(self, log: TrainingLog, training: "_Training") -> None:
+        """Raises if recorded networks of a replicate have all diverged."""
+        if training.spec.record and training.validation is None:
+            count, replicates = training.slices.num_networks, self._settings.replicates
+            check_some_are_left(log.diverged, count, replicates, training.description)
+
+    def _min_first(self, spec: NetworkSpec) -> int:
+        """How many networks the first slice has at least.
+
+        Its process records the scores of the first member of each replicate.
+        """
+        return self._settings.replicates if spec.record else 1
+
+    def _compile(self, work: Sequence[tuple[NetworkSpec, Dataset, int]]) -> None:
+        """Compiles the programs that train so many networks together."""
+        missing = {_program_key(*item): item for item in work}
+        missing = {key: item for key, item in missing.items() if key not in self._programs}
+
+        def compile_item(item: tuple[NetworkSpec, Dataset, int]) -> Programs:
+            spec, data, count = item
+            batch_size = self._settings.batch_size
+            return compile_programs(spec.network, spec.optimizer, data, batch_size, count)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            compiled = pool.map(compile_item, missing.values())
+            for done, (key, programs) in enumerate(zip(missing, compiled, strict=True), 1):
+                self._programs[key] = programs
+                self._progress("compiling", done, len(missing))
 
 
-def _compile_epoch(
-    key: Any, state: Any, inputs: Any, labels: Any, rows: Any, batch_size: int, batching: str
-) -> Callable[..., Any]:
-    """An epoch of all networks on data that the device holds."""
-    sharding = rows.sharding
+@dataclass(frozen=True)
+class _Training:
+    """The networks that are trained for one part, by all processes; see `Trainer.fit_networks`."""
 
-    def fit_epoch(key: Array, state: TrainState, inputs: Any, labels: Array, rows: Array) -> Any:
-        return ensemble.fit_ensemble(
-            key,
-            state,
-            inputs,
-            labels,
-            num_epochs=1,
-            batch_size=batch_size,
-            rows=rows,
-            batching=batching,
-            mesh=sharding.mesh,
-        )
+    spec: NetworkSpec
+    data: Dataset
+    slices: Slices
+    description: str
+    kept_at: tuple[int, ...]
+    validation: Validation | None
+    rate: float | None
 
-    lowered = jax.jit(fit_epoch, out_shardings=sharding).lower(key, state, inputs, labels, rows)
-    return lowered.compile()
+    @property
+    def ends(self) -> list[int]:
+        """The epochs after which the training may end."""
+        if self.validation is None:
+            return [self.kept_at[-1]]
+        epochs, first = self.validation.epochs, self.validation.min_epochs
+        return [epoch for epoch in epochs if epoch >= first or epoch == epochs[-1]]
 
+    @property
+    def last_epoch(self) -> int:
+        return self.ends[-1]
 
-def batching_by_rule(network: Network, variables: Variables, inputs: Any) -> str:
-    """How a device trains its members: "scan" for convolutions on a CPU, "vmap" otherwise.
-
-    Batched convolutions are several times slower on a CPU. The choice is by rule, not by time, so
-    that a run can be repeated exactly.
-
-    Args:
-        network: the architecture.
-        variables: shapes and dtypes of all members.
-        inputs: shapes and dtypes of an example batch.
-    """
-    if jax.default_backend() != "cpu":
-        return "vmap"
-    member = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), variables)
-
-    def predict(variables: Variables, inputs: Any) -> Any:
-        return network(variables, inputs, None)
-
-    return "scan" if has_convolution(predict, member, inputs) else "vmap"
+    def candidates(self, end: int) -> list[int]:
+        """The epochs of the validation up to an epoch."""
+        assert self.validation is not None
+        return [epoch for epoch in self.validation.epochs if epoch <= end]
 
 
-def _program_key(spec: NetworkSpec, data: Dataset) -> Any:
+@dataclass
+class _Fit:
+    """The networks of a slice as their training goes on."""
+
+    networks: NetworkRange
+    programs: Programs
+    key: Array
+    state: TrainState
+    kept: dict[str, Variables]
+    log: TrainingLog
+    done: int
+    checkpoints: Checkpoints
+
+
+def _store_slice(end: int, fit: _Fit, training: _Training) -> None:
+    """Stores a slice for the other processes; in cross-validation at each candidate up to `end`."""
+    slices, log = training.slices, dataclasses.asdict(fit.log)
+    if training.validation is None:
+        slices.store(fit.networks, fit.kept, log)
+        return
+    for epoch in training.candidates(end):
+        if not slices.is_stored(fit.networks, epoch):
+            slices.store(fit.networks, fit.kept[str(epoch)], log, epoch)
+
+
+def _join_logs(logs: Sequence[dict[str, Any]], ranges: Sequence[NetworkRange]) -> TrainingLog:
+    """The log of all networks. The first slice has recorded the scores; times are added."""
+    diverged = [
+        networks.start + index
+        for log, networks in zip(logs, ranges, strict=True)
+        for index in log["diverged"]
+    ]
+    seconds = sum(log["train_seconds"] for log in logs)
+    return TrainingLog(**{**logs[0], "diverged": diverged, "train_seconds": seconds})
+
+
+def _program_key(spec: NetworkSpec, data: Dataset, num_networks: int) -> Any:
     """Everything that a compiled program depends on."""
     shapes = shapes_of(data.train_inputs), data.train_labels
     leaves, tree = jax.tree.flatten(shapes)
     arrays = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-    return spec.network, spec.optimizer, spec.members, tree, arrays
+    return spec.network, spec.optimizer, num_networks, tree, arrays
 
 
 def _is_recorded(epoch: int, interval: int, last_epoch: int) -> bool:
@@ -389,33 +462,6 @@ def _is_recorded(epoch: int, interval: int, last_epoch: int) -> bool:
 def _changing_arrays(state: TrainState) -> dict[str, Any]:
     """The fields of a state that training changes."""
     return {"variables": state.variables, "opt_state": state.opt_state, "step": state.step}
-
-
-def _costs(
-    state: TrainState,
-    inputs: Any,
-    labels: jax.ShapeDtypeStruct,
-    batch_size: int,
-) -> tuple[float, int, int]:
-    """FLOPs of a training step, parameters, and bytes of the variables, of one network."""
-    member = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), state)
-    batch = jax.tree.map(
-        lambda array: jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype),
-        (inputs, labels),
-    )
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(member.variables["params"]))
-    leaves = jax.tree.leaves(member.variables)
-    num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-    return count_flops(train_step, key, member, batch), num_parameters, num_bytes
-
-
-def count_flops(function: Callable[..., Any], *args: Any) -> float:
-    """Floating-point operations of a call, as the compiler counts them."""
-    lowered = jax.jit(function).lower(*args)
-    # Some backends count only what they have compiled.
-    analysis: Any = lowered.cost_analysis() or lowered.compile().cost_analysis()
-    return float(analysis["flops"])
 
 
 def first_members(variables: Variables, count: int) -> Variables:

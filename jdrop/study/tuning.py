@@ -13,7 +13,6 @@ not left out are repeated up to the number of all examples.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import numpy as np
@@ -70,7 +69,7 @@ def cross_validate(
     data: Dataset,
     trainer: Trainer,
     predictor: Predictor,
-) -> TuningPart:
+) -> TuningPart | None:
     """Trains the networks of a group on parts of the training examples, and scores the rest.
 
     Training goes on beyond the epochs of the settings only while a method is best at the last
@@ -84,6 +83,9 @@ def cross_validate(
         data: the examples; those of the test set are not read.
         trainer: trains the networks.
         predictor: predicts with them.
+
+    Returns:
+        None where `Trainer.fit_networks` returns None.
     """
     replicates = settings.replicates
     labels = data.train_labels
@@ -134,10 +136,10 @@ def cross_validate(
         data,
         checkpoint=f"tuning-{group.name}",
         description=f"{group.name} networks, cross-validation",
-        validation=Validation(
-            rows, epochs, losses, partial(_is_enough, epochs=epochs, settings=settings)
-        ),
+        validation=Validation(rows, epochs, losses, _is_enough, min_epochs=settings.epochs),
     )
+    if trained is None:
+        return None
     scored = trained.log.validation
     return TuningPart(
         epochs=list(epochs[: len(scored)]),
@@ -152,15 +154,8 @@ def cross_validate(
     )
 
 
-def _is_enough(
-    scored: Sequence[Mapping[str, Sequence[Sequence[float]]]],
-    *,
-    epochs: Sequence[int],
-    settings: Settings,
-) -> bool:
+def _is_enough(scored: Sequence[Mapping[str, Sequence[Sequence[float]]]]) -> bool:
     """Whether no method may become better by more epochs than were scored."""
-    if epochs[len(scored) - 1] < settings.epochs:
-        return False
     for name in scored[0]:
         curves = np.array([candidate[name] for candidate in scored])  # [candidate, setting, size]
         if (curves.min(1).argmin(0) == len(scored) - 1).any():

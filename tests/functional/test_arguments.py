@@ -13,6 +13,8 @@ from jax import Array
 
 import jdrop
 
+pytestmark = pytest.mark.grid
+
 clone = jax.random.clone
 
 

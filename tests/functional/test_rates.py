@@ -20,6 +20,8 @@ from jax import Array
 
 import jdrop
 
+pytestmark = pytest.mark.grid
+
 clone = jax.random.clone
 
 

@@ -217,6 +217,7 @@ def test_the_temperature_is_bounded_finite_or_nan_in_the_extremes():
     assert jnp.isnan(metrics.fit_temperature(log_probs.at[0].set(jnp.nan), jnp.array([0, 1])))
 
 
+@pytest.mark.slow
 def test_calibration_fits_on_one_half_and_scores_the_other(informed, getkey):
     """The number of examples is odd."""
     num_examples = 299
@@ -239,6 +240,7 @@ def test_calibration_fits_on_one_half_and_scores_the_other(informed, getkey):
     np.testing.assert_allclose(again, actual, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_temperature_for_an_example_does_not_depend_on_its_label(informed, getkey):
     """So the losses of all possible labels of an example are a prediction, with sum 1."""
     log_probs, labels = informed[0][0, :21], informed[1][:21]

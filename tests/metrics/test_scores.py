@@ -10,6 +10,8 @@ from jdrop import metrics
 from jdrop.inference import POOLS, pool
 from jdrop.train import cross_entropy
 
+pytestmark = pytest.mark.grid
+
 
 @pytest.mark.parametrize("method", POOLS)
 def test_scores_of_every_pool_equal_those_of_scikit_learn(predictions, method):

@@ -84,6 +84,7 @@ def test_a_terminal_without_unicode_loses_no_results(finished):
     assert command_line.startswith("jdrop --replicates 2")
 
 
+@pytest.mark.slow
 def test_report_writes_the_files_of_a_folder_again(finished, capsys):
     folder = finished[1]
     before = Comparison.from_json((folder / "results.json").read_text())

@@ -217,6 +217,7 @@ def test_the_sweep_has_every_place(comparison):
     assert first.scores["dropout"] != second.scores["dropout"]
 
 
+@pytest.mark.slow
 def test_evaluating_again_changes_nothing(finished, comparison):
     again = evaluation.evaluate(RunFolder.open(finished[1]))
     assert again.to_json() == comparison.to_json()
@@ -241,6 +242,7 @@ def with_diverged(folder, copy, name, members):
     return evaluation.evaluate(run)
 
 
+@pytest.mark.slow
 def test_a_network_that_diverged_is_counted_and_kept_out(finished, comparison, tmp_path):
     found = with_diverged(finished[1], tmp_path / "run", "plain", [1])
     plain = found.method("plain")

@@ -51,6 +51,7 @@ def predictions(labels):
     )
 
 
+@pytest.mark.slow
 def test_given_networks_are_dealt_out_and_compared(predictions):
     comparison = of_predictions(predictions, "made up", replicates=3)
     assert comparison.replicates == 3
@@ -125,6 +126,7 @@ def test_ambiguous_names_are_refused(predictions, names, message):
         of_predictions(Predictions(log_probs, predictions.labels), "x", 3)
 
 
+@pytest.mark.slow
 def test_calibrated_scores_that_say_nothing_are_marked(predictions, labels):
     """Of a method that is always right; of too few examples; and of all if of the plain ones."""
     right = log_softmax(30 * np.eye(C)[labels])
@@ -197,6 +199,7 @@ def test_the_calibrated_score_of_targets_may_be_negative():
     assert possible("error", Interval(0.1, None, None, 1)).low is None
 
 
+@pytest.mark.slow
 def test_examples_of_a_group_count_once(predictions, labels):
     """An example that is repeated, in a group of its own copies, changes no interval."""
     alone = of_predictions(predictions, "x", 3)

@@ -12,7 +12,9 @@ import jdrop.nnx
 from jdrop.study.data import Dataset
 from jdrop.study.methods import separate_masks
 from jdrop.study.models import FIXED_MASKS, MLP, Model, ModelError, check_model
-from jdrop.study.runner import check_sweep
+from jdrop.study.sweeps import check_sweep
+
+pytestmark = pytest.mark.grid
 
 X = jax.random.normal(jax.random.key(0), (12, 5))
 

@@ -422,6 +422,7 @@ def test_values_show_under_the_pointer(folder, comparison):
     assert "hover:" not in html
 
 
+@pytest.mark.slow
 def test_legends_lie_outside_the_data(comparison):
     for name, draw in FIGURES.items():
         figure = draw(comparison)
@@ -438,6 +439,7 @@ def test_each_method_has_a_color_of_its_own():
     assert len({*colors}) == len(colors)
 
 
+@pytest.mark.slow
 def test_figures_fit_a_narrow_screen(comparison):
     for name, draw in FIGURES.items():
         figure = draw(comparison)

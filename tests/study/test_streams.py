@@ -224,6 +224,7 @@ def test_streamed_training_equals_training_on_data_in_memory(tmp_path, monkeypat
     assert len(source.threads) > 1  # Batches are read by others.
 
 
+@pytest.mark.slow
 def test_a_small_part_of_a_stream_is_read_into_memory(tmp_path, monkeypatch):
     # 50 examples fit into the memory, and all 60 do not.
     monkeypatch.setattr(streams, "MEMORY_SHARE", X[:50].nbytes / streams.machine_memory())
@@ -235,6 +236,7 @@ def test_a_small_part_of_a_stream_is_read_into_memory(tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, of_part.variables, of_array.variables)
 
 
+@pytest.mark.slow
 def test_the_device_never_holds_all_training_inputs(tmp_path, monkeypatch):
     many = np.resize(X, (400, 20))
     largest, batches = [], []
@@ -277,6 +279,7 @@ def init_members(network, inputs, count):
     return jax.vmap(lambda key: network.init(key, jnp.asarray(inputs[:1])))(keys)
 
 
+@pytest.mark.slow
 def test_scores_and_predictions_of_chunks_are_those_of_the_whole(monkeypatch):
     network = MODEL.dropout
     variables = init_members(network, X, 4)

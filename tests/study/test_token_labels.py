@@ -115,6 +115,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_tokens():
     assert float(scores["error"].mean()) == pytest.approx(np.mean(wrong), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_batch_without_labels_changes_nothing():
     network = jdrop.linen.as_network(Tagger())
     variables = network.init(jax.random.key(0), IDS)
@@ -229,6 +230,7 @@ def test_overfitting_is_scored_on_the_tokens_of_the_chosen_sequences(finished):
     assert recorded == pytest.approx(nll, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_padding_changes_neither_training_nor_scores():
     other_ids = np.where(IS_TOKEN, IDS, RNG.integers(0, VOCABULARY, IDS.shape))
     other_labels = np.where(IS_TOKEN, LABELS, -100)
@@ -255,6 +257,7 @@ def test_groups_of_sequences_hold_their_tokens():
     assert [labels[g] for g in of_tokens] == [groups[s] for s, _, _ in by_hand(LABELS[TEST])]
 
 
+@pytest.mark.slow
 def test_classes_without_a_label_are_those_of_the_model():
     """A vocabulary has rare words; each class of the model has a place."""
     data = from_arrays("x", IDS[TRAIN], LABELS[TRAIN], IDS[TEST], LABELS[TEST])

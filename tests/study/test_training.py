@@ -16,9 +16,10 @@ from jdrop.study.data import Dataset
 from jdrop.study.diverged import DivergedError
 from jdrop.study.methods import WEIGHT_DECAYS
 from jdrop.study.models import MLP, Model
+from jdrop.study.programs import batching_by_rule
 from jdrop.study.run_folder import RunFolder
 from jdrop.study.settings import Settings
-from jdrop.study.training import NetworkSpec, Trainer, Validation, batching_by_rule
+from jdrop.study.training import NetworkSpec, Trainer, Validation
 
 SETTINGS = Settings(replicates=2, batch_size=10)
 MODEL = Model(lambda: MLP((4,), 3))
@@ -70,12 +71,13 @@ def test_members_with_convolutions_train_in_turn_on_a_cpu(monkeypatch):
     assert choice(cnn) == "vmap"
 
 
+@pytest.mark.slow
 def test_a_cnn_trains_on_one_device_as_on_all(tmp_path, data, monkeypatch):
     cnn = jdrop.linen.as_network(CNN(), has_dropout=False)
     many = train(tmp_path / "many", data, network=cnn)
-    device, *others = jax.devices()
+    device, *others = jax.local_devices()
     assert others
-    monkeypatch.setattr(jax, "devices", lambda: [device])
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
     one = train(tmp_path / "one", data, network=cnn)
     for leaf, other in zip(*(jax.tree.leaves(run.variables) for run in (one, many)), strict=True):
         np.testing.assert_allclose(leaf, other, rtol=1e-4, atol=1e-4)

@@ -12,6 +12,8 @@ from jdrop.network import Network
 from jdrop.thinned import ThinningError, freeze_deleted, thin
 from jdrop.train import TrainState, train_step
 
+pytestmark = pytest.mark.grid
+
 PARAMS = {
     "dense": {"kernel": jnp.linspace(-1, 1, 6).reshape(2, 3), "bias": jnp.ones(3)},
     "scale": jnp.float32(2),

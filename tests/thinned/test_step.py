@@ -33,6 +33,8 @@ from jdrop.network import Network
 from jdrop.thinned import ThinningError, freeze_deleted, thin
 from jdrop.train import TrainState, fit, train_step
 
+pytestmark = pytest.mark.grid
+
 INPUTS, LABELS = drawn_inputs(8, 4), jnp.arange(8) % 3
 BATCH = INPUTS, LABELS
 
@@ -247,6 +249,7 @@ def batch_normalised():
     return drawn_state(thin(network, INPUTS, {"Dense_0": 0.5}), OPTIMIZERS["momentum"]), network
 
 
+@pytest.mark.slow
 def test_shuffling_units_changes_no_output_and_commutes_with_a_step(getkey):
     """Of weights, statistics and moments alike: a step and a new order may change places."""
     state, network = batch_normalised()
@@ -326,6 +329,7 @@ def test_a_thinned_fit_in_parts_equals_the_fit_in_one(getkey):
 # Ensembles.
 
 
+@pytest.mark.slow
 def test_a_thinned_member_on_its_own_device_equals_the_same_member_trained_alone(getkey):
     network, optimizer = thin(NETWORKS["nnx"], INPUTS), optax.sgd(0.1, momentum=0.9)
     init_key, fit_key = getkey(), getkey()

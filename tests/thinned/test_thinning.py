@@ -23,6 +23,8 @@ from jdrop.network import Network
 from jdrop.thinned import ThinningError, thin
 from jdrop.train import TrainState, fit
 
+pytestmark = pytest.mark.grid
+
 INPUTS = drawn_inputs(8, 4)
 
 

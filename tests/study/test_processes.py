@@ -1,0 +1,453 @@
+"""Several processes that share a run: the numbers of one process, and what is left when one ends.
+
+Most tests run the processes as threads: they meet through files and locks alone. Numbers are equal
+bit for bit where each device trains as many networks as in one process, otherwise up to rounding.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jdrop.study import comparison, locks, processes
+from jdrop.study.data import Dataset
+from jdrop.study.diverged import DivergedError
+from jdrop.study.errors import RunError, UserError
+from jdrop.study.methods import WEIGHT_DECAYS
+from jdrop.study.models import MLP, Model
+from jdrop.study.processes import Processes, join_processes
+from jdrop.study.run_folder import RunFolder
+from jdrop.study.settings import Settings
+from jdrop.study.slices import delete_slices, divide
+from jdrop.study.training import NetworkSpec, Trainer, Validation
+
+SETTINGS = Settings(replicates=2, batch_size=10)
+MODEL = Model(lambda: MLP((4,), 3))
+SPEC = NetworkSpec(MODEL.dropout, 2, 6, optax.adam(0.01), record=True)
+ADAMW = optax.inject_hyperparams(optax.adamw)(0.05, weight_decay=0.0)
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "compare_ensembles.py"
+TINY = ["--replicates", "2", "--ensemble-size", "2", "--budget", "2", "--num-samples", "2"]
+TINY += ["--hidden", "4", "--train-size", "60", "--batch-size", "20", "--no-controls"]
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(50, 5)).astype(np.float32)
+    labels = (np.argmax(inputs[:, :3], 1)).astype(np.int32)
+    return Dataset("noise", inputs[:40], labels[:40], inputs[40:], labels[40:], 3)
+
+
+class KilledError(Exception):
+    pass
+
+
+def train(folder, data, count=1, *, killed=None, spec=SPEC, **arguments):
+    """What each process of a training returns.
+
+    The process `killed` ends before the last epoch of its slice.
+    """
+
+    def run(index):
+        def progress(what, done, total):
+            if index == killed and what.startswith("training") and done == total:
+                raise KilledError
+
+        run_folder = RunFolder(folder, {}, Processes(index, count))
+        try:
+            with run_folder.locked():
+                trainer = Trainer(run_folder, SETTINGS, progress)
+                trained = trainer.fit_networks(
+                    jax.random.key(0),
+                    spec,
+                    data,
+                    checkpoint="networks",
+                    description="networks",
+                    **arguments,
+                )
+                return trained, trainer.missing
+        except KilledError:
+            return None, {}
+
+    with ThreadPoolExecutor(count) as threads:
+        return list(threads.map(run, range(count)))
+
+
+def assert_same(trained, whole):
+    """Bit for bit."""
+    assert [*trained.variables] == [*whole.variables]
+    jax.tree.map(np.testing.assert_array_equal, trained.variables, whole.variables)
+    assert trained.log.learning_curve == whole.log.learning_curve
+    assert trained.log.validation == whole.log.validation
+    assert trained.log.diverged == whole.log.diverged
+    for name in ("num_networks", "num_parameters", "num_bytes", "epoch_flops"):
+        assert getattr(trained, name) == getattr(whole, name)
+
+
+@pytest.mark.parametrize(("num_networks", "num_slices"), [(10, 4), (2, 4), (7, 7), (100, 3)])
+@pytest.mark.parametrize("min_first", [1, 2])
+def test_every_network_is_in_one_slice(num_networks, num_slices, min_first):
+    ranges = divide(num_networks, num_slices, min_first)
+    indices = [index for networks in ranges for index in range(networks.start, networks.stop)]
+    assert indices == [*range(num_networks)]
+    assert len(ranges[0]) >= min_first
+    sizes = [len(networks) for networks in ranges[1:]]
+    assert max(sizes, default=0) - min(sizes, default=0) <= 1
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_train_the_networks_of_one(tmp_path, data, count):
+    """Networks that are kept at two epochs, and a learning curve of those of the first slice."""
+    ((whole, _),) = train(tmp_path / "whole", data, stops=(2, 6))
+    (trained, missing), *others = train(tmp_path / "several", data, count, stops=(2, 6))
+    assert_same(trained, whole)
+    assert not missing
+    assert others == [(None, {})] * (count - 1)
+
+
+def test_networks_keep_their_settings_and_divergence_in_slices(tmp_path, data):
+    """Networks 2 and 3 of 8 diverge. They have an infinite weight decay."""
+    decays = (0.0, math.inf, *WEIGHT_DECAYS[2:])
+    spec = dataclasses.replace(
+        SPEC, network=MODEL.plain, members=4, optimizer=ADAMW, weight_decays=decays, record=False
+    )
+    ((whole, _),) = train(tmp_path / "whole", data, spec=spec)
+    (trained, _), _ = train(tmp_path / "several", data, 2, spec=spec)
+    assert trained.log.diverged == [2, 3]
+    assert_same(trained, whole)
+
+
+def test_recorded_networks_that_all_diverge_end_the_run(tmp_path, data):
+    spec = dataclasses.replace(SPEC, optimizer=optax.sgd(math.inf))
+    with pytest.raises(DivergedError, match="4 of 4 networks"):
+        train(tmp_path, data, 2, spec=spec)
+
+
+def validation_of(is_enough, min_epochs=2):
+    def losses(variables):
+        leaves = jax.tree.leaves(variables)
+        assert all(len(leaf) == 4 for leaf in leaves)
+        return [float(np.abs(leaf).sum()) for leaf in leaves]
+
+    def rows(epoch):
+        """Each network has other examples."""
+        return np.stack([np.resize(np.arange(10 + network), 40) for network in range(4)])
+
+    return Validation(rows, (1, 2, 4, 6), losses, is_enough, min_epochs)
+
+
+@pytest.mark.parametrize(("num_scored", "expected"), [(1, 2), (3, 3), (5, 4)])
+def test_all_processes_end_a_validation_together(tmp_path, data, num_scored, expected):
+    """It is enough after one candidate, but training does not end before two."""
+    validation = validation_of(lambda scores: len(scores) >= num_scored)
+    ((whole, _),) = train(tmp_path / "whole", data, validation=validation)
+    (trained, _), *_ = train(tmp_path / "several", data, 4, validation=validation)
+    assert len(trained.log.validation) == expected
+    assert_same(trained, whole)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("validated", [False, True])
+def test_a_run_of_four_processes_goes_on_with_any_number(tmp_path, data, count, validated):
+    """The third of them ends early. What the others have stored is not trained again."""
+    arguments = {"validation": validation_of(lambda scores: False)} if validated else {}
+    ((whole, _),) = train(tmp_path / "whole", data, **arguments)
+    folder = tmp_path / "several"
+    (nothing, missing), *_ = train(folder, data, 4, killed=2, **arguments)
+    assert nothing is None
+    assert missing == {"networks": "networks: networks 2 (process 2)"}
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("slices/**/*.npz")}
+    assert len(before) == (15 if validated else 3)
+    (trained, missing), *_ = train(folder, data, count, **arguments)
+    assert_same(trained, whole)
+    assert not missing
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    delete_slices(RunFolder(folder, {}), "networks")
+    assert not [path for path in folder.rglob("slices/**/*") if path.is_file()]
+
+
+def test_a_damaged_slice_is_trained_again(tmp_path, data):
+    ((whole, _),) = train(tmp_path / "whole", data)
+    folder = tmp_path / "several"
+    train(folder, data, 2)
+    (path,) = folder.rglob("2-3.npz")
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    (trained, _), _ = train(folder, data, 2)
+    assert_same(trained, whole)
+
+
+def test_a_training_that_one_process_began_stays_with_it(tmp_path, data, monkeypatch):
+    monkeypatch.setattr("jdrop.study.checkpoints.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    ((whole, _),) = train(tmp_path / "whole", data)
+    train(tmp_path / "several", data, 1, killed=0)
+    (trained, _), (nothing, _) = train(tmp_path / "several", data, 2)
+    assert_same(trained, whole)
+    assert nothing is None
+    assert not (tmp_path / "several" / "parts").exists()
+
+
+def test_a_process_that_comes_late_finds_the_part(tmp_path, data):
+    """Process 0 has ended, and has removed the slices that this process would wait for."""
+    validation = validation_of(lambda scores: False)
+    arguments = {"checkpoint": "networks", "description": "", "validation": validation}
+    RunFolder(tmp_path, {})
+    for is_stored in (False, True):
+        run_folder = RunFolder(tmp_path, {}, Processes(1, 2))
+        if is_stored:
+            run_folder.store("networks", {"done": True})
+        trainer = Trainer(run_folder, SETTINGS, lambda *call: None)
+        assert trainer.fit_networks(jax.random.key(0), SPEC, data, **arguments) is None
+        assert len(trainer.missing) == (not is_stored)
+
+
+def hold(folder, index, count):
+    """Locks a folder as a process of a run does, and returns the lock."""
+    lock = RunFolder(folder, {}, Processes(index, count)).locked()
+    lock.__enter__()
+    return lock
+
+
+def test_the_processes_of_one_run_share_a_folder_and_refuse_others(tmp_path):
+    with ThreadPoolExecutor(3) as threads:
+        held = list(threads.map(lambda index: hold(tmp_path, index, 3), range(3)))
+    for index in range(3):
+        with pytest.raises(RunError, match=rf"another run is at work .*process {os.getpid()} on"):
+            hold(tmp_path, index, 3)
+    first, *others = held
+    first.__exit__(None, None, None)
+    # The other processes of the run are still at work.
+    with pytest.raises(RunError, match="another run is at work"):
+        hold(tmp_path, 0, 1)
+    for lock in others:
+        lock.__exit__(None, None, None)
+    hold(tmp_path, 0, 1).__exit__(None, None, None)
+
+
+@pytest.mark.parametrize(("index", "absent"), [(0, 1), (1, 0)])
+def test_a_process_that_is_left_alone_says_so(tmp_path, monkeypatch, index, absent):
+    RunFolder(tmp_path, {})
+    monkeypatch.setattr(locks, "START_SECONDS", 0.2)
+    with pytest.raises(RunError, match=rf"process {index} of 2 waited .* for process {absent}\."):
+        hold(tmp_path, index, 2)
+
+
+def test_what_an_earlier_run_has_left_is_no_answer(tmp_path, monkeypatch):
+    with ThreadPoolExecutor(2) as threads:
+        for lock in list(threads.map(lambda index: hold(tmp_path, index, 2), range(2))):
+            lock.__exit__(None, None, None)
+    test_a_process_that_is_left_alone_says_so(tmp_path, monkeypatch, 1, 0)
+    test_a_process_that_is_left_alone_says_so(tmp_path, monkeypatch, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("host:1", 0, None), "--num-processes must be given too"),
+        ((None, None, 2), "--coordinator and --process-id must be given too"),
+        (("host:1", 2, 2), "--process-id must be below --num-processes, got 2 of 2"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(arguments, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        join_processes(*arguments)
+
+
+def test_a_process_that_nothing_has_started_with_others_is_alone(monkeypatch):
+    for name in (*processes.NUM_TASKS, processes.KUBERNETES_INDEX):
+        monkeypatch.delenv(name, raising=False)
+    assert join_processes(None, None, None) == Processes(0, 1)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert join_processes(None, None, 1) == Processes(0, 1)
+    assert join_processes("host:1", 0, 1) == Processes(0, 1)
+
+
+def test_processes_that_do_not_meet_are_told_what_to_do(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no such host\nand more")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"did not meet \(no such host\)\. .*--num-processes 1"):
+        join_processes(None, None, None)
+
+
+def test_compare_needs_a_folder_that_its_processes_share(monkeypatch, data):
+    monkeypatch.setattr(comparison, "initialised_processes", lambda: Processes(1, 2))
+    examples = data.train_inputs, data.train_labels, data.test_inputs, data.test_labels
+    with pytest.raises(UserError, match="out must name a folder that all 2 processes see"):
+        comparison.compare(lambda: MLP((4,), 3), *examples)
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def start(folder, count, options):
+    """Starts the processes of a command on this machine."""
+    address = f"127.0.0.1:{free_port()}"
+    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    meeting = ["--coordinator", address, "--num-processes", str(count), "--process-id"]
+    return [
+        subprocess.Popen(
+            [
+                *(sys.executable, str(SCRIPT), *TINY, *options, "--out", "out"),
+                *((*meeting, str(index)) if count > 1 else ()),
+            ],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(count)
+    ]
+
+
+def finish(started):
+    """The exit code, the output and the errors of each process."""
+    with ThreadPoolExecutor(len(started)) as threads:
+        printed = list(threads.map(lambda process: process.communicate(timeout=500), started))
+    return [(process.returncode, *texts) for process, texts in zip(started, printed, strict=True)]
+
+
+INITIALISED = """
+import sys
+import jax, jdrop, jdrop.linen, numpy as np
+jax.config.update("jax_num_cpu_devices", 1)
+jax.distributed.initialize(sys.argv[1], 2, index := int(sys.argv[2]))
+from pathlib import Path
+from jdrop.study import checkpoints
+from jdrop.study.models import MLP
+from jdrop.study.run_folder import RunFolder
+checkpoints.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+state = {"w": np.arange(6.0).reshape(2, 3)}
+mine = RunFolder(Path(f"checkpoints-{index}"), {}).checkpoints("plain", 2)
+mine.save(3, state, {})
+epochs, restored, _ = mine.restore({"w": np.zeros((2, 3))})
+assert epochs == 3 and np.array_equal(restored["w"], state["w"])
+x = np.random.default_rng(0).normal(size=(60, 3)).astype("float32")
+y = (x.sum(1) > 0).astype("int32")
+comparison = jdrop.compare(
+    lambda: MLP((4,), 2), x[:40], y[:40], x[40:], y[40:], out="out", replicates=2, ensemble_size=2,
+    budget=2, num_samples=2, epochs=3, batch_size=10, controls=False, theory=False, progress=False,
+)
+print(comparison.method("dropout").points[0].scores["nll"].mean)
+"""
+"""A program that calls `jax.distributed.initialize` itself."""
+
+
+@pytest.mark.slow
+def test_a_program_that_initialises_jax_shares_the_work_of_compare(tmp_path):
+    address = f"127.0.0.1:{free_port()}"
+    results = finish(
+        [
+            subprocess.Popen(
+                [sys.executable, "-c", INITIALISED, address, str(index)],
+                cwd=tmp_path,
+                env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for index in range(2)
+        ]
+    )
+    assert [code for code, _, _ in results] == [0, 0], results
+    printed, other = (float(printed) for _, printed, _ in results)
+    assert printed == other > 0
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def numbers_of(value, path=""):
+    """The numbers of a report by their paths, without times."""
+    if isinstance(value, dict):
+        value = {name: child for name, child in value.items() if "seconds" not in name}
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    else:
+        return {path: value} if isinstance(value, int | float) else {}
+    return {p: n for name, child in items for p, n in numbers_of(child, f"{path}/{name}").items()}
+
+
+def assert_same_report(folder, other):
+    reports = [json.loads((path / "out" / "results.json").read_text()) for path in (folder, other)]
+    numbers, others = map(numbers_of, reports)
+    assert len(numbers) > 100
+    assert [*numbers] == [*others]
+    np.testing.assert_allclose([*numbers.values()], [*others.values()], rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    """The folder of a run of one process."""
+    folder = tmp_path_factory.mktemp("one")
+    ((code, _, errors),) = finish(start(folder, 1, ["--epochs", "4", "--no-theory"]))
+    assert code == 0, errors
+    return folder
+
+
+def check_equal_to_one_process(tmp_path, one_process, count):
+    results = finish(start(tmp_path, count, ["--epochs", "4", "--no-theory"]))
+    assert [code for code, _, _ in results] == [0] * count, results
+    assert results[0][1].splitlines()[-1] == str(Path("out", "report.html"))
+    assert [printed for _, printed, _ in results[1:]] == [""] * (count - 1)
+    assert_same_report(tmp_path, one_process)
+
+
+def test_two_processes_report_what_one_reports(tmp_path, one_process):
+    check_equal_to_one_process(tmp_path, one_process, 2)
+
+
+@pytest.mark.slow
+def test_four_processes_report_what_one_reports(tmp_path, one_process):
+    check_equal_to_one_process(tmp_path, one_process, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_that_is_killed_stops_no_other_and_loses_no_number(tmp_path, killed):
+    """It is killed in its first training; the other one trains its own networks to the end."""
+    options = ["--epochs", "500", "--no-tune", "--no-theory"]
+    whole, several = tmp_path / "whole", tmp_path / "several"
+    for folder in (whole, several):
+        folder.mkdir()
+    ((code, _, errors),) = finish(start(whole, 1, options))
+    assert code == 0, errors
+    started = start(several, 2, options)
+    while not (several / "out" / "parts" / "slices" / "plain" / "2").exists():
+        time.sleep(0.05)
+        assert started[killed].poll() is None
+    started[killed].send_signal(signal.SIGKILL)
+    results = finish(started)
+    code, _, errors = results[1 - killed]
+    assert results[killed][0] == -signal.SIGKILL
+    assert code == 1
+    assert len(errors.splitlines()) == 1
+    stored = {path.stem for path in several.rglob("slices/*/2/*.json")}
+    if killed == 1:
+        assert "plain: networks 2-3 (process 1); dropout: networks 2-3 (process 1)" in errors
+        assert "Give the same command again" in errors
+        assert stored == {"0-1", "0"}
+    else:
+        assert "process 0 has ended without the part" in errors
+        assert stored == {"2-3", "1"}
+    results = finish(start(several, 2, options))
+    assert [code for code, _, _ in results] == [0, 0], results
+    assert_same_report(several, whole)
