@@ -19,11 +19,8 @@ import jax
 from click.core import ParameterSource
 
 from jdrop.study.errors import UserError
-<<<<<<< HEAD
-from jdrop.study.reproduce import PROTOCOLS
-=======
 from jdrop.study.processes import join_processes
->>>>>>> main
+from jdrop.study.reproduce import PROTOCOLS
 from jdrop.study.settings import Settings
 
 HELP = """How many independently trained networks is one dropout network worth?
