@@ -11,6 +11,7 @@ from scipy import stats
 from jdrop.statistics import Interval, mean_interval
 from jdrop.study.cli import run_command
 from jdrop.study.data import DataError, no_progress
+from jdrop.study.errors import RunError
 from jdrop.study.reproduce import PROTOCOLS, published, report, runner
 from jdrop.study.reproduce.protocol import (
     Measure,
@@ -22,7 +23,6 @@ from jdrop.study.reproduce.protocol import (
     cells,
     paper_interval,
 )
-from jdrop.study.run_folder import RunError
 
 
 def agrees(text, spread, ours, *, is_difference=False, kind="standard error"):
