@@ -55,7 +55,10 @@ def test_without_a_spread_the_papers_number_must_lie_in_our_interval(mean, expec
         ("0.067", Interval(0.05, -0.01, 0.11, 20), False),
         ("0.067", Interval(-0.05, -0.09, -0.01, 20), False),
         ("-0.067", Interval(-0.5, -0.9, -0.1, 20), True),
+        # The published interval is 0.002 ± 0.031, around 0.
         ("0.002", Interval(0.0, -0.1, 0.1, 20), True),
+        ("0.002", Interval(0.02, 0.01, 0.03, 20), True),
+        ("0.002", Interval(0.05, 0.04, 0.06, 20), False),
     ],
 )
 def test_a_paired_difference_agrees_if_its_sign_does(text, ours, expected):
@@ -142,7 +145,9 @@ def test_the_answer_counts_means_and_differences_apart(tmp_path):
     means = "1 of 2 published means agree within one standard error of the paper: RMSE 1 of 2."
     assert sentences[0] == means
     # Three values around 0.13 do not exclude 0.
-    assert sentences[1].startswith("0 of 1 published paired differences have the paper's sign")
+    assert sentences[1].startswith(
+        "0 of 1 published paired differences agree with the paper in sign"
+    )
     assert "at most 3 splits" in sentences[2]
 
 

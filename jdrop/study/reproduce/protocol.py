@@ -185,11 +185,8 @@ def _cell(protocol: Protocol, row: str, name: str, values: list[float], minutes:
     if published is None:
         return Cell(row, name, None, ours, None, None, minutes)
     theirs = paper_interval(published, protocol.spread)
-    overlaps = None
-    if None not in (theirs.low, theirs.high, ours.low, ours.high):
-        overlaps = bool(theirs.low <= ours.high and ours.low <= theirs.high)  # type: ignore[operator]
     agrees = agreement(published, ours, theirs, protocol.measures[name].is_difference)
-    return Cell(row, name, published, ours, agrees, overlaps, minutes)
+    return Cell(row, name, published, ours, agrees, overlap(theirs, ours), minutes)
 
 
 def paper_interval(published: Published, spread: str) -> Interval:
@@ -226,8 +223,8 @@ def agreement(
 
     A mean agrees if it lies within the published standard error, or standard deviation, of the
     published mean; ours is rounded to the paper's decimals first. A mean that is published without
-    a spread agrees if it lies in our 95 % interval. A paired difference agrees if it has the same
-    sign: an interval above 0, below 0, or around 0.
+    a spread agrees if it lies in our 95 % interval. A paired difference whose published interval
+    excludes 0 agrees if ours lies on the same side of 0; any other if both intervals overlap.
 
     Args:
         published: the paper's number.
@@ -242,8 +239,9 @@ def agreement(
         True
     """
     if is_difference:
-        signs = sign(theirs), sign(ours)
-        return None if None in signs else signs[0] == signs[1]
+        if sign(theirs) in ("+", "-"):
+            return None if sign(ours) is None else sign(ours) == sign(theirs)
+        return overlap(theirs, ours)
     if published.spread is not None:
         # The last digit of a printed number is rounded, and so may be a spread of 0.00.
         difference = abs(round(ours.mean, published.decimals) - published.value)
@@ -251,6 +249,13 @@ def agreement(
     if ours.low is None or ours.high is None:
         return None
     return ours.low <= published.value <= ours.high
+
+
+def overlap(one: Interval, other: Interval) -> bool | None:
+    """Whether two intervals overlap; None if one of them has no ends."""
+    if one.low is None or one.high is None or other.low is None or other.high is None:
+        return None
+    return one.low <= other.high and other.low <= one.high
 
 
 def sign(interval: Interval) -> Literal["+", "-", "0"] | None:

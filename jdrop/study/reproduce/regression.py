@@ -148,6 +148,31 @@ def penalty(length_scale: float, rate: Any, num_rows: int, precision: Any) -> An
     return length_scale**2 * (1 - rate) / (num_rows * precision)
 
 
+def members_with_prior(
+    splits: Splits, networks_per_split: int, rate: Any, precision: Any, length_scale: float
+) -> Members:
+    """Dropout networks with a prior and with noise of one precision.
+
+    Networks of one split lie side by side, so that fewer splits change no network.
+
+    Args:
+        splits: the examples.
+        networks_per_split: how many networks each split has.
+        rate: of dropout, a number or `[member]`.
+        precision: of the targets in their own unit, a number or `[member]`.
+        length_scale: of the prior; see `penalty`.
+    """
+    split = np.repeat(np.arange(splits.num_splits), networks_per_split)
+    num_rows = splits.train_targets.shape[1]
+    decay = penalty(length_scale, rate, num_rows, precision)
+    return Members(
+        split=split,
+        rate=np.broadcast_to(rate, split.shape),
+        weight_decay=np.broadcast_to(decay, split.shape),
+        noise_variance=1 / (precision * splits.target_scale[split] ** 2),
+    )
+
+
 def fit(
     key: Array,
     network: Network,

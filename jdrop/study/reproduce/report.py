@@ -29,7 +29,7 @@ def answer(reproduction: Reproduction) -> list[str]:
     sentences = []
     for is_difference, noun, verb in (
         (False, "means", f"agree within one {protocol.spread} of the paper"),
-        (True, "paired differences", "have the paper's sign"),
+        (True, "paired differences", "agree with the paper in sign"),
     ):
         by_measure = {
             measure.title: [
@@ -77,7 +77,8 @@ def rule(protocol: Protocol) -> str:
     return (
         f"Agrees: our mean, rounded to the paper's decimals, lies within one {protocol.spread} of "
         "the paper's mean; without a published one, the paper's mean lies in our 95 % interval. A "
-        "paired difference agrees if both 95 % intervals lie above 0, below 0, or around 0. "
+        "paired difference with a published interval that excludes 0 agrees if ours lies on the "
+        "same side of 0; any other agrees if both intervals overlap. "
         f"Behind ± stands the {protocol.spread} in the paper's column, and half the 95 % interval "
         f"over {protocol.replicate}s in ours. Intervals: whether both 95 % intervals overlap. "
         "Minutes: of the whole part, with all its measures."

@@ -123,11 +123,12 @@ def _run_part(
     rates, precisions = _choose(
         choice_key, setting, network, validation, num_epochs, labelled(progress, "validation")
     )
-    dropout = _members(
+    dropout = regression.members_with_prior(
         splits,
+        ENSEMBLE_SIZE,
         np.repeat(rates, ENSEMBLE_SIZE),
         np.repeat(precisions, ENSEMBLE_SIZE),
-        ENSEMBLE_SIZE,
+        LENGTH_SCALE,
     )
     variables = _fit(dropout_key, network, splits, dropout, num_epochs, progress)
     sampled = regression.read_monte_carlo(
@@ -177,8 +178,12 @@ def _choose(
     candidates = [(rate, precision) for rate in RATES for precision in setting.precisions]
     rates, precisions = np.array(candidates).T
     num_splits, num_candidates = validation.num_splits, len(candidates)
-    members = _members(
-        validation, np.tile(rates, num_splits), np.tile(precisions, num_splits), num_candidates
+    members = regression.members_with_prior(
+        validation,
+        num_candidates,
+        np.tile(rates, num_splits),
+        np.tile(precisions, num_splits),
+        LENGTH_SCALE,
     )
     variables = _fit(fit_key, network, validation, members, num_epochs, progress)
     readings = regression.read_monte_carlo(
@@ -192,27 +197,6 @@ def _choose(
     )
     best = _score(readings, validation, num_candidates)["ll"].argmax(1)
     return rates[best], precisions[best]
-
-
-def _members(
-    splits: uci.Splits, rate: np.ndarray, precision: np.ndarray, networks_per_split: int
-) -> Members:
-    """Networks of one split lie side by side, so that fewer splits change no network.
-
-    Args:
-        splits: the examples.
-        rate: `[member]`, of dropout.
-        precision: `[member]`, of the targets in their own unit.
-        networks_per_split: how many networks each split has.
-    """
-    split = np.repeat(np.arange(splits.num_splits), networks_per_split)
-    num_rows = splits.train_targets.shape[1]
-    return Members(
-        split=split,
-        rate=rate,
-        weight_decay=regression.penalty(LENGTH_SCALE, rate, num_rows, precision),
-        noise_variance=1 / (precision * splits.target_scale[split] ** 2),
-    )
 
 
 def _fit(
