@@ -167,7 +167,7 @@ def test_the_files_hold_the_numbers_and_nothing_from_elsewhere(tmp_path):
     reproduction = run(tmp_path)
     report.write(reproduction, "jdrop reproduce made-up", tmp_path)
     markdown = (tmp_path / "report.md").read_text()
-    assert "| Yacht | RMSE | 1.15±0.10 | 1.10±0.248 | yes | overlap |" in markdown
+    assert "| Yacht | RMSE | 1.15±0.10 | 1.10±0.25 | yes | overlap |" in markdown
     assert "Everything." in markdown
     html = (tmp_path / "report.html").read_text()
     assert "<svg" in html

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from rich.text import Text
 from jdrop.study.atomic_writes import replacing, write_text
 from jdrop.study.report.figures.style import GREY, add_grid, new_figure
 from jdrop.study.report.figures.svg import add_hover_points, inline_svg
-from jdrop.study.report.numbers import MINUS, interval_text
+from jdrop.study.report.numbers import MINUS
 from jdrop.study.report.page import fill
 from jdrop.study.reproduce.protocol import Cell, Protocol, paper_interval
 from jdrop.study.reproduce.runner import Reproduction
@@ -100,7 +101,7 @@ def rows(reproduction: Reproduction) -> list[list[str]]:
                 cell.row if is_first else "",
                 measure.title,
                 paper_text(cell),
-                interval_text(cell.ours),
+                our_text(cell),
                 {None: "", True: "yes", False: "no"}[cell.agrees],
                 {None: "", True: "overlap", False: "apart"}[cell.overlaps],
                 f"{cell.minutes:.1f}" if is_first else "",
@@ -115,6 +116,25 @@ def paper_text(cell: Cell) -> str:
         return ""
     text = cell.paper.text.replace("-", MINUS)
     return text if cell.paper.spread is None else f"{text}±{cell.paper.spread}"
+
+
+def our_text(cell: Cell) -> str:
+    """Our mean and half its interval, with the paper's decimals and two digits of the half-width.
+
+    Example:
+        >>> from jdrop.statistics import Interval
+        >>> ours = Interval(1.1, 1.0754, 1.1246, 20)
+        >>> our_text(Cell("Yacht", "rmse", None, ours, None, None, minutes=1.0))
+        '1.100±0.025'
+    """
+    mean, low, high = cell.ours.mean, cell.ours.low, cell.ours.high
+    decimals = 0 if cell.paper is None else cell.paper.decimals
+    if low is None or high is None or not math.isfinite(high - low):
+        return f"{mean:.{max(decimals, 3)}f}".replace("-", MINUS)
+    half_width = (high - low) / 2
+    if half_width > 0:
+        decimals = max(decimals, 1 - math.floor(math.log10(half_width)))
+    return f"{mean:.{decimals}f}±{half_width:.{decimals}f}".replace("-", MINUS)
 
 
 def terminal(reproduction: Reproduction) -> Table:
@@ -166,7 +186,7 @@ def _draw_panel(axes: Any, title: str, shown: Sequence[Cell]) -> None:
             ends = [(end - cell.paper.value) / unit for end in (cell.ours.low, cell.ours.high)]
             axes.plot(ends, [height, height], color=COLOR, lw=1.5)
         axes.plot([mean], [height], "o", color=COLOR, ms=5)
-        text = f"{cell.row}: paper {paper_text(cell)}, ours {interval_text(cell.ours)}"
+        text = f"{cell.row}: paper {paper_text(cell)}, ours {our_text(cell)}"
         add_hover_points(axes, [mean], [height], [text])
     axes.set_yticks(range(len(shown)), [cell.row for cell in shown], fontsize=9)
     axes.set_ylim(len(shown) - 0.4, -0.6)
