@@ -1,6 +1,6 @@
 """The protocols on UCI tables: splits, networks of all splits at once, their readings."""
 
-from functools import partial
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import optax
 import pytest
 from scipy import stats
 
+from jdrop.network import Network
 from jdrop.study.data import DataError, no_progress
 from jdrop.study.reproduce import (
     regression,
@@ -115,21 +116,41 @@ def test_a_member_does_not_depend_on_the_others(getkey, splits):
         np.testing.assert_allclose(one[0], three[0], rtol=1e-4, atol=1e-6)
 
 
-def test_an_epoch_has_every_row_once_and_keeps_the_last_batch(getkey, splits):
-    """54 rows are 3 steps of 16 and one of 6; each loss is the mean over its own rows."""
-    seen = []
+@pytest.mark.parametrize(
+    ("target", "batch_size", "expected"),
+    [
+        # 54 rows are three steps of 16 and one of 6; each loss is the mean over its own rows.
+        ("ones", 16, 4.0),
+        # Steps of one row add up to the sum of all rows.
+        ("index", 1, 54 * 53 / 2),
+    ],
+)
+def test_an_epoch_has_every_row_once_and_keeps_the_last_batch(
+    getkey, splits, target, batch_size, expected
+):
+    """The loss is linear in the only parameter, so that its steps add up the mean targets."""
 
-    def record(outputs, labels):
-        jax.debug.callback(lambda labels: seen.append(np.sort(labels)), labels)
-        return (outputs[0] - labels) ** 2
+    def apply_fn(variables, inputs, key):
+        return jnp.broadcast_to(variables["params"], inputs.shape[:1]), jnp.ones(len(inputs))
 
-    fit(getkey(), splits, members_of([1]), loss_fn=record, num_epochs=1)
-    jax.effects_barrier()
-    # Padded rows have label 0 here, which no row of the table has.
-    labels = np.concatenate(seen)
-    labels = labels[labels != 0]
-    assert len(seen) == 4 * (len(labels) // 54)
-    np.testing.assert_allclose(np.unique(labels), np.unique(splits.train_targets[1]))
+    def init_fn(key, inputs):
+        return {"params": jnp.zeros(()), "rate": jnp.zeros(()), "noise_variance": jnp.ones(())}
+
+    def make_optimizer(weight_decay):
+        return optax.sgd(1.0)
+
+    targets = {"ones": np.ones(54), "index": np.arange(54)}[target].astype(np.float32)
+    variables = fit(
+        getkey(),
+        dataclasses.replace(splits, train_targets=np.tile(targets, (4, 1))),
+        members_of([1]),
+        network=Network(apply_fn, init_fn),
+        optimizer=optax.inject_hyperparams(make_optimizer)(weight_decay=0.0),
+        loss_fn=lambda outputs, labels: outputs[0] * labels,
+        num_epochs=1,
+        batch_size=batch_size,
+    )
+    np.testing.assert_allclose(variables["params"], [-expected], rtol=1e-6)
 
 
 def test_one_step_is_adam_on_the_loss_with_the_penalty(getkey, splits):
@@ -276,6 +297,7 @@ TINY = {
 def few_samples(monkeypatch):
     for module in (uci_dropout, uci_ensembles, uci_ensemble_of_ten):
         monkeypatch.setattr(module, "NUM_SAMPLES", 20)
+    monkeypatch.setattr(uci_dropout, "NETWORKS_PER_SPLIT", 2)
     monkeypatch.setattr(uci_ensemble_of_ten, "NUM_VALIDATION_SAMPLES", 10)
 
 
@@ -341,15 +363,10 @@ def test_an_ensemble_of_heads_is_a_normal_distribution_with_the_mixtures_moments
     splits = uci.load_splits(TABLE, data_dir, 1)
     means, variances = np.array([[0.0], [2.0]]), np.array([[1.0], [3.0]])
     readings = Readings(means, np.zeros((2, 1)), means**2 + variances)
-    only_row = partial(np.take, indices=[0], axis=1)
-    splits = uci.Splits(
-        splits.train_inputs,
-        splits.train_targets,
-        only_row(splits.test_inputs),
-        only_row(splits.test_targets),
-        splits.target_scale,
+    only_row = dataclasses.replace(
+        splits, test_inputs=splits.test_inputs[:, :1], test_targets=splits.test_targets[:, :1]
     )
-    scores = uci_ensembles._score(regression.pooled(readings, 2), splits, np.array([0]))
+    scores = uci_ensembles._score(regression.pooled(readings, 2), only_row, np.array([0]))
     scale = splits.target_scale[0]
     target = splits.test_targets[0, 0] * scale
     expected = -stats.norm.logpdf(target, scale, scale * np.sqrt(3.0))
