@@ -212,13 +212,14 @@ def fit(
         (jnp.arange(len(members)), *(jnp.asarray(array) for array in _settings(members))),
     )
     state = _init(shared, of_members, network, optimizer, weighted(loss_fn), mapped)
-    shared, of_members = place(
+    (key, *data), of_members = place(
         mapped.mesh,
         (fit_key, splits.train_inputs, splits.train_targets),
         (jnp.arange(len(members)), jnp.asarray(members.split)),
     )
     for start, count in _chunks(num_epochs):
-        state = _fit_epochs(shared, (*of_members, state), start, count, batch_size, mapped)
+        shared = (jax.random.clone(key), *data, jnp.asarray(start))
+        state = _fit_epochs(shared, (*of_members, state), count, batch_size, mapped)
         jax.block_until_ready(state.step)
         progress("epochs", start + count, num_epochs)
     return state.variables
@@ -251,12 +252,12 @@ def _init(
     return mapped(init_member, shared, *of_members)
 
 
-@partial(jax.jit, static_argnums=(3, 4, 5))
+@partial(jax.jit, static_argnums=(2, 3, 4))
 def _fit_epochs(
-    shared: Any, of_members: Any, start: Any, count: int, batch_size: int, mapped: MemberMap
+    shared: Any, of_members: Any, count: int, batch_size: int, mapped: MemberMap
 ) -> TrainState:
     def fit_member(shared: Any, index: Array, split: Array, state: TrainState) -> TrainState:
-        key, inputs, targets = shared[:3]
+        key, inputs, targets, start = shared
         order_key, mask_key = jax.random.split(jax.random.fold_in(key, index))
         inputs, targets = inputs[split], targets[split]
         num_rows = len(targets)
@@ -278,9 +279,9 @@ def _fit_epochs(
             labels = batches(targets[order]), batches(weights)
             return jax.lax.scan(step, state, (batches(inputs[order]), labels))
 
-        return jax.lax.scan(epoch, state, shared[3] + jnp.arange(count))[0]
+        return jax.lax.scan(epoch, state, start + jnp.arange(count))[0]
 
-    return mapped(fit_member, (*shared, jnp.asarray(start)), *of_members)
+    return mapped(fit_member, shared, *of_members)
 
 
 def read_deterministic(
@@ -339,13 +340,14 @@ def read_monte_carlo(
     inputs, targets = _test_rows(splits)
     rows = jnp.zeros((len(members), inputs.shape[1]))
     start = (rows, rows, jax.vmap(RunningAverage.start)(rows))
-    shared, (*of_members, averages) = place(
+    (key, *data), (*of_members, averages) = place(
         mapped.mesh,
         (key, inputs, targets),
         (jnp.arange(len(members)), jnp.asarray(members.split), variables, start),
     )
     for first, count in _chunks(num_samples):
-        averages = _add_samples(shared, (*of_members, averages), first, count, network, mapped)
+        shared = (jax.random.clone(key), *data, jnp.asarray(first))
+        averages = _add_samples(shared, (*of_members, averages), count, network, mapped)
         jax.block_until_ready(averages)
         progress("masks", first + count, num_samples)
     mean, second_moment, mixture = averages
@@ -353,9 +355,9 @@ def read_monte_carlo(
     return Readings(_as_double(mean), _as_double(log_density), _as_double(second_moment))
 
 
-@partial(jax.jit, static_argnums=(3, 4, 5))
+@partial(jax.jit, static_argnums=(2, 3, 4))
 def _add_samples(
-    shared: Any, of_members: Any, first: Any, count: int, network: Network, mapped: MemberMap
+    shared: Any, of_members: Any, count: int, network: Network, mapped: MemberMap
 ) -> Any:
     def read(shared: Any, index: Array, split: Array, variables: Variables, averages: Any) -> Any:
         key, inputs, targets, first = shared
@@ -375,7 +377,7 @@ def _add_samples(
 
         return jax.lax.fori_loop(first, first + count, add, averages)
 
-    return mapped(read, (*shared, jnp.asarray(first)), *of_members)
+    return mapped(read, shared, *of_members)
 
 
 def pooled(readings: Readings, ensemble_size: int) -> Readings:
