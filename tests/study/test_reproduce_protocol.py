@@ -68,7 +68,7 @@ def test_a_paired_difference_agrees_if_its_sign_does(text, ours, expected):
 def test_the_interval_of_a_standard_deviation_is_that_of_the_sample_itself():
     values = np.random.default_rng(0).normal(size=20)
     paper = Published(f"{values.mean():.9f}", f"{values.std(ddof=1):.9f}", 20)
-    theirs, expected = paper_interval(paper, "standard deviation"), mean_interval(values)
+    theirs, expected = paper_interval(paper, "standard deviation"), mean_interval(values.tolist())
     np.testing.assert_allclose([theirs.low, theirs.high], [expected.low, expected.high], atol=1e-6)
 
 

@@ -49,7 +49,7 @@ SETTINGS = (
     Setting(uci.CONCRETE, (0.025, 0.05, 0.075)),
     Setting(uci.WINE, (2.5, 3.0, 3.5)),
     Setting(uci.POWER, (0.05, 0.1, 0.15)),
-    Setting(uci.NAVAL, (30_000, 40_000, 50_000)),
+    Setting(uci.NAVAL, (30_000.0, 40_000.0, 50_000.0)),
     Setting(uci.PROTEIN, (0.025, 0.05, 0.075), num_units=100, num_epochs=2000),
 )
 
