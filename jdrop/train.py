@@ -4,7 +4,6 @@
 """
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -16,173 +15,25 @@ from jax import Array
 from jax.sharding import PartitionSpec, Sharding
 from jax.typing import ArrayLike
 
-from jdrop.annotations import Float, Shaped
+from jdrop.constraints import max_norm
 from jdrop.convolutions import with_channels_last
+from jdrop.losses import LossFn, compute_losses, cross_entropy, gaussian_nll, weighted
 from jdrop.network import ApplyFn, Network, Variables, check_network
 
-__all__ = ["Batch", "LossFn", "TrainState", "cross_entropy", "fit", "train_step", "weighted"]
-
-LossFn = Callable[[Any, Any], Any]
-"""`loss_fn(outputs, labels)` -> one loss for each example, `[batch]`.
-
-Losses may have further axes, `[batch, ...]`, such as one loss for each token; training minimises
-the mean of all. A loss of the whole batch, a scalar, is minimised as it is. A tuple `(losses, aux)`
-carries any pytree of arrays beside the losses, such as metrics.
-"""
+__all__ = [
+    "Batch",
+    "LossFn",
+    "TrainState",
+    "cross_entropy",
+    "fit",
+    "gaussian_nll",
+    "max_norm",
+    "train_step",
+    "weighted",
+]
 
 Batch = tuple[Any, Any]
 """Inputs and labels, each an array `[batch, ...]` or any pytree of such arrays."""
-
-
-def cross_entropy(
-    logits: Float[Array, "*batch classes"], labels: Shaped[Array, "..."]
-) -> Float[Array, "*batch"]:
-    r"""The negative log-likelihood of integer labels: $-\log \mathrm{softmax}(z)_y$, in nats.
-
-    The loss and its gradient are NaN if a label is not a class index.
-
-    Args:
-        logits: float, `[batch, classes]`; or `[batch, length, classes]`, for one label per token.
-        labels: integer class indices, `[batch]` or `[batch, length]`. For padding, see `weighted`.
-
-    Raises:
-        ValueError: labels that are not one integer for each example.
-
-    Example:
-        >>> cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))
-        Array([1.3862944], dtype=float32)
-    """
-    if labels.shape != logits.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(
-            f"labels must be integers of shape {logits.shape[:-1]}, got {labels.dtype} of shape "
-            f"{labels.shape}; turn one-hot labels into integers with `labels.argmax(-1)`."
-        )
-    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-    # In a narrow dtype, such as int8, the number of classes could overflow.
-    wide = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
-    is_class = (wide >= 0) & (wide < logits.shape[-1])
-    # Multiply, so that the gradient is NaN too.
-    return losses * jnp.where(is_class, 1, jnp.nan).astype(losses.dtype)
-
-
-@dataclass(frozen=True)
-class _Weighted:
-    """A loss function with weights. Equal ones are equal, so that none is compiled twice."""
-
-    loss_fn: LossFn
-
-    def __call__(self, outputs: Any, labels: Any) -> Any:
-        if not isinstance(labels, tuple | list) or len(labels) != 2:
-            raise TypeError(
-                "a weighted loss takes labels that are a tuple (labels, weights), got "
-                f"{type(labels).__name__}."
-            )
-        labels, weights = labels
-
-        def without_ignored(label: Array) -> Array:
-            if label.shape[: weights.ndim] != weights.shape:
-                return label
-            return jnp.where(_expand(weights, label.ndim) != 0, label, jnp.zeros_like(label))
-
-        # A zero weight alone would not do: 0 * NaN is NaN, in the loss and in its gradient.
-        labels = jax.tree.map(without_ignored, labels)
-        losses, aux = _compute_losses(self.loss_fn, outputs, labels)
-        if not losses.ndim or losses.shape[: weights.ndim] != weights.shape:
-            raise ValueError(
-                "weights must have the leading axes of the losses, [batch] or [batch, ...], got "
-                f"weights of shape {weights.shape} and losses of shape {losses.shape}."
-            )
-        dtype = jnp.promote_types(losses.dtype, jnp.float32)
-        weights = jnp.broadcast_to(_expand(weights, losses.ndim), losses.shape).astype(dtype)
-        total = jnp.sum(weights)
-        total_loss = jnp.sum(jnp.where(weights != 0, weights * losses, 0))
-        # Without any weight the loss is 0, and so is its gradient.
-        loss = (total_loss / jnp.where(total == 0, 1, total)).astype(losses.dtype)
-        return (loss, *aux) if aux else loss
-
-
-def _expand(array: Array, ndim: int) -> Array:
-    """The array with axes of size 1 at the end."""
-    return jnp.expand_dims(array, range(array.ndim, ndim))
-
-
-def weighted(loss_fn: LossFn) -> LossFn:
-    r"""A loss function with a weight for each example or token: $\sum_i w_i l_i / \sum_i w_i$.
-
-    The labels in training are then a tuple `(labels, weights)`. An example of weight 0 has no
-    effect on the gradient, and any number may stand for its label, such as -1 for padding. The
-    weights of each batch are normalised by their sum in this batch; a batch whose weights are all
-    0 has the loss 0.
-
-    Args:
-        loss_fn: returns one loss for each example or token, `[batch]` or `[batch, ...]`.
-
-    Returns:
-        `f(outputs, (labels, weights))` -> the weighted mean, a scalar. The weights are at least 0,
-        Boolean or of any real dtype. Their shape is that of the losses or of their leading axes:
-        `[batch, length]` for tokens, `[batch]` for whole sequences.
-
-    Raises:
-        TypeError: in training, labels that are not a tuple of labels and weights.
-        ValueError: in training, weights of another shape; a `loss_fn` that returns a scalar.
-
-    Example:
-        >>> loss_fn = weighted(cross_entropy)
-        >>> labels = jnp.array([[0, 1, -1], [1, -1, -1]])
-        >>> logits = jnp.zeros((2, 3, 2))
-        >>> round(float(loss_fn(logits, (labels, labels >= 0))), 4)
-        0.6931
-    """
-    return _Weighted(loss_fn)
-
-
-def _compute_losses(loss_fn: LossFn, outputs: Any, labels: Any) -> tuple[Array, tuple[Any, ...]]:
-    """The losses, and a tuple that holds the auxiliary outputs, if there are any.
-
-    Raises if the losses are not those of the examples.
-    """
-    result = loss_fn(outputs, labels)
-    losses, *aux = result if isinstance(result, tuple) else (result,)
-    if not hasattr(losses, "shape") or len(aux) > 1:
-        raise TypeError(
-            "loss_fn must return an array of losses, [batch], or a tuple (losses, aux), got "
-            f"{type(result).__name__} with the arrays {jax.tree.map(jnp.shape, result)}."
-        )
-    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves((outputs, labels))}
-    if losses.ndim and (losses.shape[:1] not in sizes or _pairs(losses, loss_fn, outputs, labels)):
-        raise ValueError(
-            "loss_fn must return one loss for each example, [batch] or [batch, ...], got the shape "
-            f"{losses.shape} for outputs of shape {jax.tree.map(jnp.shape, outputs)} and labels of "
-            f"shape {jax.tree.map(jnp.shape, labels)}. Axes after the first must not depend on the "
-            "size of the batch, as they do if [batch, 1] meets [batch]; give outputs and labels "
-            "the same shape, for instance with `outputs[:, 0]`."
-        )
-    return losses, tuple(aux)
-
-
-def _pairs(losses: Array, loss_fn: LossFn, outputs: Any, labels: Any) -> bool:
-    """Whether the losses are those of pairs of examples, as where `[batch, 1]` meets `[batch]`.
-
-    Then another axis than the first grows with the batch. This traces the loss with one example
-    more, and only if an axis has the size of the batch.
-    """
-    batch_size, *sizes = losses.shape
-    if batch_size not in sizes:
-        return False
-
-    def with_one_more(leaf: Any) -> jax.ShapeDtypeStruct:
-        shape = jnp.shape(leaf)
-        if shape[:1] == (batch_size,):
-            shape = (batch_size + 1, *shape[1:])
-        return jax.ShapeDtypeStruct(shape, leaf.dtype)
-
-    try:
-        result = jax.eval_shape(loss_fn, *jax.tree.map(with_one_more, (outputs, labels)))
-    except Exception:
-        # It runs with this batch size alone, where two axes happen to have the same size.
-        return True
-    larger = result[0] if isinstance(result, tuple) else result
-    return list(larger.shape[1:]) != sizes
 
 
 @jax.tree_util.register_dataclass
@@ -292,7 +143,7 @@ def _take_step(key: Array, state: TrainState, batch: Batch) -> tuple[TrainState,
     def mean_loss(params: Any, key: Array) -> tuple[Array, tuple[Variables, tuple[Any, ...]]]:
         variables = {**state.variables, "params": params}
         outputs, variables = state.network.apply_train(variables, inputs, key)
-        losses, aux = _compute_losses(state.loss_fn, outputs, labels)
+        losses, aux = compute_losses(state.loss_fn, outputs, labels)
         return jnp.mean(losses), (variables, aux)
 
     (loss, (variables, aux)), grads = jax.value_and_grad(mean_loss, has_aux=True)(params, key)

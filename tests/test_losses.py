@@ -8,11 +8,12 @@ import numpy as np
 import optax
 import pytest
 from networks import softmax_regression
+from scipy import stats
 
 from jdrop import ensemble
 from jdrop.network import Network
 from jdrop.thinned import thin
-from jdrop.train import TrainState, cross_entropy, fit, train_step, weighted
+from jdrop.train import TrainState, cross_entropy, fit, gaussian_nll, train_step, weighted
 
 BATCH_SIZE = 8
 
@@ -303,3 +304,53 @@ def test_an_ensemble_and_thinned_steps_pass_auxiliary_outputs_on(getkey):
     )
     assert losses.shape == (2, 3)
     assert aux["right"].shape == (2, 3, 4)
+
+
+# A predicted normal distribution.
+
+
+def test_the_loss_of_a_predicted_normal_distribution_is_that_of_scipy(getkey):
+    mean, noise, labels = jax.random.normal(getkey(), (3, 50, 2))
+    variance = jnp.exp(2 * noise)
+    expected = -stats.norm.logpdf(labels, mean, np.exp(noise))
+    np.testing.assert_allclose(gaussian_nll((mean, variance), labels), expected, rtol=1e-5)
+
+
+def test_a_predicted_normal_distribution_learns_mean_and_variance(getkey):
+    """At the minimum of the loss they are those of the labels."""
+    labels = 3 + 2 * jax.random.normal(getkey(), (1000,))
+
+    def apply_fn(variables, inputs, key):
+        mean, raw = variables["params"]
+        ones = jnp.ones(len(inputs))
+        return mean * ones, jax.nn.softplus(raw) * ones
+
+    params = (jnp.zeros(()), jnp.ones(()))
+    state = TrainState.create(apply_fn, {"params": params}, optax.adam(0.05), gaussian_nll)
+    state, _ = fit(getkey(), state, jnp.zeros((1000, 1)), labels, num_epochs=2000, batch_size=1000)
+    mean, raw = state.variables["params"]
+    np.testing.assert_allclose(mean, labels.mean(), rtol=1e-2)
+    np.testing.assert_allclose(jax.nn.softplus(raw), labels.var(), rtol=1e-2)
+
+
+def test_a_weight_of_0_leaves_a_normal_example_out():
+    loss_fn = weighted(gaussian_nll)
+    outputs = jnp.zeros(2), jnp.ones(2)
+    loss = loss_fn(outputs, (jnp.array([1.0, jnp.nan]), jnp.array([1.0, 0.0])))
+    np.testing.assert_allclose(loss, gaussian_nll((jnp.zeros(1), jnp.ones(1)), jnp.ones(1))[0])
+
+
+def test_a_negative_variance_gives_nan():
+    assert jnp.isnan(gaussian_nll((jnp.zeros(1), -jnp.ones(1)), jnp.ones(1))).all()
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_a_normal_distribution_of_another_shape_is_an_error(position):
+    mean, variance, labels = (jnp.ones((4, 1) if i == position else 4) for i in range(3))
+    with pytest.raises(ValueError, match="must have the same shape, got"):
+        gaussian_nll((mean, variance), labels)
+
+
+def test_a_single_array_is_no_normal_distribution():
+    with pytest.raises(TypeError, match=r"must return a tuple \(mean, variance\)"):
+        gaussian_nll(jnp.ones((4, 2)), jnp.ones(4))

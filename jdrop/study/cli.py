@@ -21,6 +21,7 @@ from click.core import ParameterSource
 
 from jdrop.study.errors import UserError
 from jdrop.study.processes import join_processes
+from jdrop.study.reproduce import PROTOCOLS
 from jdrop.study.settings import Settings
 
 HELP = """How many independently trained networks is one dropout network worth?
@@ -30,7 +31,7 @@ and needs one to three minutes. Give --dataset and --model for data and a model 
 --predictions for networks that are trained already. A command that was stopped goes on when it is
 given again. `jdrop report FOLDER` writes the report of a folder again without training. `jdrop
 audit MODULE:OBJECT` lists what a model drops. `jdrop plan` works out what many members need on many
-devices."""
+devices. `jdrop reproduce NAME` runs the experiment of a paper and sets its numbers beside ours."""
 
 ALLOWED_WITH_PREDICTIONS = ("predictions", "replicates", "margins", "groups", "out")
 """Options that have an effect beside --predictions."""
@@ -382,6 +383,39 @@ def plan_command(context: click.Context, /, **options: Any) -> None:
     from jdrop.study import plan
 
     plan.print_plan(options)
+
+
+@compare_command.command("reproduce")
+@click.argument("name", type=click.Choice(list(PROTOCOLS)))
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    required=True,
+    help="Folder with the data, such as its folders uci and mnist.",
+)
+@click.option(
+    "--splits",
+    type=click.IntRange(min=1),
+    help="Splits, or seeds, of each part; by default all of the paper's.",
+)
+@click.option(
+    "--fraction",
+    type=FiniteRange(0, 1, min_open=True),
+    default=1.0,
+    help="Share of the paper's epochs to train.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of all random numbers.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the results; by default one in ./reproduction, the same for the same options.",
+)
+@click.pass_context
+def reproduce_command(context: click.Context, /, **options: Any) -> None:
+    """Runs the experiment of a paper, and sets its numbers beside ours."""
+    from jdrop.study import command
+
+    command.reproduce_paper(options, context.obj)
 
 
 def _margins(assignments: Sequence[tuple[str, list[int | float]]]) -> dict[str, float]:

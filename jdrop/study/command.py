@@ -1,6 +1,7 @@
 """What the command `jdrop` does with its options: loads, trains, shows the results."""
 
 import contextlib
+import dataclasses
 import importlib
 import re
 import sys
@@ -32,6 +33,7 @@ from jdrop.study.data import (
 )
 from jdrop.study.models import MLP, Model, ModelError
 from jdrop.study.progress import with_progress
+from jdrop.study.reproduce import command as reproduce
 from jdrop.study.results import Comparison
 from jdrop.study.run_folder import RunFolder
 from jdrop.study.settings import Settings
@@ -86,6 +88,26 @@ def audit_model(name: str, shape: tuple[int, ...], dtype: str) -> None:
             f"{type(error).__name__}: {error}"
         ) from error
     print(audited)
+
+
+def reproduce_paper(options: Mapping[str, Any], command_line: str) -> None:
+    """Runs the experiment of a paper and prints the path of its page.
+
+    Args:
+        options: by name, see `jdrop.study.cli`.
+        command_line: what the user typed, for the report.
+
+    Raises:
+        UserError: data or a folder that does not fit.
+        click.ClickException: a file cannot be read or written.
+    """
+    console = _console()
+    names = [field.name for field in dataclasses.fields(reproduce.Options)]
+    chosen = reproduce.Options(**{name: options[name] for name in names})
+    advice = "; complete parts are kept, and the same command goes on from there"
+    with _file_errors("the files could not be read or written", advice):
+        page = reproduce.run(options["name"], chosen, options["out"], command_line, console)
+    _say(console, str(page))
 
 
 def compare_predictions(

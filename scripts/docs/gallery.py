@@ -2,6 +2,7 @@
 
 import csv
 import html
+import json
 import math
 import re
 from pathlib import Path
@@ -47,6 +48,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Fills in the tables, and the pictures of the gallery."""
     if page.file.src_uri == "results/real_models.md":
         return markdown.replace("<!-- table -->", real_models_table())
+    if page.file.src_uri == "results/reproduced.md":
+        return markdown.replace("<!-- reproductions -->", reproductions())
     if page.file.src_uri != "results/gallery.md":
         return markdown
     return markdown.replace("<!-- table -->", worth_table()).replace("<!-- reports -->", reports())
@@ -125,6 +128,31 @@ def real_models_table() -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def reproductions() -> str:
+    """For each reproduced paper, how many numbers agree, and the table of all numbers."""
+    texts = []
+    for path in sorted(RESULTS.glob("reproduce/*/results.json")):
+        values = json.loads(path.read_text())
+        header, *rows = values["table"]["header"], *values["table"]["rows"]
+        folder = f"reproduce/{path.parent.name}"
+        lines = [
+            f"## {values['title']}",
+            "",
+            f"[{values['paper']}]({values['url']}). [The report]({folder}/report.html), its "
+            f"[numbers]({folder}/results.json).",
+            "",
+            *(f"- {sentence}" for sentence in values["answer"]),
+            "",
+            f"| {' | '.join(header)} |",
+            "|---" * len(header) + "|",
+            *(f"| {' | '.join(row)} |" for row in rows),
+            "",
+            values["rule"],
+        ]
+        texts.append("\n".join(lines))
+    return "\n\n".join(texts)
 
 
 def difference(row: dict[str, str], column: str) -> str:

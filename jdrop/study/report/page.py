@@ -125,16 +125,6 @@ def without_tags(value: Any) -> Any:
 
 def render(template: str, comparison: Comparison, images: list[dict[str, str]]) -> str:
     """Fills a template that lies beside this file."""
-    text = resources.files("jdrop.study.report").joinpath(template).read_text("utf-8")
-    is_html = template.endswith("html.jinja")
-    environment = jinja2.Environment(
-        autoescape=is_html,
-        finalize=None if is_html else without_tags,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     shown = {score for _, point in comparison.table for score in point.scores}
     scores = (comparison.curve_scores[0], second_score(comparison))
     differences = {score: f"Differences in {SCORES[score].title}" for score in scores}
@@ -171,7 +161,9 @@ def render(template: str, comparison: Comparison, images: list[dict[str, str]]) 
         "from those of the other tables. ±: half the 95 % interval for new trainings and new test "
         "examples.",
     }
-    return environment.from_string(text).render(
+    return fill(
+        "jdrop.study.report",
+        template,
         title=title(comparison),
         answer=answer(comparison),
         cautions=cautions(comparison),
@@ -181,3 +173,23 @@ def render(template: str, comparison: Comparison, images: list[dict[str, str]]) 
         definitions={name: score for name, score in SCORES.items() if name in shown},
         notes=notes,
     )
+
+
+def fill(package: str, template: str, **values: Any) -> str:
+    """Fills a template that lies in a package; `style` holds the style sheet of all pages.
+
+    Raises:
+        jinja2.UndefinedError: a value of the template is missing.
+    """
+    is_html = template.endswith("html.jinja")
+    environment = jinja2.Environment(
+        autoescape=is_html,
+        finalize=None if is_html else without_tags,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    text = resources.files(package).joinpath(template).read_text("utf-8")
+    style = resources.files("jdrop.study.report").joinpath("page.css").read_text("utf-8")
+    return environment.from_string(text).render(style=style, **values)
