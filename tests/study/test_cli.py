@@ -398,7 +398,7 @@ def test_a_dictionary_of_arrays_is_a_data_set(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = []
 
-    def run(experiment, progress, *, tensorboard):
+    def run(experiment, progress, **_):
         made.append(experiment)
         raise KeyboardInterrupt
 
