@@ -226,7 +226,7 @@ def run_undisturbed(folder: Path) -> Undisturbed:
 def killed_at_random(
     folder: Path, undisturbed: Undisturbed, rng: np.random.Generator, kills: int
 ) -> Iterator[Row]:
-    """Kills the run at random moments, each time followed by the same command, until it ends."""
+    """Kills runs at random moments, each time followed by the same command, until they end."""
     done = run_count = 0
     while done < kills:
         run_count += 1
@@ -234,8 +234,9 @@ def killed_at_random(
         ended = Ended(-signal.SIGKILL, "")
         while ended.code == -signal.SIGKILL:
             before = part_times(place)
-            # The last kill is followed by an undisturbed command.
-            seconds = rng.uniform(0, undisturbed.seconds) if done < kills else None
+            # Where all is trained, and after the last kill, the command may end.
+            is_last = done == kills or "summary.json" in before
+            seconds = None if is_last else rng.uniform(0, undisturbed.seconds)
             ended = run(place, FIRST_LINE, seconds)
             check_kept(place, before, ended)
             if ended.code == -signal.SIGKILL:
