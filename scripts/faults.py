@@ -34,7 +34,7 @@ from jdrop.study.run_folder import RunError, RunFolder
 RESULTS = Path(__file__).parent / "results" / "faults.md"
 
 STUDY = [
-    *("--train-size", "100", "--batch-size", "20", "--hidden", "8", "--epochs", "12"),
+    *("--train-size", "100", "--batch-size", "20", "--hidden", "8", "--epochs", "40"),
     *("--replicates", "2", "--ensemble-size", "2", "--budget", "2", "--num-samples", "2"),
     *("--no-controls", "--no-theory", "--sweep", "rate=0.2,0.5", "--out", "run"),
 ]
@@ -50,8 +50,8 @@ sys.exit(main())
 FIRST_LINE = "folder: run"
 """The command prints it when all is imported and checked."""
 
-LAST_TRAINING = "training dropout networks at rate 0.5: 6/12"
-"""The command prints it in the middle of the last cell of the sweep."""
+LAST_TRAINING = "training dropout networks at rate 0.5: 10/40"
+"""The command prints it in the last cell of the sweep."""
 
 TIMES = ("seconds", "train_seconds", "predict_seconds")
 """The keys of `results.json` that differ between runs."""
@@ -226,7 +226,7 @@ def run_undisturbed(folder: Path) -> Undisturbed:
 def killed_at_random(
     folder: Path, undisturbed: Undisturbed, rng: np.random.Generator, kills: int
 ) -> Iterator[Row]:
-    """Kills the run at random moments, each time followed by the same command, until it ends."""
+    """Kills runs at random moments, each time followed by the same command, until they end."""
     done = run_count = 0
     while done < kills:
         run_count += 1
@@ -234,8 +234,9 @@ def killed_at_random(
         ended = Ended(-signal.SIGKILL, "")
         while ended.code == -signal.SIGKILL:
             before = part_times(place)
-            # The last kill is followed by an undisturbed command.
-            seconds = rng.uniform(0, undisturbed.seconds) if done < kills else None
+            # Where all is trained, and after the last kill, the command may end.
+            is_last = done == kills or "summary.json" in before
+            seconds = None if is_last else rng.uniform(0, undisturbed.seconds)
             ended = run(place, FIRST_LINE, seconds)
             check_kept(place, before, ended)
             if ended.code == -signal.SIGKILL:
@@ -314,34 +315,45 @@ def damages(content: bytes, rng: np.random.Generator) -> Iterator[tuple[str, byt
         yield "with one flipped bit", bytes(flipped)
 
 
-def damaged(
+def finished_and_damaged(
     folder: Path, undisturbed: Undisturbed, rng: np.random.Generator, kills: int
 ) -> Iterator[Row]:
-    """Damages each file of a finished run, and of one that was killed in its last training."""
-    killed = folder / "killed"
-    run(killed, LAST_TRAINING, 0.0)
-    check(bool([*killed.glob("run/checkpoints/*/*")]), "no checkpoint to damage", Ended(0, ""))
-    for name, source in (("finished", undisturbed.folder), ("killed", killed)):
-        outcomes: dict[str, int] = {}
-        for file in sorted(source.glob("run/**/*")):
-            if not file.is_file() or file.suffix in (".png", ".html", ".md", ".csv"):
-                continue
-            for damage, content in damages(file.read_bytes(), rng):
-                place = folder / "damaged"
-                shutil.copytree(source, place)
-                (place / file.relative_to(source)).write_bytes(content)
-                click.echo(f"{name}: {file.relative_to(source)} {damage}", err=True)
-                ended = run_here(place)
-                if ended.code == 0:
-                    outcome = check_same(place, ended, undisturbed)
-                else:
-                    line = error_line(ended)
-                    check("run.json" in line or "holds another run" in line, "no name", ended)
-                    outcome = "refused by a sentence that names `run.json`"
-                outcomes[outcome] = outcomes.get(outcome, 0) + 1
-                shutil.rmtree(place)
-        counts = "; ".join(f"{count} times {outcome}" for outcome, count in outcomes.items())
-        yield f"each file of a {name} run truncated, then with one flipped bit", counts
+    """Damages each file of a run that has ended."""
+    yield "each file of a finished run damaged", damage(undisturbed.folder, undisturbed, rng)
+
+
+def stopped_and_damaged(
+    folder: Path, undisturbed: Undisturbed, rng: np.random.Generator, kills: int
+) -> Iterator[Row]:
+    """Damages each file of a run that was stopped in its last training."""
+    run(folder, LAST_TRAINING, 0.0, signal.SIGTERM)
+    complete = [*folder.glob("run/checkpoints/**/*.json")]
+    check(bool(complete), "no checkpoint to damage", Ended(0, printed(folder)))
+    yield "each file of a stopped run damaged", damage(folder, undisturbed, rng)
+
+
+def damage(folder: Path, undisturbed: Undisturbed, rng: np.random.Generator) -> str:
+    """Gives the command after each damage to a file of a run; says how often it led to what."""
+    outcomes: dict[str, int] = {}
+    for file in sorted(folder.glob("run/**/*")):
+        if not file.is_file() or file.suffix in (".png", ".html", ".md", ".csv"):
+            continue
+        for name, content in damages(file.read_bytes(), rng):
+            place = folder.with_name("damaged")
+            shutil.copytree(folder, place)
+            (place / file.relative_to(folder)).write_bytes(content)
+            click.echo(f"{file.relative_to(folder)} {name}", err=True)
+            ended = run_here(place)
+            if ended.code == 0:
+                outcome = check_same(place, ended, undisturbed)
+            else:
+                line = error_line(ended)
+                check("run.json" in line or "holds another run" in line, "no name", ended)
+                outcome = "refused by a sentence that names `run.json`"
+            outcomes[outcome] = outcomes.get(outcome, 0) + 1
+            shutil.rmtree(place)
+    counts = "; ".join(f"{count} times {outcome}" for outcome, count in outcomes.items())
+    return f"truncated, then with one flipped bit: {counts}"
 
 
 def full_disk(
@@ -376,7 +388,8 @@ FAULTS: dict[str, Callable[[Path, Undisturbed, np.random.Generator, int], Iterat
     "last-cell": killed_in_last_cell,
     "two-runs": two_runs,
     "clock": clock_set_back,
-    "damage": damaged,
+    "finished-damaged": finished_and_damaged,
+    "stopped-damaged": stopped_and_damaged,
     "full-disk": full_disk,
 }
 
