@@ -25,6 +25,7 @@ from jdrop.study.metric_streams import (
     open_streams,
 )
 from jdrop.study.models import MLP, Model
+from jdrop.study.processes import Processes
 from jdrop.study.progress import with_progress
 from jdrop.study.run_folder import RunFolder
 from jdrop.study.settings import Settings
@@ -33,6 +34,7 @@ from jdrop.study.training import NetworkSpec, Trainer, Validation
 SETTINGS = Settings(replicates=2, batch_size=10)
 DROPOUT = Model(lambda: MLP((4,), 3)).dropout
 ADAM = optax.adam(0.01)
+ALONE = Processes()
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +45,17 @@ def data():
     return Dataset("noise", inputs[:40], labels[:40], inputs[40:], labels[40:], 3)
 
 
-def train(folder, data, streams, *, members=2, progress=lambda *call: None, validation=None):
-    trainer = Trainer(RunFolder(folder, {}), SETTINGS, progress, streams)
+def train(
+    folder,
+    data,
+    streams,
+    *,
+    members=2,
+    progress=lambda *call: None,
+    validation=None,
+    processes=ALONE,
+):
+    trainer = Trainer(RunFolder(folder, {}, processes), SETTINGS, progress, streams)
     spec = NetworkSpec(DROPOUT, members, 4, ADAM, record=True)
     return trainer.fit_networks(
         jax.random.key(0),
@@ -82,6 +93,17 @@ def test_the_loss_of_a_network_is_its_own(tmp_path, data):
         assert len(line["loss"]) == 2
         assert len({*other["loss"]}) == 6
         np.testing.assert_allclose(line["loss"], other["loss"][:2], rtol=1e-5)
+
+
+def test_a_process_writes_the_losses_of_its_slice(tmp_path, data):
+    whole, second = tmp_path / "whole.jsonl", tmp_path / "second.jsonl"
+    train(tmp_path / "whole", data, [JsonLines(whole)])
+    RunFolder(tmp_path / "two", {}, Processes(0, 2))  # Process 0 makes the folder.
+    train(tmp_path / "two", data, [JsonLines(second)], processes=Processes(1, 2))
+    for line, other in zip(read(second), read(whole), strict=True):
+        assert line["part"] == "sweep-0/plain/2-3"
+        np.testing.assert_allclose(line["loss"], other["loss"][2:], rtol=1e-5)
+        assert "test" not in line
 
 
 def test_scores_of_a_cross_validation_are_in_the_line_of_their_epoch(tmp_path, data):
