@@ -128,6 +128,7 @@ def test_a_training_that_goes_on_has_each_epoch_once(tmp_path, data, monkeypatch
     whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
     train(tmp_path / "whole", data, [JsonLines(whole)])
     monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(checkpoints, "WRITING_SHARE", np.inf)
 
     class Killer(JsonLines):
         def write(self, metrics):
@@ -148,7 +149,8 @@ def test_a_training_that_goes_on_has_each_epoch_once(tmp_path, data, monkeypatch
         [JsonLines(parts)],
         progress=lambda what, done, total: what.startswith("training") and first_epoch.append(done),
     )
-    assert first_epoch[0] == 3
+    # A thread may still have been writing the checkpoint of epoch 1 when epoch 2 ended.
+    assert first_epoch[0] in (2, 3)
     other, *lines = read(parts)
     assert (other["part"], other["epoch"]) == ("plain", 9)
     assert [(line["epoch"], line["loss"]) for line in lines] == [
