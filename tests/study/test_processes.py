@@ -282,6 +282,22 @@ def test_a_process_that_nothing_has_started_with_others_is_alone(monkeypatch):
     assert join_processes("host:1", 0, 1) == Processes(0, 1)
 
 
+@pytest.mark.parametrize("variable", [*processes.NUM_TASKS, processes.KUBERNETES_INDEX])
+def test_jax_says_who_a_process_of_a_cluster_is(monkeypatch, variable):
+    """JAX sees a process that is alone afterwards."""
+    asked = []
+
+    def initialize(*arguments):
+        asked.append(arguments)
+        processes.global_state.process_id, processes.global_state.num_processes = 2, 4
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setenv(variable, "4")
+    assert join_processes(None, None, None) == Processes(2, 4)
+    assert asked == [(None, None, None)]
+    assert (processes.global_state.process_id, processes.global_state.num_processes) == (0, 1)
+
+
 def test_processes_that_do_not_meet_are_told_what_to_do(monkeypatch):
     def fail(*_):
         raise RuntimeError("no such host\nand more")
