@@ -271,6 +271,7 @@ def test_a_traced_rate_and_a_legacy_key_give_the_same_outputs(getkey):
     np.testing.assert_array_equal(legacy, expected)
 
 
+@pytest.mark.slow
 def test_vmap_over_keys_equals_a_loop(getkey):
     (q, k, v), keys = inputs(getkey(), lengths=(150, 20)), jax.random.split(getkey(), 3)
 
@@ -399,6 +400,7 @@ def test_a_layer_refuses_a_rate_out_of_range(rate):
         jdrop.nnx.MultiHeadAttention(2, 8, dropout_rate=rate, decode=False, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lead", [(), (2,), (2, 3)], ids=str)
 def test_the_linen_layer_equals_flax_without_dropout(lead, getkey):
     x = jax.random.normal(getkey(), (*lead, 140, 8))
@@ -452,6 +454,7 @@ def test_each_example_has_its_own_mask_in_the_linen_layer(getkey):
     assert not examples_differ(shared.apply(variables, x, deterministic=False, rngs=rngs))
 
 
+@pytest.mark.slow
 def test_each_example_has_its_own_mask_in_the_nnx_layer(getkey):
     x = jnp.broadcast_to(jax.random.normal(getkey(), (1, 10, 8)), (2, 10, 8))
     for shared in (False, True):

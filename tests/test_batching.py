@@ -112,6 +112,7 @@ def test_a_choice_for_members_with_batches_of_their_own(getkey):
 # "auto".
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [None, np.arange(48).reshape(3, 16) % 16])
 def test_auto_fits_with_the_faster_batching(getkey, timed, rows):
     state, key = make_state(getkey()), getkey()

@@ -154,6 +154,7 @@ def make_state(getkey, inputs):
     return ensemble.init_ensemble(getkey(), NETWORK, optax.sgd(0.1), inputs[:1], ensemble_size=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batching", ["vmap", "scan"])
 def test_training_holds_fast_convolutions_only(getkey, batching):
     inputs, labels = jax.random.normal(getkey(), (6, 6, 6, 2)), jnp.arange(6) % 3
@@ -174,6 +175,7 @@ def test_training_holds_fast_convolutions_only(getkey, batching):
     assert not slow_convolutions(steps, getkey(), one)
 
 
+@pytest.mark.slow
 def test_members_with_convolutions_in_turn_equal_members_at_once(getkey):
     inputs, labels = jax.random.normal(getkey(), (6, 6, 6, 2)), jnp.arange(6) % 3
     state, key = make_state(getkey, inputs), getkey()

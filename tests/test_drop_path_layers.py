@@ -218,6 +218,7 @@ def test_masks_of_paths_can_be_enumerated(variables_of):
     np.testing.assert_allclose(jnp.exp(enumerated), mean, rtol=1e-5)
 
 
+@pytest.mark.slow
 @each_framework
 def test_thinning_deletes_hidden_units_and_leaves_paths_to_their_layers(make, variables_of, getkey):
     only_paths = make(skips=False)

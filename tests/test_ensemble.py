@@ -132,6 +132,7 @@ def test_rows_for_another_number_of_members_are_an_error(getkey):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_member_does_not_depend_on_the_size_of_the_ensemble(getkey, kind):
     inputs, labels = make_data(getkey())
@@ -153,6 +154,7 @@ def test_every_leaf_has_the_member_axis_first(getkey):
     assert all(leaf.shape[0] == 3 for leaf in jax.tree.leaves(state))
 
 
+@pytest.mark.slow
 def test_members_differ_in_weights_order_and_masks(getkey):
     inputs, labels = make_data(getkey())
     state, losses = train_members(getkey(), NETWORKS["linen"], inputs, labels, 4)

@@ -71,6 +71,7 @@ def assert_averages(got, expected):
 
 
 # 64 masks: in one chunk, in as many, and in chunks of which the last is cut short.
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [256, 1, 5])
 def test_two_sites_with_a_rate_for_each_unit_equal_a_loop_over_all_masks(chunk_size):
     log_probs_fn = two_layers(float32(KERNELS), jnp.float32(INPUTS), RATES)

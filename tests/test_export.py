@@ -90,6 +90,7 @@ def test_attention_without_dropout_is_exported_for_any_length(length, is_causal,
     np.testing.assert_allclose(actual, attend(getkey(), x), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_layers_of_attention_are_exported_for_any_length(getkey):
     x = jax.random.normal(getkey(), (2, 5, 8))
     linen = jdrop.linen.MultiHeadDotProductAttention(2, dropout_rate=0.1, deterministic=True)

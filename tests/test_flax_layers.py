@@ -93,6 +93,7 @@ def test_an_attention_layer_takes_the_arguments_of_flax_and_drops_per_head(name)
         ours(2, dropout_rate=1.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [6, 150])
 def test_attention_of_complex_numbers_equals_flax(length, getkey):
     x = jax.random.normal(getkey(), (2, length, 8), jnp.complex64)

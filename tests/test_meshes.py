@@ -55,6 +55,7 @@ def assert_equal(one, other, **tolerance):
         np.testing.assert_allclose(leaf, other_leaf, **tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_devices", [1, 2, 4, 8])
 def test_members_in_turn_are_bit_for_bit_the_same_on_any_number_of_devices(getkey, num_devices):
     key = getkey()
@@ -62,6 +63,7 @@ def test_members_in_turn_are_bit_for_bit_the_same_on_any_number_of_devices(getke
     assert_equal(train_on(make_mesh(num_devices), key, 8, batching="scan"), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_devices", [2, 8])
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_members_at_once_are_the_same_up_to_rounding(getkey, num_devices, kind):
@@ -79,6 +81,7 @@ def test_devices_need_not_divide_the_members(getkey, num_members, num_devices):
     assert_equal(results, train_on(None, key, num_members, rows=rows, batching="scan"))
 
 
+@pytest.mark.slow
 def test_a_second_axis_divides_the_examples_of_a_batch(getkey):
     key, network = getkey(), NETWORKS["linen"]  # Batch normalisation couples the examples.
     results = train_on(make_mesh(2, batch=4), key, 4, network)
@@ -148,6 +151,7 @@ def test_a_step_on_a_mesh_is_the_step(getkey, member_batches, mesh):
     assert result[1].sharding.spec == PartitionSpec("member")
 
 
+@pytest.mark.slow
 def test_a_mesh_inside_jit(getkey):
     key, mesh = getkey(), make_mesh(4)
     results = jax.jit(lambda key: train_on(mesh, key, 8)[2])(key)
@@ -165,6 +169,7 @@ def test_the_meshes_of_make_mesh_and_data_on_one_device(getkey):
     assert_equal(ensemble.fit_ensemble(key, state, *data, mesh=mesh, **sizes), expected, **ROUNDING)
 
 
+@pytest.mark.slow
 def test_auto_on_a_mesh(getkey):
     state = ensemble.init_ensemble(getkey(), NETWORK, optax.sgd(0.1), INPUTS, ensemble_size=4)
     mesh, sizes = make_mesh(2), {"num_epochs": 1, "batch_size": 8, "batching": "auto"}

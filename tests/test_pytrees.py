@@ -79,6 +79,7 @@ def assert_same(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("thinned", [False, True])
 def test_a_tree_of_inputs_trains_and_predicts_as_one_array(getkey, container, thinned):

@@ -35,6 +35,7 @@ def examples(name: str) -> data.Examples:
     return data.Examples(images[:20], labels[:20], images[20:], labels[20:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_comparison_accepts_the_model(name):
     e = examples(name)
@@ -85,6 +86,7 @@ def test_points_are_the_dark_pixels_and_padding_does_not_count(padding):
     assert jnp.array_equal(*outputs)
 
 
+@pytest.mark.slow
 def test_the_head_of_the_transformer_is_zero():
     network = Model(STUDIES["vit"].make_model(examples("vit"))).plain
     images = examples("vit").inputs[:2]
@@ -92,6 +94,7 @@ def test_the_head_of_the_transformer_is_zero():
     assert not network(variables, images, None).any()
 
 
+@pytest.mark.slow
 def test_the_character_model_sees_no_later_character():
     model = Model(STUDIES["characters"].make_model(examples("characters")))
     tokens = examples("characters").inputs[:2]

@@ -557,6 +557,7 @@ ATTENTION = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:SelfAttention will be deprecated:DeprecationWarning")
 @pytest.mark.parametrize("as_network", ATTENTION.values(), ids=ATTENTION)
 def test_attention_of_a_replaced_network_drops_nothing(as_network, getkey):

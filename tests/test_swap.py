@@ -60,6 +60,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:SelfAttention:DeprecationWarning
 MODULES = {"compact": Block(), "setup": InSetup(), "nested": Nested(Block())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_linen_parameters_stay_and_so_do_outputs_without_dropout(name, getkey):
     module, x, key = MODULES[name], jax.random.normal(getkey(), (2, 6, 4)), getkey()
@@ -71,6 +72,7 @@ def test_linen_parameters_stay_and_so_do_outputs_without_dropout(name, getkey):
     assert isinstance(swapped, type(module))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_linen_layers_become_those_of_jdrop(name):
     x = jnp.ones((2, 6, 4))
@@ -231,6 +233,7 @@ def test_a_number_becomes_the_rate_of_every_layer_that_drops(kind):
     assert rates(swapped(kind, rate=0.25)) == dict.fromkeys(NAMES[kind], 0.25)
 
 
+@pytest.mark.slow
 def test_a_function_chooses_rates_by_path_and_old_rate(kind):
     first, attention, *others = NAMES[kind]
 

@@ -94,6 +94,7 @@ def test_same_key_same_run_and_another_key_another(getkey, kind):
     assert not np.array_equal(run(getkey()), first)
 
 
+@pytest.mark.slow
 def test_a_fit_in_parts_equals_the_fit_in_one(getkey):
     inputs, labels = make_data(getkey())
     state = make_state(getkey(), NETWORKS["linen"], inputs)

@@ -136,6 +136,7 @@ def test_a_step_of_all_members_of_one_network_is_an_error(getkey):
 # One member after another.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", NETWORKS)
 def test_members_trained_one_after_another_equal_members_trained_at_once(getkey, framework):
     inputs, labels = make_data(getkey)

@@ -40,6 +40,7 @@ SHARDED_CASES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SHARDED_CASES, ids=str)
 @pytest.mark.parametrize("jit", [False, True])
 def test_explicit_sharding_does_not_change_output_or_gradient(case, jit, wide_x, getkey):

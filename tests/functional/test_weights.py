@@ -68,6 +68,7 @@ def test_a_missing_path_raises_and_the_message_lists_all_paths(path):
         jdrop.scale_weights(params, {"Dense_0/kernel": 0.5, path: 0.5})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.5, 0.3])
 def test_scaling_in_training_or_at_prediction_trains_the_same_network(rate, getkey):
     """The weights of both networks differ by the factor q, and their outputs are equal.

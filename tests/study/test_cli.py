@@ -98,6 +98,7 @@ def test_report_writes_the_files_of_a_folder_again(finished, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == str(folder / "report.html")
 
 
+@pytest.mark.slow
 def test_the_same_command_again_trains_nothing(finished, monkeypatch, capsys):
     monkeypatch.chdir(finished[1].parent)
     written = []
@@ -115,6 +116,7 @@ def test_another_run_in_the_same_folder_is_refused(finished, monkeypatch, capsys
     assert (finished[1] / "run.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_results_that_cannot_be_written_leave_the_table(finished, monkeypatch, capsys):
     """As on a full disk: the numbers are on the terminal, and the error says what is missing."""
 

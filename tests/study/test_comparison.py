@@ -282,6 +282,7 @@ def test_a_network_that_diverged_is_counted_and_kept_out(finished, comparison, t
     assert "1 diverged" in (tmp_path / "report" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_method_whose_networks_diverged_is_left_out(finished, tmp_path):
     found = with_diverged(finished[1], tmp_path / "run", "wide", [0])
     assert "wide" not in {method.name for method in found.methods}

@@ -69,6 +69,7 @@ def test_given_networks_are_dealt_out_and_compared(predictions):
     )
 
 
+@pytest.mark.slow
 def test_the_intervals_of_a_single_given_network_hold_for_it_alone(predictions):
     comparison = of_predictions(predictions, "made up", replicates=3)
     masks = comparison.method("monte-carlo")

@@ -69,6 +69,7 @@ def test_methods_are_told_apart_by_label_and_style():
         assert len(values) == len({*values})
 
 
+@pytest.mark.slow
 def test_the_spec_of_every_group_follows_the_settings():
     settings = Settings(ensemble_size=7, budget=3, epochs=4)
     specs = {group.name: group.make_spec(settings, MODEL, X[:1]) for group in network_groups()}
@@ -131,6 +132,7 @@ TOY = Method(
 )
 
 
+@pytest.mark.slow
 def test_an_entry_is_all_that_a_new_method_needs(tmp_path, monkeypatch):
     """The method is trained, stored, scored and drawn; without its predictions it is named."""
     monkeypatch.setitem(METHODS, "toy", TOY)

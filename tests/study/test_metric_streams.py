@@ -85,6 +85,7 @@ def test_each_epoch_has_a_line_with_the_losses_and_the_recorded_scores(tmp_path,
     assert [line["train"]["error"] for line in lines] == curve.train["error"]
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_network_is_its_own(tmp_path, data):
     few, many = tmp_path / "few.jsonl", tmp_path / "many.jsonl"
     train(tmp_path / "few", data, [JsonLines(few)], members=1)
@@ -123,6 +124,7 @@ class KilledError(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_training_that_goes_on_has_each_epoch_once(tmp_path, data, monkeypatch):
     """It is killed after the line of epoch 3, before the checkpoint of that epoch."""
     whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"

@@ -123,6 +123,7 @@ def test_several_processes_train_the_networks_of_one(tmp_path, data, count):
     assert others == [(None, {})] * (count - 1)
 
 
+@pytest.mark.slow
 def test_networks_keep_their_settings_and_divergence_in_slices(tmp_path, data):
     """Networks 2 and 3 of 8 diverge. They have an infinite weight decay."""
     decays = (0.0, math.inf, *WEIGHT_DECAYS[2:])
@@ -135,6 +136,7 @@ def test_networks_keep_their_settings_and_divergence_in_slices(tmp_path, data):
     assert_same(trained, whole)
 
 
+@pytest.mark.slow
 def test_recorded_networks_that_all_diverge_end_the_run(tmp_path, data):
     spec = dataclasses.replace(SPEC, optimizer=optax.sgd(math.inf))
     with pytest.raises(DivergedError, match="4 of 4 networks"):
@@ -154,6 +156,7 @@ def validation_of(is_enough, min_epochs=2):
     return Validation(rows, (1, 2, 4, 6), losses, is_enough, min_epochs)
 
 
+@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize(("num_scored", "expected"), [(1, 2), (3, 3), (5, 4)])
 def test_all_processes_end_a_validation_together(tmp_path, data, num_scored, expected):
@@ -211,6 +214,7 @@ def test_a_training_that_one_process_began_stays_with_it(tmp_path, data, monkeyp
     assert not (tmp_path / "several" / "parts").exists()
 
 
+@pytest.mark.slow
 def test_a_process_that_comes_late_finds_the_part(tmp_path, data):
     """Process 0 has ended, and has removed the slices that this process would wait for."""
     validation = validation_of(lambda scores: False)

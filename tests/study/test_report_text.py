@@ -303,6 +303,7 @@ def with_larger_scores(compared, factor):
     return dataclasses.replace(compared, methods=methods)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["classification", "regression"])
 @pytest.mark.parametrize("factor", [1, 1e4, 1e13])
 def test_the_terminal_table_fits_80_columns(task, factor):

@@ -108,6 +108,7 @@ def test_another_table_is_refused(tmp_path, text, message):
         uci.load_splits(TABLE, tmp_path, 2)
 
 
+@pytest.mark.slow
 def test_a_member_does_not_depend_on_the_others(getkey, splits):
     key = getkey()
     alone = fit(jax.random.clone(key), splits, members_of([2], rate=0.1))
@@ -188,6 +189,7 @@ def test_initial_weights_are_uniform_after_glorot(getkey):
     np.testing.assert_array_equal(variables["params"]["hidden"]["bias"], 0)
 
 
+@pytest.mark.slow
 def test_weight_scaling_is_the_network_without_masks(getkey, splits):
     network, members = regression.one_hidden_layer(8), members_of([3, 1], rate=0.5)
     variables = fit(getkey(), splits, members)
@@ -201,6 +203,7 @@ def test_weight_scaling_is_the_network_without_masks(getkey, splits):
         np.testing.assert_allclose(readings.second_moment[member], mean**2 + 0.5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_monte_carlo_is_the_mixture_over_the_drawn_masks(getkey, splits):
     network, members = regression.one_hidden_layer(8), members_of([3, 1], rate=0.4)
     variables, key = fit(getkey(), splits, members), getkey()
@@ -225,6 +228,7 @@ def test_monte_carlo_is_the_mixture_over_the_drawn_masks(getkey, splits):
             np.testing.assert_allclose(readings.second_moment[member], square, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_without_dropout_monte_carlo_equals_weight_scaling(getkey, splits):
     network, members = regression.one_hidden_layer(8), members_of([0, 1])
     variables = fit(getkey(), splits, members)

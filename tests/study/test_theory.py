@@ -172,6 +172,7 @@ class PartlyLifted(nn.Module):
         return Block(name="plain")(each(name="mapped")(x))
 
 
+@pytest.mark.slow
 def test_layers_within_transformations_are_left_out():
     network = jdrop.linen.as_network(PartlyLifted(), has_dropout=False)
     variables = jax.jit(network.init)(jax.random.key(0), X)

@@ -104,6 +104,7 @@ def test_tokens_are_the_positions_with_a_label_in_their_order():
     assert outputs_of_tokens(outputs, LABELS[:, 0]) is outputs
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_batch_is_the_mean_over_its_tokens():
     logits = jnp.asarray(RNG.normal(size=(50, LENGTH, VOCABULARY)), jnp.float32)
     labels = jnp.asarray(LABELS)
@@ -125,6 +126,7 @@ def test_a_batch_without_labels_changes_nothing():
     jax.tree.map(np.testing.assert_array_equal, trained.variables, variables)
 
 
+@pytest.mark.slow
 def test_the_nll_is_the_mean_over_the_tokens_of_the_stored_predictions(finished):
     comparison, folder, _ = finished
     run = RunFolder.open(folder)
@@ -149,6 +151,7 @@ def test_the_nll_is_the_mean_over_the_tokens_of_the_stored_predictions(finished)
     np.testing.assert_allclose(constant, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_worth_and_tests_take_sequences_as_independent(finished):
     comparison, folder, _ = finished
     run = RunFolder.open(folder)
@@ -185,6 +188,7 @@ def test_worth_and_tests_take_sequences_as_independent(finished):
     )
 
 
+@pytest.mark.slow
 def test_cross_validation_leaves_out_whole_sequences(finished):
     sequences = np.array([sequence for sequence, _, _ in by_hand(LABELS[TRAIN])])
     scored = finished[2]
@@ -198,6 +202,7 @@ def test_cross_validation_leaves_out_whole_sequences(finished):
             assert not {*sequences[rows]} & {*sequences[others]}
 
 
+@pytest.mark.slow
 def test_the_report_speaks_of_tokens_sequences_and_perplexity(finished):
     comparison, folder, _ = finished
     count = len(by_hand(LABELS[TRAIN]))
@@ -214,6 +219,7 @@ def test_the_report_speaks_of_tokens_sequences_and_perplexity(finished):
     assert comparison.data["num_groups"] == 20
 
 
+@pytest.mark.slow
 def test_overfitting_is_scored_on_the_tokens_of_the_chosen_sequences(finished):
     comparison, folder, _ = finished
     sizes = {result.train_size for result in comparison.overfitting}

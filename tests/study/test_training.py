@@ -123,6 +123,7 @@ def test_a_training_that_is_stopped_anywhere_ends_the_same(tmp_path, data, monke
     assert len(epochs) == num_epochs
 
 
+@pytest.mark.slow
 def test_a_member_is_the_same_among_more_members(tmp_path, data):
     few = train(tmp_path / "few", data, members=1).variables[6]
     many = train(tmp_path / "many", data, members=3).variables[6]
@@ -145,6 +146,7 @@ def test_larger_weight_decays_give_smaller_weights(tmp_path, data):
     assert (np.diff(norms, axis=0)[1:] < 0).all()
 
 
+@pytest.mark.slow
 def test_networks_are_kept_at_every_stop(tmp_path, data):
     """A network that was kept on the way is the network whose training ends there."""
     kept = train(tmp_path / "kept", data, stops=(2, 5)).variables
@@ -167,6 +169,7 @@ def validation_on(left_out, epochs, is_enough=lambda scores: False):
     return Validation(rows, epochs, losses, is_enough)
 
 
+@pytest.mark.slow
 def test_validation_scores_networks_that_train_on_its_rows(tmp_path, data):
     trained = train(tmp_path / "rows", data, validation=validation_on(range(30, 40), (1, 3)))
     assert len(trained.log.validation) == 2
@@ -196,6 +199,7 @@ def test_networks_that_diverge_are_reported(tmp_path, data):
         train(tmp_path, data, optimizer=optax.sgd(float("inf")))
 
 
+@pytest.mark.slow
 def test_a_network_that_diverges_does_not_disturb_the_others(tmp_path, data):
     """The second of two members of the first replicate diverges: it has an infinite decay."""
     adamw = optax.inject_hyperparams(optax.adamw)(0.05, weight_decay=0.0)

@@ -162,6 +162,7 @@ def test_the_search_goes_on_only_while_the_last_candidate_is_best(last_is_best):
     assert tuning._is_enough([{"plain": [[loss]]} for loss in losses]) is not last_is_best
 
 
+@pytest.mark.slow
 def test_the_test_examples_change_no_choice(data, finished, tmp_path):
     rng = np.random.default_rng(1)
     other = dataclasses.replace(data, test_labels=rng.permutation(data.test_labels))
@@ -197,6 +198,7 @@ def test_each_network_leaves_out_the_fold_that_it_is_scored_on(data, tmp_path, m
         assert not np.array_equal(before[1][:, kept], after[1][:, kept])
 
 
+@pytest.mark.slow
 def test_the_networks_that_are_compared_train_on_all_examples(finished, data):
     part = finished.require("regularised", NetworksPart)
     tuned = finished.require("tuning-regularised", TuningPart)

@@ -290,6 +290,7 @@ def moments_like(state):
     )
 
 
+@pytest.mark.slow
 def test_fit_shuffles_units_unless_shuffle_is_false(getkey):
     """Without gradients, an epoch only changes the order, that of the moments too."""
     network = jdrop.linen.as_network(MLP())
@@ -313,6 +314,7 @@ def test_fit_shuffles_units_unless_shuffle_is_false(getkey):
             np.testing.assert_array_equal(*ordered)
 
 
+@pytest.mark.slow
 def test_a_thinned_fit_in_parts_equals_the_fit_in_one(getkey):
     state = drawn_state(thin(NETWORK, INPUTS), optax.adam(0.01))
     key = getkey()
@@ -350,6 +352,7 @@ def test_a_thinned_member_on_its_own_device_equals_the_same_member_trained_alone
     assert len(np.unique(losses[:, -1])) == 8
 
 
+@pytest.mark.slow
 def test_a_thinned_fit_keeps_bfloat16_variables_in_bfloat16(getkey):
     network = thin(jdrop.linen.as_network(MLP(input_rate=0.0)), INPUTS)
     variables = drawn_variables(network, INPUTS)
@@ -362,6 +365,7 @@ def test_a_thinned_fit_keeps_bfloat16_variables_in_bfloat16(getkey):
     assert losses[-10:].mean() < losses[:10].mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("collection", ["frozen", "params"])
 def test_scaled_weights_that_are_not_trained_stay_unchanged(getkey, collection):
     """Those that read units are scaled while they are read."""
