@@ -29,7 +29,8 @@ import numpy as np
 
 from jdrop.study import checkpoints, report
 from jdrop.study.cli import run_command
-from jdrop.study.run_folder import RunError, RunFolder
+from jdrop.study.errors import RunError
+from jdrop.study.run_folder import RunFolder
 
 RESULTS = Path(__file__).parent / "results" / "faults.md"
 

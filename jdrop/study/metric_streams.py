@@ -17,8 +17,9 @@ since it trains those epochs again. So no epoch of a training is there twice. No
 again: the report does not depend on it.
 
 Of several processes, each writes the epochs of its own networks, process `i > 0` to
-`metrics-i.jsonl`. An epoch that another process has trained again after a restart stands in two
-files, with the same losses.
+`metrics-i.jsonl`. There `loss` holds those of the networks FIRST to LAST, and `validation` is left
+out. An epoch that another process has trained again after a restart stands in two files, with the same
+losses up to rounding.
 """  # noqa: E501
 
 import json

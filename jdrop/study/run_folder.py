@@ -14,7 +14,7 @@ Files are written whole or not at all, so a run that is killed at any moment goe
 | `parts/sweep-INDEX.*` | a `SweepCell` for each combination of swept values |
 | `parts/summary.json` | a `SummaryPart`, written last |
 | `checkpoints/NAME/` | checkpoints of the trainings for a part; see `jdrop.study.checkpoints` |
-| `metrics.jsonl` | losses and scores of every epoch, for people; see `jdrop.study.metric_streams` |
+| `metrics.jsonl`, `metrics-INDEX.jsonl` | losses and scores of every epoch in process 0 and in the others; see `jdrop.study.metric_streams` |
 | `tensorboard/` | the same for TensorBoard, if it was asked for |
 | `lock` | which process runs or ran here; the process locks this file |
 | `lock-INDEX` | the same of each other process, where several share the run |

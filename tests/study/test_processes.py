@@ -113,7 +113,7 @@ def test_every_network_is_in_one_slice(num_networks, num_slices, min_first):
     assert max(sizes, default=0) - min(sizes, default=0) <= 1
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_train_the_networks_of_one(tmp_path, data, count):
     """Networks that are kept at two epochs, and a learning curve of those of the first slice."""
     ((whole, _),) = train(tmp_path / "whole", data, stops=(2, 6))
@@ -154,6 +154,7 @@ def validation_of(is_enough, min_epochs=2):
     return Validation(rows, (1, 2, 4, 6), losses, is_enough, min_epochs)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(("num_scored", "expected"), [(1, 2), (3, 3), (5, 4)])
 def test_all_processes_end_a_validation_together(tmp_path, data, num_scored, expected):
     """It is enough after one candidate, but training does not end before two."""
@@ -164,6 +165,7 @@ def test_all_processes_end_a_validation_together(tmp_path, data, num_scored, exp
     assert_same(trained, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("validated", [False, True])
 def test_a_run_of_four_processes_goes_on_with_any_number(tmp_path, data, count, validated):
@@ -187,6 +189,7 @@ def test_a_run_of_four_processes_goes_on_with_any_number(tmp_path, data, count, 
     assert not [path for path in folder.rglob("slices/**/*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_a_damaged_slice_is_trained_again(tmp_path, data):
     ((whole, _),) = train(tmp_path / "whole", data)
     folder = tmp_path / "several"
@@ -197,6 +200,7 @@ def test_a_damaged_slice_is_trained_again(tmp_path, data):
     assert_same(trained, whole)
 
 
+@pytest.mark.slow
 def test_a_training_that_one_process_began_stays_with_it(tmp_path, data, monkeypatch):
     monkeypatch.setattr("jdrop.study.checkpoints.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     ((whole, _),) = train(tmp_path / "whole", data)
@@ -280,6 +284,22 @@ def test_a_process_that_nothing_has_started_with_others_is_alone(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     assert join_processes(None, None, 1) == Processes(0, 1)
     assert join_processes("host:1", 0, 1) == Processes(0, 1)
+
+
+@pytest.mark.parametrize("variable", [*processes.NUM_TASKS, processes.KUBERNETES_INDEX])
+def test_jax_says_who_a_process_of_a_cluster_is(monkeypatch, variable):
+    """JAX sees a process that is alone afterwards."""
+    asked = []
+
+    def initialize(*arguments):
+        asked.append(arguments)
+        processes.global_state.process_id, processes.global_state.num_processes = 2, 4
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setenv(variable, "4")
+    assert join_processes(None, None, None) == Processes(2, 4)
+    assert asked == [(None, None, None)]
+    assert (processes.global_state.process_id, processes.global_state.num_processes) == (0, 1)
 
 
 def test_processes_that_do_not_meet_are_told_what_to_do(monkeypatch):
@@ -398,7 +418,8 @@ def assert_same_report(folder, other):
     numbers, others = map(numbers_of, reports)
     assert len(numbers) > 100
     assert [*numbers] == [*others]
-    np.testing.assert_allclose([*numbers.values()], [*others.values()], rtol=1e-3, atol=1e-4)
+    # Where rounding swaps two examples, an AUROC of few errors changes by about a thousandth.
+    np.testing.assert_allclose([*numbers.values()], [*others.values()], rtol=1e-3, atol=2e-3)
 
 
 @pytest.fixture(scope="module")
@@ -418,6 +439,7 @@ def check_equal_to_one_process(tmp_path, one_process, count):
     assert_same_report(tmp_path, one_process)
 
 
+@pytest.mark.slow
 def test_two_processes_report_what_one_reports(tmp_path, one_process):
     check_equal_to_one_process(tmp_path, one_process, 2)
 

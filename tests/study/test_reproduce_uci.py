@@ -299,6 +299,7 @@ def few_samples(monkeypatch):
     monkeypatch.setattr(uci_ensemble_of_ten, "NUM_VALIDATION_SAMPLES", 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_a_part_has_every_measure_for_every_split(data_dir, few_samples, name):
     module, setting = TINY[name]
@@ -311,6 +312,7 @@ def test_a_part_has_every_measure_for_every_split(data_dir, few_samples, name):
     assert (result.epochs, result.paper_epochs) == (10, 20)
 
 
+@pytest.mark.slow
 def test_the_difference_of_readings_is_paired(data_dir, few_samples):
     module, setting = TINY["uci-dropout"]
     values = run_tiny(module.make_protocol, setting, data_dir)[1].values["Tiny"]
@@ -319,6 +321,7 @@ def test_the_difference_of_readings_is_paired(data_dir, few_samples):
     assert np.abs(difference).max() > 0
 
 
+@pytest.mark.slow
 def test_ten_averaged_scores_and_ten_pooled_predictions_differ_as_jensen_says(
     data_dir, few_samples
 ):
@@ -371,6 +374,7 @@ def test_an_ensemble_of_heads_is_a_normal_distribution_with_the_mixtures_moments
     np.testing.assert_allclose(scores["nll"], [expected], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_equal_seed_gives_equal_numbers(data_dir, few_samples):
     module, setting = TINY["uci-dropout"]
     one = run_tiny(module.make_protocol, setting, data_dir, splits=2)[1]
