@@ -164,7 +164,7 @@ def test_one_step_is_adam_on_the_loss_with_the_penalty(getkey, splits):
 
     def loss(params):
         variables = {**jax.tree.map(lambda leaf: leaf[0], before), "params": params}
-        mean, _ = network(variables, splits.train_inputs[0], None)
+        mean, _ = network(variables, jnp.asarray(splits.train_inputs[0]), None)
         squares = sum(jnp.sum(layer["kernel"] ** 2) for layer in params.values())
         return jnp.mean((mean - splits.train_targets[0]) ** 2) + decay * squares
 
@@ -196,7 +196,7 @@ def test_weight_scaling_is_the_network_without_masks(getkey, splits):
     readings = regression.read_deterministic(network, variables, splits, members)
     for member, split in enumerate(members.split):
         one = jax.tree.map(lambda leaf, member=member: leaf[member], variables)
-        mean, variance = network(one, splits.test_inputs[split], None)
+        mean, variance = network(one, jnp.asarray(splits.test_inputs[split]), None)
         np.testing.assert_allclose(readings.mean[member], mean, rtol=1e-5, atol=1e-6)
         expected = stats.norm.logpdf(splits.test_targets[split], mean, np.sqrt(variance))
         np.testing.assert_allclose(readings.log_density[member], expected, rtol=1e-4)
@@ -214,11 +214,9 @@ def test_monte_carlo_is_the_mixture_over_the_drawn_masks(getkey, splits):
         for member, split in enumerate(members.split):
             one = jax.tree.map(lambda leaf, member=member: leaf[member], variables)
             member_key = jax.random.fold_in(key, member)
+            inputs = jnp.asarray(splits.test_inputs[split])
             means = np.stack(
-                [
-                    network(one, splits.test_inputs[split], jax.random.fold_in(member_key, t))[0]
-                    for t in range(50)
-                ]
+                [network(one, inputs, jax.random.fold_in(member_key, t))[0] for t in range(50)]
             )
             np.testing.assert_allclose(readings.mean[member], means.mean(0), rtol=1e-4, atol=1e-5)
             densities = stats.norm.pdf(splits.test_targets[split], means, np.sqrt(0.5))

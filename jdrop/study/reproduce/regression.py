@@ -441,5 +441,5 @@ def _on_all_devices(num_members: int) -> MemberMap:
 
 def _chunks(total: int) -> list[tuple[int, int]]:
     """The first index and the length of each chunk, after which progress is reported."""
-    size = -(-total // MAX_REPORTS)
+    size = max(1, -(-total // MAX_REPORTS))
     return [(start, min(size, total - start)) for start in range(0, total, size)]
