@@ -82,7 +82,8 @@ def make_protocol(settings: tuple[Setting, ...] = SETTINGS) -> Protocol:
             "Initial weights, orders and masks differ from the paper's; the splits are the same. "
             "The paper has one network for each split, and other seeds change its means: that of "
             f"Yacht by a standard deviation of 0.05. Here the mean over {NETWORKS_PER_SPLIT} "
-            "networks leaves less to chance.",
+            "networks leaves less to chance. That was decided after a first run: with one network "
+            "for each split, seed 0 gave 1.29 and 1.21 on Yacht, which do not agree.",
         ),
         replicate="split",
         spread="standard error",
