@@ -74,7 +74,7 @@ def make_protocol(settings: tuple[Setting, ...] = SETTINGS) -> Protocol:
         leaves_open=(
             "The paper does not give the size of a batch. The authors' code at commit a6259f1 "
             "has 128. The code that was committed with the published numbers, a day before, has "
-            "32, and only 32 gives these numbers. A row shows networks with 128.",
+            "32, and only 32 gives the numbers of Yacht and Energy. A row shows networks with 128.",
             "The paper does not say how weights start, or what happens to the last batch. Here "
             "they start as in Keras, uniformly after Glorot, and the last batch is smaller.",
             "The paper's test rows took part in the choice of the rates and precisions, as the "
