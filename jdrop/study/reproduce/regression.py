@@ -57,12 +57,12 @@ class Readings:
     Attributes:
         mean: `[member, row]`, the predicted standardised target.
         log_density: `[member, row]`, of the standardised target, in nats.
-        second_moment: `[member, row]`, the mean square of the predicted distribution.
+        variance: `[member, row]`, of the predicted distribution.
     """
 
     mean: np.ndarray
     log_density: np.ndarray
-    second_moment: np.ndarray
+    variance: np.ndarray
 
 
 def one_hidden_layer(num_units: int, *, predicts_variance: bool = False) -> Network:
@@ -307,7 +307,7 @@ def _read_deterministic(
     def read(shared: Any, split: Array, variables: Variables) -> tuple[Array, Array, Array]:
         inputs, targets = (array[split] for array in shared)
         mean, variance = network(variables, inputs, None)
-        return mean, _log_density(targets, mean, variance), mean**2 + variance
+        return mean, _log_density(targets, mean, variance), variance
 
     return mapped(read, shared, *of_members)
 
@@ -325,7 +325,8 @@ def read_monte_carlo(
     r"""Reads the networks with sampled masks, a mask for each row and sample.
 
     The log-density is that of the mixture, $\log \frac{1}{T} \sum_t \mathcal{N}(y; \mu_t, v_t)$.
-    Memory does not grow with the number of samples.
+    The variance is the mean of $v_t$ plus the variance of $\mu_t$, which is summed from deviations:
+    a mean square minus a squared mean would lose a small variance in float32. Memory does not grow with the number of samples.
 
     Args:
         key: consumed; a sample of a member depends on the key and on both indices alone.
@@ -339,7 +340,7 @@ def read_monte_carlo(
     mapped = _on_all_devices(len(members))
     inputs, targets = _test_rows(splits)
     rows = jnp.zeros((len(members), inputs.shape[1]))
-    start = (rows, rows, jax.vmap(RunningAverage.start)(rows))
+    start = (rows, rows, rows, jax.vmap(RunningAverage.start)(rows))
     (key, *data), (*of_members, averages) = place(
         mapped.mesh,
         (key, inputs, targets),
@@ -350,9 +351,12 @@ def read_monte_carlo(
         averages = _add_samples(shared, (*of_members, averages), count, network, mapped)
         jax.block_until_ready(averages)
         progress("masks", first + count, num_samples)
-    mean, second_moment, mixture = averages
-    log_density = mixture.largest + jnp.log(mixture.mean)
-    return Readings(_as_double(mean), _as_double(log_density), _as_double(second_moment))
+    mean, variance_of_means, noise_variance, mixture = averages
+    return Readings(
+        mean=_as_double(mean),
+        log_density=_as_double(mixture.log_probs()),
+        variance=_as_double(noise_variance) + _as_double(variance_of_means),
+    )
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4))
@@ -365,13 +369,15 @@ def _add_samples(
         inputs, targets = inputs[split], targets[split]
 
         def add(sample: Array, averages: Any) -> Any:
-            mean, second_moment, mixture = averages
+            mean, variance_of_means, noise_variance, mixture = averages
             outputs = network(variables, inputs, jax.random.fold_in(member_key, sample))
             share = 1 / (mixture.num_added + 1)
-            square = outputs[0] ** 2 + outputs[1]
+            next_mean = mean + share * (outputs[0] - mean)
+            square = (outputs[0] - mean) * (outputs[0] - next_mean)
             return (
-                mean + share * (outputs[0] - mean),
-                second_moment + share * (square - second_moment),
+                next_mean,
+                variance_of_means + share * (square - variance_of_means),
+                noise_variance + share * (outputs[1] - noise_variance),
                 mixture.add(_log_density(targets, *outputs)),
             )
 
@@ -388,10 +394,11 @@ def pooled(readings: Readings, ensemble_size: int) -> Readings:
         ensemble_size: how many networks a mixture has.
     """
     shape = (-1, ensemble_size, readings.mean.shape[1])
+    means = readings.mean.reshape(shape)
     return Readings(
-        mean=readings.mean.reshape(shape).mean(1),
+        mean=means.mean(1),
         log_density=logsumexp(readings.log_density.reshape(shape), 1) - math.log(ensemble_size),
-        second_moment=readings.second_moment.reshape(shape).mean(1),
+        variance=readings.variance.reshape(shape).mean(1) + means.var(1),
     )
 
 

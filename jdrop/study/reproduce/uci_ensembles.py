@@ -231,8 +231,7 @@ def _members(split: np.ndarray, rate: float) -> Members:
 def _score(readings: Readings, splits: uci.Splits, split: np.ndarray) -> dict[str, np.ndarray]:
     """The RMSE and the NLL of one normal distribution, `[member]`, in the target's own unit."""
     targets, scale = splits.test_targets[split], splits.target_scale[split]
-    variance = readings.second_moment - readings.mean**2
-    log_density = regression.normal_log_density(readings.mean, variance, targets)
+    log_density = regression.normal_log_density(readings.mean, readings.variance, targets)
     return {
         "rmse": regression.rmse(readings.mean, targets, scale),
         "nll": -regression.log_likelihood(log_density, scale),
