@@ -368,7 +368,10 @@ def test_ten_averaged_scores_and_ten_pooled_predictions_differ_as_jensen_says(
 def test_validation_chooses_the_rate_with_the_largest_log_likelihood(
     data_dir, few_samples, monkeypatch
 ):
-    """With readings that favour one candidate of each split, that one is chosen."""
+    """With readings that favour one candidate of each split, that one is chosen.
+
+    Another candidate diverged, so that its log-likelihood is NaN.
+    """
     module, setting = TINY["uci-ensemble-of-ten"]
     numbers = uci.read_table(TABLE, data_dir)
     validation = uci.validation_splits(numbers, 3, 2)
@@ -377,6 +380,7 @@ def test_validation_chooses_the_rate_with_the_largest_log_likelihood(
     def favour(key, network, variables, splits, members, **_):
         log_density = np.zeros((2, 8, 11))
         log_density[np.arange(2), best] = 1.0
+        log_density[:, 1] = np.nan
         zeros = np.zeros((16, 11))
         return Readings(zeros, log_density.reshape(16, 11), zeros)
 

@@ -57,6 +57,7 @@ SETTINGS = (
 def make_protocol(settings: tuple[Setting, ...] = SETTINGS) -> Protocol:
     """The protocol, on the seven tables by default."""
     by_name = {setting.table.name: setting for setting in settings}
+    num_pairs = len(RATES) * max(len(setting.precisions) for setting in settings)
     return Protocol(
         name="uci-ensemble-of-ten",
         title="Ten dropout networks, averaged as published and pooled",
@@ -72,7 +73,8 @@ def make_protocol(settings: tuple[Setting, ...] = SETTINGS) -> Protocol:
         ),
         leaves_open=(
             "How many masks validation drew is left to the code, 10,000; here there are "
-            f"{NUM_VALIDATION_SAMPLES:,}, since they only choose among {len(RATES)} rates.",
+            f"{NUM_VALIDATION_SAMPLES:,}, since they only choose among "
+            f"{num_pairs} pairs of a rate and a precision.",
             "The published weights start as in Keras, uniformly after Glorot, and so do these.",
             "The published standard deviations are over splits.",
         ),
@@ -195,7 +197,9 @@ def _choose(
         num_samples=NUM_VALIDATION_SAMPLES,
         progress=progress,
     )
-    best = _score(readings, validation, num_candidates)["ll"].argmax(1)
+    log_likelihood = _score(readings, validation, num_candidates)["ll"]
+    # A network that diverged has NaN, which argmax would take for the largest.
+    best = np.where(np.isnan(log_likelihood), -np.inf, log_likelihood).argmax(1)
     return rates[best], precisions[best]
 
 
