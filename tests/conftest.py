@@ -58,7 +58,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     grids = defaultdict(list)
     left_out = set()
     for item in items:
-        if item.nodeid in config.args:
+        if any(item.nodeid == name or item.nodeid.startswith(f"{name}[") for name in config.args):
             continue
         if item.get_closest_marker("slow"):
             left_out.add(item)

@@ -80,6 +80,7 @@ class Slices:
         min_first: how many networks the first slice has at least.
 
     Attributes:
+        part: the part that the training is for.
         num_networks: how many networks the training has.
         ranges: the networks of each slice.
         own: those of the slices of this process.
@@ -90,6 +91,7 @@ class Slices:
     ) -> None:
         self._run_folder, self._processes = run_folder, run_folder.processes
         self._training, self.num_networks = training, num_networks
+        self.part, _, _ = training.partition("/")
         self._num_slices = self._count_slices(num_networks)
         self.ranges = divide(num_networks, self._num_slices, min_first)
         self.own = self.ranges[self._processes.index :: self._processes.count]
@@ -151,10 +153,8 @@ class Slices:
         missing = [
             (process, networks)
             for index, networks in enumerate(self.ranges)
-            if not wait_for(
-                self._run_folder,
-                self._name(networks, epoch),
-                process := index % self._processes.count,
+            if not self._wait_for(
+                self._name(networks, epoch), process := index % self._processes.count
             )
         ]
         if missing:
@@ -182,12 +182,12 @@ class Slices:
             if scorer == self._processes.index:
                 self._store_scores(epoch, like, losses)
         for epoch, scorer in zip(epochs, scorers, strict=True):
-            if wait_for(self._run_folder, self._scores_name(epoch), scorer):
+            if self._wait_for(self._scores_name(epoch), scorer):
                 continue
             # Its process has ended, but the networks are there.
             if self._processes.is_first:
                 self._store_scores(epoch, like, losses)
-            elif not wait_for(self._run_folder, self._scores_name(epoch), 0):
+            elif not self._wait_for(self._scores_name(epoch), 0):
                 raise MissingSlicesError(f"{self._training}: scores after {epoch} epochs")
         names = map(self._scores_name, epochs)
         return [self._run_folder.require(name, ScoresPart).scores for name in names]
@@ -198,6 +198,9 @@ class Slices:
         if not self._run_folder.is_complete(self._scores_name(epoch)):
             variables, _ = self.join(like, epoch)
             self._run_folder.store(self._scores_name(epoch), ScoresPart(losses(variables)))
+
+    def _wait_for(self, name: str, process: int) -> bool:
+        return wait_for(self._run_folder, name, process, needed_by=self.part)
 
     def _count_slices(self, num_networks: int) -> int:
         """Into how many slices the training is divided; all processes find the same.
@@ -255,9 +258,18 @@ def delete_slices(run_folder: RunFolder, part: str) -> None:
     shutil.rmtree(slices_folder(run_folder, part), ignore_errors=True)
 
 
-def wait_for(run_folder: RunFolder, name: str, process: int) -> bool:
-    """Waits for a part that a process of the run stores; False if it has ended without it."""
+def wait_for(run_folder: RunFolder, name: str, process: int, needed_by: str = "") -> bool:
+    """Waits for a part that a process of the run stores; False if it will not come.
+
+    Args:
+        run_folder: of the run.
+        name: of the part.
+        process: stores the part, unless it ends before.
+        needed_by: once this part is there, process 0 may have removed the part that is waited for.
+    """
     while not run_folder.is_complete(name, warn=False):
+        if needed_by and run_folder.is_complete(needed_by, warn=False):
+            return False
         # What it stored last may have come between the two looks.
         if process == run_folder.processes.index or run_folder.locks.has_ended(process):
             return run_folder.is_complete(name)

@@ -225,8 +225,7 @@ class Trainer:
         try:
             return self._fit_slices(key, training)
         except RunError as error:
-            part, _, _ = checkpoint.partition("/")
-            if self._run_folder.is_complete(part):
+            if self._run_folder.is_complete(slices.part):
                 return None  # Process 0 is done with it, and has removed the slices.
             if not isinstance(error, MissingSlicesError):
                 raise
@@ -244,6 +243,8 @@ class Trainer:
         scored: list[Any] = []
         for end in training.ends:
             for fit in fits:
+                if self._run_folder.is_complete(slices.part):
+                    return None  # Process 0 is done with it.
                 if validation is None and slices.is_stored(fit.networks):
                     continue
                 self._train_until(end, fit, training, inputs, labels)

@@ -4,6 +4,7 @@ Most tests run the processes as threads: they meet through files and locks alone
 up to rounding, since programs for other numbers of networks and devices are compiled in other ways.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -31,7 +32,7 @@ from jdrop.study.models import MLP, Model
 from jdrop.study.processes import Processes, join_processes
 from jdrop.study.run_folder import RunFolder
 from jdrop.study.settings import Settings
-from jdrop.study.slices import delete_slices, divide
+from jdrop.study.slices import ScoresPart, delete_slices, divide, wait_for
 from jdrop.study.training import NetworkSpec, Trainer, Validation
 
 SETTINGS = Settings(replicates=2, batch_size=10)
@@ -156,7 +157,6 @@ def validation_of(is_enough, min_epochs=2):
     return Validation(rows, (1, 2, 4, 6), losses, is_enough, min_epochs)
 
 
-@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize(("num_scored", "expected"), [(1, 2), (3, 3), (5, 4)])
 def test_all_processes_end_a_validation_together(tmp_path, data, num_scored, expected):
@@ -166,6 +166,15 @@ def test_all_processes_end_a_validation_together(tmp_path, data, num_scored, exp
     (trained, _), *_ = train(tmp_path / "several", data, 4, validation=validation)
     assert len(trained.log.validation) == expected
     assert_same(trained, whole)
+
+
+def test_a_process_does_not_wait_for_scores_that_process_0_has_read_and_removed(tmp_path):
+    """Process 1 looks for the scores when the part that needed them is stored already."""
+    folders = [RunFolder(tmp_path, {}, Processes(index, 2)) for index in range(2)]
+    with ThreadPoolExecutor(2) as threads, contextlib.ExitStack() as stack:
+        list(threads.map(lambda folder: stack.enter_context(folder.locked()), folders))
+        folders[0].store("tuning", ScoresPart([0.5]))
+        assert not wait_for(folders[1], "slices/tuning/scores-after-1", 0, needed_by="tuning")
 
 
 @pytest.mark.slow

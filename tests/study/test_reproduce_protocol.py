@@ -142,11 +142,11 @@ def test_cells_hold_both_numbers_and_the_verdicts(tmp_path):
 
 def test_the_answer_counts_means_and_differences_apart(tmp_path):
     sentences = report.answer(run(tmp_path, splits=3))
-    means = "1 of 2 published means agree within one standard error of the paper: RMSE 1 of 2."
+    means = "1 of 2 comparisons with published means agree within one standard error: RMSE 1 of 2."
     assert sentences[0] == means
     # Three values around 0.13 do not exclude 0.
     assert sentences[1].startswith(
-        "0 of 1 published paired differences agree with the paper in sign"
+        "0 of 1 comparisons with published paired differences agree by the rule below the table"
     )
     assert "at most 3 splits" in sentences[2]
 
@@ -266,7 +266,7 @@ def test_the_command_runs_a_protocol(tmp_path, monkeypatch, capsys):
     arguments = ["reproduce", "uci-dropout", "--data-dir", str(tmp_path), "--fraction", "0.5"]
     assert run_command([*arguments, "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    assert "1 of 2 published means agree" in printed
+    assert "1 of 2 comparisons with published means agree" in printed
     assert printed.splitlines()[-1] == str(tmp_path / "out" / "report.html")
     command = json.loads((tmp_path / "out" / "results.json").read_text())["command"]
     assert command.startswith("jdrop reproduce uci-dropout")

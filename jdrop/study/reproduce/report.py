@@ -29,8 +29,8 @@ def answer(reproduction: Reproduction) -> list[str]:
     protocol = reproduction.protocol
     sentences = []
     for is_difference, noun, verb in (
-        (False, "means", f"agree within one {protocol.spread} of the paper"),
-        (True, "paired differences", "agree with the paper in sign"),
+        (False, "means", f"agree within one {protocol.spread}"),
+        (True, "paired differences", "agree by the rule below the table"),
     ):
         by_measure = {
             measure.title: [
@@ -48,7 +48,8 @@ def answer(reproduction: Reproduction) -> list[str]:
                 for title, agree in by_measure.items()
                 if agree
             )
-            sentences.append(f"{sum(judged)} of {len(judged)} published {noun} {verb}: {counts}.")
+            share = f"{sum(judged)} of {len(judged)}"
+            sentences.append(f"{share} comparisons with published {noun} {verb}: {counts}.")
     return sentences + notes(reproduction)
 
 
