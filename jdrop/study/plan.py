@@ -17,6 +17,9 @@ factor 6 is a multiplication and an addition for each weight and example, once i
 and twice in the backward pass. It holds for dense layers. In a language model an example is a
 token.
 
+The compiler counts the body of a loop, such as `jax.lax.scan`, once, however often it runs. So $F$
+and the hours of a scanned transformer are too few.
+
 A device with $M$ members, of which $m$ train at once, needs the following bytes. It holds the
 states before and after the fit, and it copies the members of a chunk:
 
@@ -51,6 +54,8 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core.primitives import scan_p, while_p
 from rich.console import Console
 from rich.table import Table
 
@@ -74,6 +79,11 @@ AXES = {
 }
 """By axis, what to do. Masks do not depend on the sharding, so each gives the same networks."""
 
+LOOP_CAUTION = (
+    "The model has a loop, and the compiler counts the body of a loop once, so FLOPs and hours are "
+    "too few."
+)
+
 
 @dataclass(frozen=True)
 class MemberCost:
@@ -89,6 +99,7 @@ class MemberCost:
         step_flops: F.
         batch_size: b.
         steps: of the training of a member.
+        has_loop: whether a step has a loop, whose body counts once in F.
     """
 
     num_parameters: int
@@ -100,6 +111,7 @@ class MemberCost:
     step_flops: float
     batch_size: int
     steps: int
+    has_loop: bool = False
 
     def device_bytes(self, members: int, at_once: int, devices_per_member: int = 1) -> float:
         """What a device needs for a fit: D + 2 M S + m (G + A / d), and m S if m < M.
@@ -199,6 +211,7 @@ def measure_member(
         added = max(0.0, fit - fit_bytes(half))
         activations = min(fit, added * batch_size / (batch_size - half))
     weights = jax.tree.leaves(member.variables["params"])
+    step = key, member, with_length(examples, batch_size)
     return MemberCost(
         num_parameters=sum(leaf.size for leaf in weights),
         state_bytes=_num_bytes(member),
@@ -206,10 +219,24 @@ def measure_member(
         activation_bytes=activations,
         largest_bytes=max(map(_num_bytes, weights)),
         data_bytes=0.0 if is_streamed else _num_bytes(examples),
-        step_flops=count_flops(train_step, key, member, with_length(examples, batch_size)),
+        step_flops=count_flops(train_step, *step),
         batch_size=batch_size,
         steps=epochs * (len(data.train_labels) // batch_size),
+        has_loop=_holds_loop(jax.make_jaxpr(train_step)(*step)),
     )
+
+
+def _holds_loop(value: Any) -> bool:
+    """Whether a jaxpr, or a parameter of an equation, holds a loop."""
+    if isinstance(value, ClosedJaxpr):
+        value = value.jaxpr
+    if isinstance(value, Jaxpr):
+        return any(
+            equation.primitive in (scan_p, while_p)
+            or any(map(_holds_loop, equation.params.values()))
+            for equation in value.eqns
+        )
+    return type(value) is tuple and any(map(_holds_loop, value))
 
 
 def member_of_size(
@@ -370,6 +397,8 @@ def _print_table(
         cells = (*(f"{count:,}" for count in counts), _text(layout.device_bytes), hours)
         table.add_row(f"{layout.num_devices:,}", layout.axis, *cells)
     console.print(table)
+    if cost.has_loop:
+        console.print(LOOP_CAUTION)
     for axis in dict.fromkeys(layout.axis for layout in layouts):
         console.print(f"{axis}: {AXES[axis]}")
     console.print(

@@ -4,15 +4,24 @@ import json
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jdrop import ensemble
+from jdrop.network import Network
+from jdrop.study import plan
 from jdrop.study.cli import run_command
 from jdrop.study.data import Dataset
 from jdrop.study.methods import adam
 from jdrop.study.models import MLP, Model
-from jdrop.study.plan import MemberCost, measure_member, member_of_size, plan_layout
+from jdrop.study.plan import (
+    LOOP_CAUTION,
+    MemberCost,
+    measure_member,
+    member_of_size,
+    plan_layout,
+)
 
 NUM_EXAMPLES, NUM_FEATURES, NUM_CLASSES = 400, 30, 5
 RNG = np.random.default_rng(0)
@@ -142,18 +151,45 @@ def test_the_command_prints_a_table_for_a_model_and_its_data(capsys):
     assert "as compiled for cpu: 610 parameters" in printed
     assert "1,000 members on devices of 2 GiB" in printed
     assert "member: Each device trains its own members" in printed
+    assert LOOP_CAUTION not in printed
+
+
+def test_the_command_says_that_a_loop_counts_once(capsys, monkeypatch):
+    """A network that applies a layer in a scan inside a jit, for ten times and for a thousand."""
+
+    def scanned(count):
+        @jax.jit
+        def hidden(params, inputs):
+            def layer(x, _):
+                return jnp.tanh(x @ params), None
+
+            return jax.lax.scan(layer, inputs, length=count)[0]
+
+        def apply_fn(variables, inputs, key):
+            return hidden(variables["params"], inputs)
+
+        network = Network(apply_fn, lambda key, inputs: {"params": jnp.eye(NUM_FEATURES)})
+        return measure_member(network, adam(0.01), DATA, batch_size=1, epochs=1)
+
+    few, many = scanned(10), scanned(1000)
+    assert few.step_flops == many.step_flops
+    assert few.has_loop
+    monkeypatch.setattr(plan, "measure_member", lambda *_, **__: few)
+    command = "plan --members 1000 --devices 8 --device-memory 2GiB --hidden 8 --train-size 120"
+    assert run_command(command.split()) == 0
+    assert LOOP_CAUTION in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_command_prints_json_of_a_model_known_by_its_size(capsys):
     command = "plan --members 10000 --devices 8,512 --device-memory 16GB --parameters 1e9 --json"
     command += " --train-size 1000 --batch-size 100 --epochs 1 --flops-per-second 1e14"
     assert run_command(command.split()) == 0
-    plan = json.loads(capsys.readouterr().out)
-    assert plan["member"]["state_bytes"] == 12e9
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["member"]["state_bytes"] == 12e9
     # 12.8 GB are usable, and 16 / 2 = 8 GB are needed, so 256 pairs have 40 members at most.
-    assert [layout["axis"] for layout in plan["layouts"]] == ["inside", "inside"]
-    assert plan["layouts"][1]["devices_per_member"] == 2
-    assert plan["layouts"][1]["seconds"] == 40 * 10 * 6e11 / 2e14
+    assert [layout["axis"] for layout in printed["layouts"]] == ["inside", "inside"]
+    assert printed["layouts"][1]["devices_per_member"] == 2
+    assert printed["layouts"][1]["seconds"] == 40 * 10 * 6e11 / 2e14
 
 
 @pytest.mark.parametrize(
