@@ -13,10 +13,12 @@ def max_norm(limit: float) -> optax.GradientTransformation:
 
     $$w \leftarrow w \cdot \min\left(1, \frac{c}{\lVert w \rVert_2}\right)$$
 
-    where $w$ are all weights into one unit: all axes of a kernel but its last, as in Flax. Biases
-    and other parameters with fewer than two axes are free. The transformation comes last in
-    `optax.chain`, since it changes the update so that the new weights lie within the limit.
-    `optax.masked` and `optax.multi_transform` give layers limits of their own.
+    where $w$ are all weights into one unit: all axes of a kernel but its last. This is right for
+    the kernels of dense layers and convolutions in Flax. Other layers have other axes, such as
+    embeddings and the heads of attention: leave them out with `optax.masked`. Biases and other
+    parameters with fewer than two axes are free. The transformation comes last in `optax.chain`,
+    since it changes the update so that the new weights lie within the limit.
+    `optax.multi_transform` gives layers limits of their own.
 
     Args:
         limit: $c$, above 0, in the unit of the weights. Usual are 3 and 4.

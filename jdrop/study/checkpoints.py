@@ -27,7 +27,11 @@ from jdrop.study.atomic_writes import write_text
 from jdrop.study.errors import UserError
 
 SECONDS_BETWEEN_CHECKPOINTS = 15.0
-"""A killed training loses at most that, one epoch, and the checkpoint that was being written."""
+"""How often a checkpoint is written, if writing takes at most `WRITING_SHARE` of the time.
+
+A killed training loses at most that, or 33 times what a checkpoint takes to write, whichever is
+longer. It also loses one epoch, and the checkpoint that was being written.
+"""
 
 WRITING_SHARE = 0.03
 """At most this share of the time is spent on writing: large checkpoints are written less often."""

@@ -126,6 +126,8 @@ class Locks:
         holder = f"process {os.getpid()} on {socket.gethostname()}"
         file.write(f"{holder}\n{json.dumps(said)}\n")
         file.flush()
+        # Some network file systems show others only what has been synchronized.
+        os.fsync(file.fileno())
 
     def _hear(self, index: int) -> dict[str, Any]:
         """What another process has said; empty if it has said nothing."""

@@ -326,7 +326,8 @@ def read_monte_carlo(
 
     The log-density is that of the mixture, $\log \frac{1}{T} \sum_t \mathcal{N}(y; \mu_t, v_t)$.
     The variance is the mean of $v_t$ plus the variance of $\mu_t$, which is summed from deviations:
-    a mean square minus a squared mean would lose a small variance in float32. Memory does not grow with the number of samples.
+    a mean square minus a squared mean would lose a small variance in float32. Memory does not grow
+    with the number of samples.
 
     Args:
         key: consumed; a sample of a member depends on the key and on both indices alone.
