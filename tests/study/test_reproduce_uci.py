@@ -242,7 +242,7 @@ def test_scores_are_in_the_unit_of_the_targets():
     """Against scipy: y = scale * standardised target."""
     mean, targets, scale = np.zeros((1, 3)), np.array([[1.0, 2.0, 2.0]]), np.array([10.0])
     np.testing.assert_allclose(regression.rmse(mean, targets, scale), [10 * np.sqrt(3)])
-    log_density = regression.normal_log_density(mean, np.full((1, 3), 0.25), targets)
+    log_density = stats.norm.logpdf(targets, 0, 0.5)
     expected = stats.norm.logpdf(10 * targets, 0, 10 * 0.5).mean()
     np.testing.assert_allclose(regression.log_likelihood(log_density, scale), [expected])
 

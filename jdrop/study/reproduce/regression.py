@@ -24,7 +24,7 @@ from jdrop.meshes import check_mesh, place
 from jdrop.network import Network, Variables
 from jdrop.study.data import Progress
 from jdrop.study.reproduce.uci import Splits
-from jdrop.train import LossFn, TrainState, train_step, weighted
+from jdrop.train import LossFn, TrainState, gaussian_nll, train_step, weighted
 
 MAX_REPORTS = 40
 """How often a training, or a reading by masks, reports its progress."""
@@ -306,8 +306,8 @@ def _read_deterministic(
 ) -> tuple[Array, Array, Array]:
     def read(shared: Any, split: Array, variables: Variables) -> tuple[Array, Array, Array]:
         inputs, targets = (array[split] for array in shared)
-        mean, variance = network(variables, inputs, None)
-        return mean, _log_density(targets, mean, variance), variance
+        outputs = network(variables, inputs, None)
+        return outputs[0], -gaussian_nll(outputs, targets), outputs[1]
 
     return mapped(read, shared, *of_members)
 
@@ -379,7 +379,7 @@ def _add_samples(
                 next_mean,
                 variance_of_means + share * (square - variance_of_means),
                 noise_variance + share * (outputs[1] - noise_variance),
-                mixture.add(_log_density(targets, *outputs)),
+                mixture.add(-gaussian_nll(outputs, targets)),
             )
 
         return jax.lax.fori_loop(first, first + count, add, averages)
@@ -422,15 +422,6 @@ def log_likelihood(log_density: np.ndarray, scale: np.ndarray) -> np.ndarray:
         scale: `[member]`, the standard deviation of the training targets.
     """
     return np.mean(log_density, 1) - np.log(scale)
-
-
-def normal_log_density(mean: np.ndarray, variance: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """The log-density of targets under normal distributions, in nats, of the arguments' shape."""
-    return -0.5 * ((targets - mean) ** 2 / variance + np.log(2 * math.pi * variance))
-
-
-def _log_density(targets: Array, mean: Array, variance: Array) -> Array:
-    return -0.5 * ((targets - mean) ** 2 / variance + jnp.log(variance) + math.log(2 * math.pi))
 
 
 def _test_rows(splits: Splits) -> tuple[Array, Array]:

@@ -9,6 +9,7 @@ from functools import partial
 import jax
 import numpy as np
 from jax import Array
+from scipy import stats
 
 from jdrop.network import Network, Variables
 from jdrop.study.data import Progress
@@ -231,7 +232,7 @@ def _members(split: np.ndarray, rate: float) -> Members:
 def _score(readings: Readings, splits: uci.Splits, split: np.ndarray) -> dict[str, np.ndarray]:
     """The RMSE and the NLL of one normal distribution, `[member]`, in the target's own unit."""
     targets, scale = splits.test_targets[split], splits.target_scale[split]
-    log_density = regression.normal_log_density(readings.mean, readings.variance, targets)
+    log_density = stats.norm.logpdf(targets, readings.mean, np.sqrt(readings.variance))
     return {
         "rmse": regression.rmse(readings.mean, targets, scale),
         "nll": -regression.log_likelihood(log_density, scale),
