@@ -391,12 +391,12 @@ def plan_command(context: click.Context, /, **options: Any) -> None:
     "--data-dir",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     required=True,
-    help="Folder with the data, such as its folders uci and mnist.",
+    help="Folder with the data: the UCI tables lie in its folder uci.",
 )
 @click.option(
     "--splits",
     type=click.IntRange(min=1),
-    help="Splits, or seeds, of each part; by default all of the paper's.",
+    help="Splits of each data set; by default all of the paper's.",
 )
 @click.option(
     "--fraction",

@@ -17,7 +17,7 @@ class Options:
 
     Attributes:
         data_dir: the folder of all data.
-        splits: at most so many splits, or seeds, of each data set; None for all of the protocol.
+        splits: at most so many splits of each data set; None for all of the protocol.
         fraction: the share of the protocol's epochs, in (0, 1].
         seed: of initial weights, orders of examples and masks.
     """
@@ -32,7 +32,7 @@ class Options:
         return max(1, round(self.fraction * of_paper))
 
     def count(self, of_paper: int) -> int:
-        """How many splits or seeds to run."""
+        """How many splits to run."""
         return of_paper if self.splits is None else min(self.splits, of_paper)
 
 
@@ -44,7 +44,7 @@ class Published:
         text: as it is printed, such as "5.23".
         spread: the standard error or the standard deviation that stands beside it, as printed;
             None where the paper gives none. `Protocol.spread` says which of the two it is.
-        replicates: over how many splits or seeds the number is a mean.
+        replicates: over how many splits the number is a mean.
     """
 
     text: str
@@ -105,7 +105,7 @@ class Protocol:
         url: of the paper.
         summary: sentences that say what is trained and how it is read.
         leaves_open: sentences that say what the paper leaves open, and what is taken here.
-        replicate: what a mean is over: "split" or "seed".
+        replicate: what a mean is over.
         spread: what the paper prints beside its means.
         measures: by name, in the order of the table.
         published: the paper's numbers, by row and measure.
@@ -120,7 +120,7 @@ class Protocol:
     url: str
     summary: tuple[str, ...]
     leaves_open: tuple[str, ...]
-    replicate: Literal["split", "seed"]
+    replicate: Literal["split"]
     spread: Literal["standard error", "standard deviation"]
     measures: Mapping[str, Measure]
     published: Mapping[tuple[str, str], Published]
