@@ -3,7 +3,8 @@
 `checkpoints/PART/EPOCHS/` is an Orbax checkpoint of the arrays of all members. Then
 `checkpoints/PART/EPOCHS.json` is written: the log of the training, and a checksum of the log, of
 all files of the checkpoint, and of the run and part that they belong to. Without it a checkpoint is
-not complete, and Orbax reads no checkpoint whose checksum is wrong.
+not complete, and Orbax reads no checkpoint whose checksum is wrong. In a program that has called
+`jax.distributed.initialize`, processes other than the first store `EPOCHS/arrays.npz` instead.
 """
 
 import errno
@@ -41,6 +42,9 @@ SECONDS_WORTH_A_CHECKPOINT = 5.0
 
 NUM_KEPT = 2
 """The checkpoint before the last one is for the case that the last one is damaged."""
+
+ARRAYS = "arrays.npz"
+"""The file of a checkpoint that Orbax cannot write."""
 
 _logger = logging.getLogger(__name__)
 
@@ -140,10 +144,13 @@ class Checkpoints:
         path = self._folder / str(epochs)
         try:
             _remove(path)  # A kill may have left it without its JSON.
-            with _checkpointer() as checkpointer:
-                if jax.process_index():  # Orbax writes arrays of NumPy in process 0 alone.
-                    state = jax.device_put(state, jax.local_devices()[0])
-                checkpointer.save(path, args=ocp.args.StandardSave(state))
+            if jax.process_index():
+                # Orbax writes no array that one process alone holds, except in process 0.
+                path.mkdir(parents=True)
+                np.savez(path / ARRAYS, *jax.tree.leaves(state))
+            else:
+                with _checkpointer() as checkpointer:
+                    checkpointer.save(path, args=ocp.args.StandardSave(state))
             log = json.loads(json.dumps(log))
             content = {"log": log, "checksum": self._checksum(path, log)}
             write_text(path.with_suffix(".json"), json.dumps(content))
@@ -188,8 +195,11 @@ class Checkpoints:
         content = json.loads(path.with_suffix(".json").read_bytes())
         if content["checksum"] != self._checksum(path, content["log"]):
             raise ValueError("it is damaged, of another run or of another version of jdrop")
-        with _checkpointer() as checkpointer:
-            state = checkpointer.restore(path, args=ocp.args.StandardRestore(like))
+        if (path / ARRAYS).exists():
+            state = _read_arrays(path / ARRAYS, like)
+        else:
+            with _checkpointer() as checkpointer:
+                state = checkpointer.restore(path, args=ocp.args.StandardRestore(like))
         for leaf, other in zip(*map(jax.tree.leaves, (state, like)), strict=True):
             if leaf.shape != other.shape:
                 raise ValueError(f"it holds an array of shape {leaf.shape}, not {other.shape}")
@@ -228,6 +238,14 @@ class Checkpoints:
         for path in sorted(self._folder.glob("*"), key=lambda path: path.is_dir()):
             if path.name not in kept and path.suffix != ".refused":
                 _remove(path)
+
+
+def _read_arrays(path: Path, like: Any) -> Any:
+    leaves, structure = jax.tree.flatten(like)
+    with np.load(path) as arrays:
+        # NumPy stores an array of bfloat16 as one of an unknown type of two bytes.
+        stored = [arrays[f"arr_{i}"].view(leaf.dtype) for i, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(structure, stored)
 
 
 @contextmanager

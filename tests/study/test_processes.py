@@ -431,8 +431,9 @@ def assert_same_report(folder, other):
     numbers, others = map(numbers_of, reports)
     assert len(numbers) > 100
     assert [*numbers] == [*others]
-    # Where rounding swaps two examples, an AUROC of few errors changes by about a thousandth.
-    np.testing.assert_allclose([*numbers.values()], [*others.values()], rtol=1e-3, atol=2e-3)
+    # Where rounding swaps two examples, an AUROC of few errors changes by about a thousandth. The
+    # ends of intervals over two replicates are far away, and rounding moves them as much.
+    np.testing.assert_allclose([*numbers.values()], [*others.values()], rtol=5e-3, atol=2e-3)
 
 
 @pytest.fixture(scope="module")
