@@ -31,7 +31,7 @@ NUM_SMALL_EPOCHS = 30
 SMALL_BATCH_SIZE = 100
 LEARNING_RATES = (5e-4, 5e-3)
 WEIGHT_DECAYS = (1e-6, 1e-2)
-MAX_TEST_EXAMPLES = 500
+MAX_TEST_EXAMPLES = 400
 NUM_TOY_EXAMPLES = 500
 
 LARGE_UNITS = (128, 128)
@@ -105,8 +105,8 @@ def make_protocol() -> Protocol:
             "evenly spaced, are read, to save time.",
             "The paper has one sigmoid output. The two outputs with a softmax here give the same "
             "predictions, but other steps of training.",
-            f"Ensembles of the paper have up to 360 networks, here {UNTIED_SIZES[-1]}. The networks "
-            f"here have two layers of {LARGE_UNITS[0]} units, train on {LARGE_TRAIN_SIZE:,} digits "
+            f"Ensembles of the paper have up to 360 networks, here {UNTIED_SIZES[-1]}. These "
+            f"have two layers of {LARGE_UNITS[0]} units, train on {LARGE_TRAIN_SIZE:,} digits "
             f"for {NUM_LARGE_EPOCHS} epochs, and drop inputs at {INPUT_RATE:g}. Dropout and untied "
             "networks share all settings; none is tuned for either.",
         ),
@@ -138,7 +138,7 @@ def make_protocol() -> Protocol:
             **{
                 name: Measure(
                     f"error untied, {size}",
-                    "The arithmetic average of so many networks with a fixed mask each; in percent.",
+                    "The average of so many networks with a fixed mask each, in percent.",
                 )
                 for name, size in sizes.items()
             },
