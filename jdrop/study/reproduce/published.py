@@ -92,7 +92,7 @@ last column is the paired difference of the log-likelihoods.
 WARDE_FARLEY = {
     **{
         (row, measure): Statement("no clear difference", "0")
-        for row in ("toy", "MNIST 2 against 3", "MNIST 4 against 9")
+        for row in ("toy", "MNIST 2, 3", "MNIST 4, 9")
         for measure in ("scaling-difference", "pool-difference")
     },
     ("MNIST, ten digits", "untied-difference"): Statement("untied is worse", "+"),
