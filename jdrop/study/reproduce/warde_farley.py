@@ -88,9 +88,9 @@ def make_protocol() -> Protocol:
             f"its own. {NUM_SEEDS} seeds repeat this.",
             "An interval is over networks, or over seeds. The test examples are the same for all, "
             "and so their choice adds nothing to it.",
-            "No clear difference means that an interval holds 0; it does not prove equality. If all "
-            "six such differences were 0, one or more intervals would miss it with a probability "
-            "of about 0.26.",
+            "No clear difference means that an interval holds 0; it does not prove equality. If "
+            "all six such differences were 0, at least one interval would miss it with a "
+            "probability of about 0.26.",
         ),
         leaves_open=(
             "The paper's tables and figures were not read for this protocol. Its statements are "
