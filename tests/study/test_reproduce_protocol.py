@@ -19,6 +19,7 @@ from jdrop.study.reproduce.protocol import (
     PartResult,
     Protocol,
     Published,
+    Statement,
     agreement,
     cells,
     paper_interval,
@@ -163,6 +164,35 @@ def test_a_fraction_of_the_epochs_is_at_least_one(tmp_path, fraction, epochs):
     assert Options(tmp_path, fraction=fraction).epochs(400) == epochs
 
 
+@pytest.mark.parametrize(
+    ("sign", "row", "expected"),
+    [("0", "Power", True), ("+", "Power", False), ("0", "Yacht", False), ("+", "Yacht", True)],
+)
+def test_a_statement_in_words_agrees_by_the_sign_of_our_interval(tmp_path, sign, row, expected):
+    values = {"Yacht": [0.1, 0.11, 0.12], "Power": [0.1, -0.1, 0.05]}
+
+    def known(part, options, progress):
+        return PartResult({part: {"difference": values[part]}}, 1, 1, seconds=0.0)
+
+    said = {(row, "difference"): Statement("in words", sign)}
+    reproduction = run(tmp_path, dataclasses.replace(made_up(known), published=said))
+    cell = next(cell for cell in reproduction.cells if cell.row == row)
+    assert (cell.agrees, cell.overlaps) == (expected, None)
+    assert report.paper_text(cell) == "in words"
+    assert report.draw(reproduction) is None
+    values = json.loads(report.to_json(reproduction, ""))["cells"]
+    assert {"text": "in words", "sign": sign} in [value["paper"] for value in values]
+
+
+def test_one_value_says_nothing_on_a_statement(tmp_path):
+    def known(part, options, progress):
+        return PartResult({part: {"difference": [0.1]}}, 1, 1, seconds=0.0)
+
+    said = {("Yacht", "difference"): Statement("in words", "+")}
+    reproduction = run(tmp_path, dataclasses.replace(made_up(known), published=said))
+    assert reproduction.cells[0].agrees is None
+
+
 def test_the_files_hold_the_numbers_and_nothing_from_elsewhere(tmp_path):
     reproduction = run(tmp_path)
     report.write(reproduction, "jdrop reproduce made-up", tmp_path)
@@ -249,6 +279,9 @@ def test_published_numbers_are_of_rows_and_measures_of_the_protocol(name):
     for (row, measure), number in protocol.published.items():
         assert row in protocol.parts
         assert measure in protocol.measures
+        if isinstance(number, Statement):
+            assert protocol.measures[measure].is_difference
+            continue
         assert math.isfinite(number.value)
         assert number.spread is None or float(number.spread) >= 0
     rows = {row for row, _ in protocol.published}

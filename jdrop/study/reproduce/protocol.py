@@ -63,6 +63,19 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Statement:
+    """What a paper says of a paired difference in words, without a number.
+
+    Attributes:
+        text: for the table, such as "no clear difference".
+        sign: "+" or "-" for a difference of that sign, "0" for none that is clear.
+    """
+
+    text: str
+    sign: Literal["+", "-", "0"]
+
+
+@dataclass(frozen=True)
 class Measure:
     """What is measured, such as the RMSE of one reading.
 
@@ -108,7 +121,7 @@ class Protocol:
         replicate: what a mean is over.
         spread: what the paper prints beside its means.
         measures: by name, in the order of the table.
-        published: the paper's numbers, by row and measure.
+        published: the paper's numbers and statements, by row and measure.
         parts: the names of the parts, such as data sets; the cheap ones first.
         files: the files that the protocol reads, as paths in the folder of all data.
         run_part: computes the values of a part; the runner measures its seconds.
@@ -123,7 +136,7 @@ class Protocol:
     replicate: Literal["split"]
     spread: Literal["standard error", "standard deviation"]
     measures: Mapping[str, Measure]
-    published: Mapping[tuple[str, str], Published]
+    published: Mapping[tuple[str, str], Published | Statement]
     parts: tuple[str, ...]
     files: tuple[str, ...]
     run_part: Callable[[str, Options, Progress], PartResult]
@@ -136,17 +149,17 @@ class Cell:
     Attributes:
         row: of the table, such as the data set.
         measure: the name of a measure of the protocol.
-        paper: the published number; None where the paper has none.
+        paper: the published number or statement; None where the paper has none.
         ours: our mean and its 95 % interval.
-        agrees: whether ours agrees with the paper's by the rule of `agreement`; None without a
-            published number.
+        agrees: whether ours agrees with the paper's by the rule of `agreement`, or has the sign of
+            the paper's statement; None without either.
         overlaps: whether both 95 % intervals overlap; None where one of them is unknown.
         minutes: how long the part took.
     """
 
     row: str
     measure: str
-    paper: Published | None
+    paper: Published | Statement | None
     ours: Interval
     agrees: bool | None
     overlaps: bool | None
@@ -184,6 +197,10 @@ def _cell(protocol: Protocol, row: str, name: str, values: list[float], minutes:
     published = protocol.published.get((row, name))
     if published is None:
         return Cell(row, name, None, ours, None, None, minutes)
+    if isinstance(published, Statement):
+        our_sign = sign(ours)
+        agrees = None if our_sign is None else our_sign == published.sign
+        return Cell(row, name, published, ours, agrees, None, minutes)
     theirs = paper_interval(published, protocol.spread)
     agrees = agreement(published, ours, theirs, protocol.measures[name].is_difference)
     return Cell(row, name, published, ours, agrees, overlap(theirs, ours), minutes)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from jdrop.study.reproduce.protocol import Published
+from jdrop.study.reproduce.protocol import Published, Statement
 
 Numbers = Mapping[tuple[str, str], Published]
 """By row and measure."""
@@ -87,4 +87,17 @@ UCI_ENSEMBLE_OF_TEN = _numbers(
 """Means and standard deviations over the splits, of the files in `results` (one network) and
 `results_ensemble` (ten) in github.com/omegafragger/DropoutUncertaintyExps at commit 912d4aa. The
 last column is the paired difference of the log-likelihoods.
+"""
+
+WARDE_FARLEY = {
+    **{
+        (row, measure): Statement("no clear difference", "0")
+        for row in ("toy", "MNIST 2, 3", "MNIST 4, 9")
+        for measure in ("scaling-difference", "pool-difference")
+    },
+    ("MNIST, ten digits", "untied-difference"): Statement("untied is worse", "+"),
+}
+"""What Warde-Farley et al. 2014, arXiv:1312.6197, say of the test error, as summaries of the paper
+have it: weight scaling matches the geometric average; the arithmetic average is not better; and
+ensembles of networks with untied masks stay worse than one dropout network. These are no quotes.
 """

@@ -17,7 +17,7 @@ from jdrop.study.report.figures.style import GREY, add_grid, new_figure
 from jdrop.study.report.figures.svg import add_hover_points, inline_svg
 from jdrop.study.report.numbers import MINUS
 from jdrop.study.report.page import fill
-from jdrop.study.reproduce.protocol import Cell, Protocol, paper_interval
+from jdrop.study.reproduce.protocol import Cell, Protocol, Published, Statement, paper_interval
 from jdrop.study.reproduce.runner import Reproduction
 
 COLOR = "#0072B2"
@@ -80,7 +80,8 @@ def rule(protocol: Protocol) -> str:
         f"Agrees: our mean, rounded to the paper's decimals, lies within one {protocol.spread} of "
         "the paper's mean; without a published one, the paper's mean lies in our 95 % interval. A "
         "paired difference with a published interval that excludes 0 agrees if ours lies on the "
-        "same side of 0; any other agrees if both intervals overlap. "
+        "same side of 0; any other agrees if both intervals overlap. A statement in words agrees "
+        "if our interval lies on that side of 0, or holds 0 where no clear difference is stated. "
         f"Behind ± stands the {protocol.spread} in the paper's column, and half the 95 % interval "
         f"over {protocol.replicate}s in ours. Intervals: whether both 95 % intervals overlap. "
         "Minutes: of the whole part, with all its measures."
@@ -112,9 +113,11 @@ def rows(reproduction: Reproduction) -> list[list[str]]:
 
 
 def paper_text(cell: Cell) -> str:
-    """The published number and its spread; empty where the paper has none."""
+    """The published number and its spread, or the statement; empty where the paper has none."""
     if cell.paper is None:
         return ""
+    if isinstance(cell.paper, Statement):
+        return cell.paper.text
     text = cell.paper.text.replace("-", MINUS)
     return text if cell.paper.spread is None else f"{text}±{cell.paper.spread}"
 
@@ -129,7 +132,7 @@ def our_text(cell: Cell) -> str:
         '1.100±0.025'
     """
     mean, low, high = cell.ours.mean, cell.ours.low, cell.ours.high
-    decimals = 0 if cell.paper is None else cell.paper.decimals
+    decimals = cell.paper.decimals if isinstance(cell.paper, Published) else 0
     if low is None or high is None or not math.isfinite(high - low):
         return f"{mean:.{max(decimals, 3)}f}".replace("-", MINUS)
     half_width = (high - low) / 2
@@ -180,7 +183,7 @@ def _draw_panel(axes: Any, title: str, shown: Sequence[Cell]) -> None:
     axes.axvspan(-1, 1, color=GREY, alpha=0.2, lw=0)
     axes.axvline(0, color=GREY, lw=1)
     for height, cell in enumerate(shown):
-        assert cell.paper is not None
+        assert isinstance(cell.paper, Published)
         unit = _unit(cell)
         mean = (cell.ours.mean - cell.paper.value) / unit
         if cell.ours.low is not None and cell.ours.high is not None:
@@ -195,7 +198,7 @@ def _draw_panel(axes: Any, title: str, shown: Sequence[Cell]) -> None:
 
 def _unit(cell: Cell) -> float:
     """The paper's spread, or half a unit of its last digit where it is printed as 0."""
-    if cell.paper is None or cell.paper.spread is None:
+    if not isinstance(cell.paper, Published) or cell.paper.spread is None:
         return 0.0
     return float(cell.paper.spread) or 0.5 * 10.0**-cell.paper.decimals
 
@@ -226,7 +229,7 @@ def to_json(reproduction: Reproduction, command: str) -> str:
 
 
 def _paper_ends(protocol: Protocol, cell: Cell) -> list[float | None] | None:
-    if cell.paper is None:
+    if not isinstance(cell.paper, Published):
         return None
     interval = paper_interval(cell.paper, protocol.spread)
     return [interval.low, interval.high]
