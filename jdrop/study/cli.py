@@ -396,7 +396,7 @@ def plan_command(context: click.Context, /, **options: Any) -> None:
 @click.option(
     "--splits",
     type=click.IntRange(min=1),
-    help="Splits of each data set; by default all of the paper's.",
+    help="Splits, or seeds, of each part; by default all of the protocol's.",
 )
 @click.option(
     "--fraction",

@@ -17,7 +17,7 @@ class Options:
 
     Attributes:
         data_dir: the folder of all data.
-        splits: at most so many splits of each data set; None for all of the protocol.
+        splits: at most so many splits, or seeds, of each part; None for all of the protocol.
         fraction: the share of the protocol's epochs, in (0, 1].
         seed: of initial weights, orders of examples and masks.
     """
@@ -118,7 +118,7 @@ class Protocol:
         url: of the paper.
         summary: sentences that say what is trained and how it is read.
         leaves_open: sentences that say what the paper leaves open, and what is taken here.
-        replicate: what a mean is over.
+        replicate: what a mean is over: splits of the examples, or seeds of the networks.
         spread: what the paper prints beside its means.
         measures: by name, in the order of the table.
         published: the paper's numbers and statements, by row and measure.
@@ -133,7 +133,7 @@ class Protocol:
     url: str
     summary: tuple[str, ...]
     leaves_open: tuple[str, ...]
-    replicate: Literal["split"]
+    replicate: Literal["split", "seed"]
     spread: Literal["standard error", "standard deviation"]
     measures: Mapping[str, Measure]
     published: Mapping[tuple[str, str], Published | Statement]
