@@ -391,7 +391,7 @@ def plan_command(context: click.Context, /, **options: Any) -> None:
     "--data-dir",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     required=True,
-    help="Folder with the data: the UCI tables lie in its folder uci.",
+    help="Folder with the data: the UCI tables lie in its folder uci, the digits in mnist.",
 )
 @click.option(
     "--splits",
