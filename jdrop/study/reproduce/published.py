@@ -16,7 +16,7 @@ def _numbers(
     Args:
         rows: by row, its line; "-" where the paper has no number.
         measures: the names of the numbers in a line.
-        replicates: by row, over how many splits its numbers are means; 20 by default.
+        replicates: by row, over how many splits or seeds its numbers are means; 20 by default.
     """
     numbers = {}
     for row, line in rows.items():
