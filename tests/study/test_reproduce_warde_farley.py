@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jdrop.study.data import no_progress
+from jdrop.study.data import Dataset, no_progress
 from jdrop.study.models import MLP, Model
 from jdrop.study.reproduce import warde_farley
 from jdrop.study.reproduce.protocol import Options
@@ -110,15 +110,17 @@ def test_settings_lie_in_their_ranges_and_more_networks_keep_the_first(getkey):
 
 
 def test_a_pair_of_digits_keeps_both_and_spaces_its_test_examples(small):
-    class Digits:
-        """Ten test examples of each digit, sorted by digit; the inputs are the row."""
-
-        train_labels = np.arange(10)
-        train_inputs = 100.0 * np.arange(10)[:, None]
-        test_labels = np.repeat(np.arange(10), 10)
-        test_inputs = np.arange(100.0)[:, None]
-
-    pair = warde_farley.pair_of_digits(Digits, (2, 3))
+    """Ten test examples of each digit, sorted by digit; the only input is the row."""
+    labels = np.arange(10, dtype=np.int32)
+    digits = Dataset(
+        name="digits",
+        train_inputs=100 * labels[:, None].astype(np.float32),
+        train_labels=labels,
+        test_inputs=np.arange(100, dtype=np.float32)[:, None],
+        test_labels=np.repeat(labels, 10),
+        num_classes=10,
+    )
+    pair = warde_farley.pair_of_digits(digits, (2, 3))
     np.testing.assert_array_equal(pair.train_inputs[:, 0], [200, 300])
     np.testing.assert_array_equal(pair.train_labels, [0, 1])
     assert pair.test_inputs[0, 0] == 20
