@@ -30,6 +30,8 @@ def test_a_signal_stops_a_training_which_goes_on_from_there(tmp_path, number):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that runs the tests in the background has SIGINT ignored, which is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         for line in process.stdout:
             if line.startswith("training plain networks: 1000/4000"):

@@ -94,7 +94,7 @@ def make_protocol() -> Protocol:
         ),
         leaves_open=(
             "The paper's tables and figures were not read for this protocol. Its statements are "
-            "those of summaries of the paper, without numbers. That the geometric average is close "
+            "what we remember of the paper, without numbers. That the geometric average is close "
             "to the arithmetic one is in Goodfellow et al. 2016, Deep Learning, section 7.12.",
             "Data sets, hyperparameters and epochs of the paper are not known here beyond two "
             f"layers of {SMALL_UNITS[0]} units, a toy problem and pairs of digits. The choices "
