@@ -259,6 +259,13 @@ def test_other_data_is_refused_too(tmp_path):
         run(tmp_path, protocol)
 
 
+def test_parts_of_other_code_are_refused(tmp_path, monkeypatch):
+    run(tmp_path, made_up())
+    monkeypatch.setattr(runner, "_program_hash", lambda: "of an edited protocol")
+    with pytest.raises(RunError, match="program is"):
+        run(tmp_path, made_up())
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"must hold the file table.txt, but .* does not exist"):
         run(tmp_path, made_up(files=("table.txt",)))

@@ -261,7 +261,11 @@ def write(reproduction: Reproduction, command: str, folder: Path) -> None:
         "rule": rule(reproduction.protocol),
         "svg": svg,
         "command": command,
-        "run_config": {k: v for k, v in reproduction.run_config.items() if k != "data"},
+        "run_config": {
+            name: value
+            for name, value in reproduction.run_config.items()
+            if name not in ("data", "program")
+        },
         "versions": reproduction.versions,
     }
     for name in ("report.md", "report.html"):

@@ -66,6 +66,7 @@ def reproduce(
         "splits": options.splits,
         "fraction": options.fraction,
         "seed": options.seed,
+        "program": _program_hash(),
         "data": _hashes(protocol, options.data_dir),
     }
     run_folder = RunFolder(folder, run_config)
@@ -92,6 +93,12 @@ def _run_part(
     result = protocol.run_part(part, options, labelled(progress, part))
     result = dataclasses.replace(result, seconds=time.monotonic() - start)
     run_folder.store(part, result)
+
+
+def _program_hash() -> str:
+    """The hash of all protocols and of what they run: parts of other code are other numbers."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _hashes(protocol: Protocol, data_dir: Path) -> dict[str, str]:
