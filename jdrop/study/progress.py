@@ -55,7 +55,9 @@ class Display:
             if total > done > done_at_start:  # The clock starts when the first is done.
                 left = (time.monotonic() - start) * (total - done) / (done - done_at_start)
                 line += f", {left:.0f} s left"
-            self._console.print(f"{line}, {note}" if note else line, highlight=False)
+            with_note = f"{line}, {note}" if note else line
+            fits = len(with_note) <= self._console.width
+            self._console.print(with_note if fits else line, highlight=False)
 
 
 def with_progress(work: Callable[[Display], Result], console: Console) -> Result:
