@@ -172,7 +172,7 @@ def draw(reproduction: Reproduction) -> Figure | None:
     for axes, (name, shown) in zip(axes_of_panels, panels.items(), strict=True):
         _draw_panel(axes, protocol.measures[name].title, shown)
     axes_of_panels[-1].set_xlabel(
-        f"ours minus the paper's, in the paper's {protocol.spread}s; the line is our 95 % interval"
+        f"ours minus the paper's, in the paper's {protocol.spread}s; line: our 95 % interval"
     )
     return figure
 
