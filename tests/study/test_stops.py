@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,12 @@ from jdrop.study.cli import _Terminated, run_command
 from jdrop.study.parts import TuningPart
 from jdrop.study.run_folder import RunError, RunFolder
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "compare_ensembles.py"
+COMMAND = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # Shells ignore it in the background.
+from jdrop.study import main
+sys.exit(main())
+"""
 TINY = ["--replicates", "2", "--ensemble-size", "2", "--budget", "2", "--num-samples", "2"]
 TINY += ["--hidden", "4", "--train-size", "40", "--batch-size", "20"]
 TINY += ["--no-tune", "--no-theory", "--no-controls"]
@@ -25,13 +29,11 @@ TINY += ["--no-tune", "--no-theory", "--no-controls"]
 def test_a_signal_stops_a_training_which_goes_on_from_there(tmp_path, number):
     """It comes after a quarter of the first training."""
     with subprocess.Popen(
-        [sys.executable, str(SCRIPT), *TINY, "--epochs", "4000", "--out", "out"],
+        [sys.executable, "-c", COMMAND, *TINY, "--epochs", "4000", "--out", "out"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell that runs the tests in the background has SIGINT ignored, which is inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         for line in process.stdout:
             if line.startswith("training plain networks: 1000/4000"):
