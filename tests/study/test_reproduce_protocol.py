@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -261,9 +262,16 @@ def test_other_data_is_refused_too(tmp_path):
 
 def test_parts_of_other_code_are_refused(tmp_path, monkeypatch):
     run(tmp_path, made_up())
-    monkeypatch.setattr(runner, "_program_hash", lambda: "of an edited protocol")
+    monkeypatch.setattr(runner, "_program_hash", lambda protocol: "of an edited protocol")
     with pytest.raises(RunError, match="program is"):
         run(tmp_path, made_up())
+
+
+def test_the_code_of_a_protocol_is_its_module_and_what_that_imports():
+    files = runner._program(Path(runner.__file__).with_name("uci_ensembles.py"))
+    assert [file.name for file in files] == [
+        *("regression.py", "uci.py", "uci_dropout.py", "uci_ensembles.py"),
+    ]
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -1,8 +1,10 @@
 """Runs a protocol in a folder: each part is stored when it is complete."""
 
+import ast
 import dataclasses
 import hashlib
 import importlib
+import inspect
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -66,7 +68,7 @@ def reproduce(
         "splits": options.splits,
         "fraction": options.fraction,
         "seed": options.seed,
-        "program": _program_hash(),
+        "program": _program_hash(protocol),
         "data": _hashes(protocol, options.data_dir),
     }
     run_folder = RunFolder(folder, run_config)
@@ -95,10 +97,33 @@ def _run_part(
     run_folder.store(part, result)
 
 
-def _program_hash() -> str:
-    """The hash of all protocols and of what they run, without the report."""
-    files = sorted({*Path(__file__).parent.glob("*.py")} - {Path(__file__).with_name("report.py")})
+def _program_hash(protocol: Protocol) -> str:
+    """The hash of the code that computes the parts of a protocol."""
+    run_part = getattr(protocol.run_part, "func", protocol.run_part)  # It may be a `partial`.
+    files = _program(Path(inspect.getfile(run_part)))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _program(module: Path) -> list[Path]:
+    """The module of a protocol, and the modules of this package that it imports.
+
+    The published numbers and the rules of agreement are no part of it: they change none of ours.
+    """
+    found: set[Path] = set()
+    left = {module}
+    while left:
+        file = left.pop()
+        found.add(file)
+        names = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == __package__:
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and str(node.module).startswith(__package__):
+                names.add(str(node.module).rpartition(".")[2])
+        names -= {"published", "protocol"}
+        files = {Path(__file__).with_name(f"{name}.py") for name in names}
+        left |= {file for file in files - found if file.exists()}
+    return sorted(found)
 
 
 def _hashes(protocol: Protocol, data_dir: Path) -> dict[str, str]:
