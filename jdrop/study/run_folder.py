@@ -305,8 +305,10 @@ def _insert_arrays(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     return {name: _insert_arrays(child, arrays) for name, child in value.items()}
 
 
-_adapter = functools.cache(pydantic.TypeAdapter)
-"""To make one takes longer than to read a small part."""
+@functools.cache
+def _adapter(part_type: Any) -> pydantic.TypeAdapter[Any]:
+    """What checks the fields of a part. It is kept, since to make one takes as long as to read."""
+    return pydantic.TypeAdapter(part_type)
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
