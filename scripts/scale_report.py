@@ -22,6 +22,7 @@ from jdrop.statistics import EquivalenceTest, Interval
 
 STUDY = ("--train-size", "300", "--batch-size", "50", "--hidden", "32", "--epochs", "20")
 STUDY += ("--replicates", "2", "--ensemble-size", "5", "--budget", "5", "--num-samples", "5")
+STUDY += ("--no-theory", "--no-controls")
 """Ten plain networks, which neither 8 nor 4 devices divide, and cross-validation."""
 
 LAYOUTS = {"1 process x 1 device": (1, 1), "1 x 8": (1, 8), "2 x 4": (2, 4)}
@@ -177,13 +178,17 @@ def page(reports: Mapping[str, Any], options: tuple[str, ...]) -> str:
         "",
         "## Scores of the largest average of each method",
         "",
-        *_row("method", *(f"NLL, {layout}" for layout in reports), *("error",) * len(reports)),
+        *_row(
+            "method",
+            *(f"NLL, {layout}" for layout in reports),
+            *(f"error, {layout}" for layout in reports),
+        ),
         *_row("---", *("---",) * 2 * len(reports)),
     ]
     for index, method in enumerate(report["methods"]):
-        points = [each["methods"][index]["points"][-1]["scores"] for each in reports.values()]
-        cells = [_interval(scores[name]) for name in ("nll", "error") for scores in points]
-        lines += _row(method["label"], *cells)
+        points = [each["methods"][index]["points"][-1] for each in reports.values()]
+        cells = [_interval(each["scores"][name]) for name in ("nll", "error") for each in points]
+        lines += _row(method["label"].replace("{n}", str(points[0]["size"])), *cells)
     lines += [
         "",
         "Brackets hold the intervals of the report.",

@@ -30,7 +30,6 @@ or of another run is found.
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
@@ -305,10 +304,14 @@ def _insert_arrays(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     return {name: _insert_arrays(child, arrays) for name, child in value.items()}
 
 
-@functools.cache
+_adapters: dict[Any, pydantic.TypeAdapter[Any]] = {}
+
+
 def _adapter(part_type: Any) -> pydantic.TypeAdapter[Any]:
-    """What checks the fields of a part. It is kept, since to make one takes as long as to read."""
-    return pydantic.TypeAdapter(part_type)
+    """What checks the fields of a part. It is kept: making one takes as long as reading a part."""
+    if part_type not in _adapters:
+        _adapters[part_type] = pydantic.TypeAdapter(part_type)
+    return _adapters[part_type]
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
