@@ -304,10 +304,10 @@ def _insert_arrays(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     return {name: _insert_arrays(child, arrays) for name, child in value.items()}
 
 
-_adapters: dict[Any, pydantic.TypeAdapter[Any]] = {}
+_adapters: dict[Any, Any] = {}
 
 
-def _adapter(part_type: Any) -> pydantic.TypeAdapter[Any]:
+def _adapter(part_type: Any) -> Any:
     """What checks the fields of a part. It is kept: making one takes as long as reading a part."""
     if part_type not in _adapters:
         _adapters[part_type] = pydantic.TypeAdapter(part_type)
