@@ -19,6 +19,7 @@ PROTOCOLS = {
     "uci-ensemble-of-ten": "jdrop.study.reproduce.uci_ensemble_of_ten",
     "uci-ensembles": "jdrop.study.reproduce.uci_ensembles",
     "mnist-lenet": "jdrop.study.reproduce.mnist_lenet",
+    "mnist-dropout": "jdrop.study.reproduce.mnist_dropout",
     "warde-farley": "jdrop.study.reproduce.warde_farley",
 }
 """By name for the command, the module whose `make_protocol()` returns the protocol."""

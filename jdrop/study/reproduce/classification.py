@@ -200,8 +200,10 @@ def losses_of_averages(log_probs: Array, labels: np.ndarray) -> dict[str, np.nda
     subsets of the $n$, and $\bar L_{-i}(l)$ that without network $i$. For $l = n$ the latter is of
     all other networks. So the mean of the values is $\bar L(l)$, and Student's interval of them is
     the jackknife's, over the choice of all networks. The values of single networks, $l = 1$, are
-    their own losses. The jackknife tends to too wide intervals, those of errors above all (Efron and
-    Stein 1981, doi:10.1214/aos/1176345462).
+    their own losses.
+
+    Intervals of the jackknife tend to be too wide, those of errors above all: Efron and Stein 1981,
+    doi:10.1214/aos/1176345462.
 
     Args:
         log_probs: `[network, example, class]` of the $n$ networks.
