@@ -122,7 +122,7 @@ def small(monkeypatch, tmp_path):
         )
         monkeypatch.setitem(RECIPES, part, narrow)
     monkeypatch.setattr(mnist_dropout, "BATCH_SIZE", 10)
-    monkeypatch.setattr(mnist_dropout, "NUM_SAMPLES_SHORT", 3)
+    monkeypatch.setattr(mnist_dropout, "NUM_SAMPLES", 3)
     write_images(tmp_path / "mnist")
     return tmp_path
 
@@ -153,11 +153,3 @@ def test_a_second_papers_numbers_have_a_row_with_the_same_readings(small):
         ("3 x 1024, max-norm, Ma et al.", "scaling-error"): "1.05",
         ("3 x 1024, max-norm, Ma et al.", "masks-error"): "1.02",
     }
-
-
-def test_a_seed_alone_has_all_numbers_but_the_worth(small):
-    result = mnist_dropout.make_protocol().run_part(
-        "898-1532", Options(small, splits=1, fraction=0.001), no_progress
-    )
-    assert result.worth == {"898-1532": {}}
-    assert {len(numbers) for numbers in result.values["898-1532"].values()} == {1}
