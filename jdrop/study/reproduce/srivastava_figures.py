@@ -194,7 +194,7 @@ def _measures() -> dict[str, Measure]:
     }
 
 
-def units(of_paper: Sequence[float], fraction: float) -> tuple[int, ...]:
+def units(of_paper: Sequence[int | float], fraction: float) -> tuple[int, ...]:
     """Hidden units of each layer: those of the paper times the square root of the fraction.
 
     Example:
