@@ -168,7 +168,10 @@ def test_a_fraction_of_the_epochs_is_at_least_one(tmp_path, fraction, epochs):
 
 @pytest.mark.parametrize(
     ("sign", "row", "expected"),
-    [("0", "Power", True), ("+", "Power", False), ("0", "Yacht", False), ("+", "Yacht", True)],
+    [
+        *(("0", "Power", True), ("+", "Power", False), ("0", "Yacht", False), ("+", "Yacht", True)),
+        *(("0+", "Power", True), ("0+", "Yacht", True), ("0-", "Yacht", False)),
+    ],
 )
 def test_a_statement_in_words_agrees_by_the_sign_of_our_interval(tmp_path, sign, row, expected):
     values = {"Yacht": [0.1, 0.11, 0.12], "Power": [0.1, -0.1, 0.05]}
@@ -288,7 +291,8 @@ def test_cells_of_no_results_are_none():
     assert cells(made_up(), {}) == []
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+# The rows of `srivastava-figures` are points of curves, several of a part; see its own tests.
+@pytest.mark.parametrize("name", [name for name in PROTOCOLS if name != "srivastava-figures"])
 def test_published_numbers_are_of_rows_and_measures_of_the_protocol(name):
     protocol = runner.load_protocol(name)
     assert protocol.name == name
