@@ -12,12 +12,20 @@ from rich.table import Table
 from rich.text import Text
 
 from jdrop.statistics import Interval
-from jdrop.study.atlas.cells import SHARED, SHARED_FLAGS, STEPS, TABLE_STEPS, Cell, Group
+from jdrop.study.atlas.cells import (
+    MAX_CONTROLS_SIZE,
+    SHARED,
+    SHARED_FLAGS,
+    STEPS,
+    TABLE_STEPS,
+    Cell,
+    Group,
+)
 from jdrop.study.atlas.figure import draw
 from jdrop.study.atlas.rows import Row
 from jdrop.study.atomic_writes import replacing, write_text
 from jdrop.study.report.figures.svg import inline_svg
-from jdrop.study.report.numbers import difference_text, mean_text
+from jdrop.study.report.numbers import difference_text, mean_text, share_text
 from jdrop.study.report.page import fill
 
 HEADER = (
@@ -163,7 +171,7 @@ def _table_row(row: Row) -> list[str]:
         "" if row.train_size is None else f"{row.train_size:,}",
         "" if row.units is None else f"{row.units}",
         "" if row.rate is None else f"{row.rate:g}",
-        "" if row.label_noise is None else f"{row.label_noise:.0%}",
+        "" if row.label_noise is None else share_text(row.label_noise),
         *(mean_text(row.score, Interval(mean, None, None, 1)) for mean in means),
         difference_text(row.score, row.minus_ensemble),
         str(row.worth),
@@ -182,7 +190,8 @@ def shared_settings() -> str:
         f"hidden layers; batches of {SHARED['batch-size']}; {SHARED['num-samples']} masks; "
         f"{' '.join(SHARED_FLAGS)}. The epochs of the settings make about {STEPS:,} training steps "
         f"({TABLE_STEPS:,} in regression), and a method may train for twice as many. All other "
-        "settings are the defaults of `jdrop`."
+        f"settings are the defaults of `jdrop`. Above {MAX_CONTROLS_SIZE:,} training examples there "
+        "are no control methods, such as weight decay, to save time."
     )
 
 
