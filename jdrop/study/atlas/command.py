@@ -60,25 +60,26 @@ def run(
     groups = make_groups()
     with Locks(out, Processes()).locked():
         rows, todo, left_out = _plan(groups, data_dir, out)
-        _say(console, f"{len(rows)} studies are complete, {len(todo)} are to run; folder: {out}")
+        _say(console, f"Complete studies: {len(rows)}; to run: {len(todo)}; folder: {out}")
         atlas = Atlas(groups, rows, stored, left_out, {}, todo, typed)
         report.write(atlas, out)
-        clock = _Clock(sum(cell.cost for cell in todo))
+        clock = _Clock(sum((cell.cost for cell in todo), 0.0))
         while atlas.missing:
             cell = atlas.missing.pop(0)
             _say(console, f"{cell.title}: begins{clock.left()}")
             try:
                 comparison = _run_cell(cell, data_dir, out, train, console)
                 rows[cell] = _row(cell, comparison, out)
+                clock.done += cell.cost
                 found = f"worth {rows[cell].worth}, {rows[cell].verdict}"
             except FAILURES as error:
                 message = str(error)
                 if isinstance(error, click.ClickException):
                     message = error.format_message()
                 atlas.failed[cell.title] = " ".join(message.split())
+                clock.total -= cell.cost  # Its time says nothing on that of others.
                 found = f"failed: {atlas.failed[cell.title]}"
             _say(console, f"{cell.title}: {found}")
-            clock.add(cell.cost)
             report.write(atlas, out)
     console.print(report.terminal(atlas))
     for sentence in (*report.answer(atlas), *atlas.left_out):
@@ -86,8 +87,8 @@ def run(
     _say(console, str(out / "atlas.html"))
     if atlas.failed:
         raise UserError(
-            f"{len(atlas.failed)} studies failed: {', '.join(atlas.failed)}. The report says why; "
-            "the same command tries them again."
+            f"these studies failed: {'; '.join(atlas.failed)}. The report says why; the same command "
+            "tries them again."
         )
 
 
@@ -116,10 +117,6 @@ class _Clock:
     total: float
     done: float = 0.0
     start: float = field(default_factory=time.monotonic)
-
-    def add(self, cost: float) -> None:
-        """A cell of this cost has ended."""
-        self.done += cost
 
     def left(self) -> str:
         """Such as ", about 12 minutes left"; empty before the first cell has ended."""

@@ -154,7 +154,7 @@ def answer(atlas: Atlas) -> list[str]:
             )
         )
     if atlas.missing:
-        texts.append(f"{len(atlas.missing)} studies have not run yet.")
+        texts.append(f"Not run yet: {'; '.join(cell.title for cell in atlas.missing)}.")
     return texts
 
 
@@ -188,10 +188,10 @@ def shared_settings() -> str:
         f"All cells share these settings: {SHARED['replicates']} replicates of "
         f"{SHARED['ensemble-size']} plain and {SHARED['budget']} dropout networks; MLPs with two "
         f"hidden layers; batches of {SHARED['batch-size']}; {SHARED['num-samples']} masks; "
-        f"{' '.join(SHARED_FLAGS)}. The epochs of the settings make about {STEPS:,} training steps "
+        f"{' '.join(SHARED_FLAGS)}. The epochs of the settings make about {STEPS:,} steps "
         f"({TABLE_STEPS:,} in regression), and a method may train for twice as many. All other "
-        f"settings are the defaults of `jdrop`. Above {MAX_CONTROLS_SIZE:,} training examples there "
-        "are no control methods, such as weight decay, to save time."
+        f"settings are the defaults of `jdrop`. Above {MAX_CONTROLS_SIZE:,} training examples no "
+        "control methods train, such as weight decay, to save time."
     )
 
 
