@@ -87,8 +87,8 @@ def run(
     _say(console, str(out / "atlas.html"))
     if atlas.failed:
         raise UserError(
-            f"these studies failed: {'; '.join(atlas.failed)}. The report says why; the same command "
-            "tries them again."
+            f"these studies failed: {'; '.join(atlas.failed)}. The report says why; the same "
+            "command tries them again."
         )
 
 
