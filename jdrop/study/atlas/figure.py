@@ -47,6 +47,9 @@ def draw(groups: Rows) -> Figure | None:
     axes = figure.subplots()
     axes.set_xscale("log")
     axes.set_xlim(0.8, END * largest * 1.02)
+    axes.annotate(
+        "enough?", (1.02, 0), xycoords=("axes fraction", "data"), va="center", fontweight="bold"
+    )
     line = 0
     ticks, labels = [], []
     for title, rows in groups:

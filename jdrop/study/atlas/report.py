@@ -105,7 +105,9 @@ class Atlas:
             for group in self.groups
         ]
         stored = [(row.title, row) for row in self.studies]
-        return [*grouped, ("Stored studies of other models", stored)]
+        sizes = sorted({row.ensemble_size for row in self.studies})
+        counts = " or ".join(map(str, sizes))
+        return [*grouped, (f"Stored studies, with {counts} plain networks", stored)]
 
 
 def answer(atlas: Atlas) -> list[str]:
