@@ -44,8 +44,9 @@ def test_a_spread_that_is_printed_as_zero_leaves_the_rounding():
     assert not agrees("0.00", "0.00", Interval(0.0051, 0.004, 0.006, 20))
 
 
-@pytest.mark.parametrize(("mean", "expected"), [(1.0, True), (1.3, False)])
-def test_without_a_spread_the_papers_number_must_lie_in_our_interval(mean, expected):
+@pytest.mark.parametrize(("mean", "expected"), [(1.0, True), (1.29, True), (1.31, False)])
+def test_without_a_spread_our_interval_must_hold_what_rounds_to_the_papers_number(mean, expected):
+    """Between 1.05 and 1.15 lies what rounds to 1.1."""
     assert agrees("1.1", None, Interval(mean, mean - 0.15, mean + 0.15, 5)) is expected
     assert agrees("1.1", None, Interval(mean, None, None, 1)) is None
 
