@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jdrop.statistics import Interval, mean_interval
+from jdrop.statistics import EnsembleEquivalent, Interval, mean_interval
 from jdrop.study.cli import run_command
 from jdrop.study.data import DataError, no_progress
 from jdrop.study.errors import RunError
@@ -346,3 +346,18 @@ def test_wrong_options_are_one_sentence(tmp_path, capsys, arguments, message):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert message in error
+
+
+def test_a_worth_stands_with_its_interval_and_infinity_is_a_string():
+    measures = {"worth": Measure("worth", "So many networks.")}
+    protocol = dataclasses.replace(made_up(), measures=measures, published={})
+    beyond = EnsembleEquivalent(math.inf, 2.5, math.inf, largest=4)
+    result = PartResult({"Yacht": {}}, 1, 1, 0.0, {"Yacht": {"worth": beyond}})
+    shown = cells(protocol, {"Yacht": result})
+    reproduction = runner.Reproduction(
+        protocol, shown, {"Yacht": result}, {"fraction": 1.0, "splits": None}, {}
+    )
+    assert report.rows(reproduction) == [["Yacht", "worth", "", ">4 [2.5, >4]", "", "", "0.0"]]
+    text = report.to_json(reproduction, "")
+    assert json.loads(text)["cells"][0]["ours"]["value"] == "Infinity"
+    assert report.draw(reproduction) is None
