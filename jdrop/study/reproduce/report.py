@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pydantic_core
+import pydantic
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
@@ -254,7 +254,8 @@ def to_json(reproduction: Reproduction, command: str) -> str:
         "table": {"header": HEADER, "rows": rows(reproduction)},
         "parts": {name: dataclasses.asdict(part) for name, part in reproduction.results.items()},
     }
-    return pydantic_core.to_json(values, indent=1, inf_nan_mode="strings").decode() + "\n"
+    adapter = pydantic.TypeAdapter(dict[str, Any], config={"ser_json_inf_nan": "strings"})
+    return adapter.dump_json(values, indent=1).decode() + "\n"
 
 
 def _paper_ends(protocol: Protocol, cell: Cell) -> list[float | None] | None:
