@@ -295,7 +295,7 @@ def test_cells_of_no_results_are_none():
 def test_published_numbers_are_of_rows_and_measures_of_the_protocol(name):
     protocol = runner.load_protocol(name)
     assert protocol.name == name
-    for (row, measure), number in protocol.published.items():
+    for (_, measure), number in protocol.published.items():
         assert measure in protocol.measures
         if isinstance(number, Statement):
             assert protocol.measures[measure].is_difference
