@@ -9,8 +9,8 @@ from idx_files import write_images
 
 from jdrop.study.data import no_progress
 from jdrop.study.models import Model
-from jdrop.study.reproduce import classification, mnist_dropout
-from jdrop.study.reproduce.mnist_dropout import RECIPES, Ramp, Recipe, make_optimizer
+from jdrop.study.reproduce import classification, mnist_dropout, published
+from jdrop.study.reproduce.mnist_dropout import OTHER_PAPER, RECIPES, Ramp, Recipe, make_optimizer
 from jdrop.study.reproduce.protocol import Options, cells
 
 STEPS = 6
@@ -59,6 +59,11 @@ def test_an_old_step_keeps_its_learning_rate_in_the_velocity():
         updates, state = optimizer.update({"Dense_0": jnp.ones(1)}, state, params)
         params = optax.apply_updates(params, updates)
         np.testing.assert_allclose(params["Dense_0"], expected)
+
+
+def test_published_errors_stand_in_the_rows_of_the_table():
+    rows = {row for row, _ in published.MNIST_DROPOUT}
+    assert rows == {*RECIPES, *OTHER_PAPER.values()}
 
 
 @pytest.mark.parametrize("part", RECIPES)

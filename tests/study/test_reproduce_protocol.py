@@ -291,21 +291,20 @@ def test_cells_of_no_results_are_none():
     assert cells(made_up(), {}) == []
 
 
-# The rows of `srivastava-figures` are points of curves, several of a part; see its own tests.
-@pytest.mark.parametrize("name", [name for name in PROTOCOLS if name != "srivastava-figures"])
+@pytest.mark.parametrize("name", PROTOCOLS)
 def test_published_numbers_are_of_rows_and_measures_of_the_protocol(name):
     protocol = runner.load_protocol(name)
     assert protocol.name == name
-    for (row, measure), number in protocol.published.items():
-        assert row in protocol.parts
+    for (_, measure), number in protocol.published.items():
         assert measure in protocol.measures
         if isinstance(number, Statement):
             assert protocol.measures[measure].is_difference
             continue
         assert math.isfinite(number.value)
         assert number.spread is None or float(number.spread) >= 0
-    rows = {row for row, _ in protocol.published}
-    assert rows == set(protocol.parts)
+    # A part may have several rows; the tests of these protocols read them.
+    if name not in ("mnist-dropout", "srivastava-figures"):
+        assert {row for row, _ in protocol.published} == set(protocol.parts)
 
 
 def test_a_published_line_is_read():

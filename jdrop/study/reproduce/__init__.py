@@ -17,12 +17,12 @@ curves, write another module with `draw(results)` and name it in `CURVES`.
 """
 
 PROTOCOLS = {
-    "srivastava-figures": "jdrop.study.reproduce.srivastava_figures",
     "uci-dropout": "jdrop.study.reproduce.uci_dropout",
     "uci-ensemble-of-ten": "jdrop.study.reproduce.uci_ensemble_of_ten",
     "uci-ensembles": "jdrop.study.reproduce.uci_ensembles",
     "mnist-lenet": "jdrop.study.reproduce.mnist_lenet",
     "mnist-dropout": "jdrop.study.reproduce.mnist_dropout",
+    "srivastava-figures": "jdrop.study.reproduce.srivastava_figures",
     "warde-farley": "jdrop.study.reproduce.warde_farley",
 }
 """By name for the command, the module whose `make_protocol()` returns the protocol."""

@@ -254,8 +254,7 @@ def to_json(reproduction: Reproduction, command: str) -> str:
         "table": {"header": HEADER, "rows": rows(reproduction)},
         "parts": {name: dataclasses.asdict(part) for name, part in reproduction.results.items()},
     }
-    strings = pydantic.ConfigDict(ser_json_inf_nan="strings")
-    adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(dict[str, Any], config=strings)
+    adapter = pydantic.TypeAdapter(dict[str, Any], config={"ser_json_inf_nan": "strings"})
     return adapter.dump_json(values, indent=1).decode() + "\n"
 
 
