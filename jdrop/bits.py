@@ -23,8 +23,9 @@ A mask depends on the key, the shape and the thresholds alone (`_layout`): not o
 draws its own columns, and its own rows if all devices have whole groups; otherwise all rows.
 
 Masks of 1 and of 16 random bits per element, drawn as in training, pass the batteries Rabbit and
-Alphabit of TestU01 (`scripts/randomness.py --log2-bits 28`): 114 p-values from 0.0126 to 0.9962. The
-tests in `tests/test_randomness.py` read words, columns, groups, related keys and masks of a training run.
+Alphabit of TestU01: 114 p-values from 0.0126 to 0.9962 (`scripts/randomness.py --log2-bits 28`).
+The tests in `tests/test_randomness.py` read words, columns, groups, related keys and masks of a
+training run.
 """
 
 import math

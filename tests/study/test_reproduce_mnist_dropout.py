@@ -9,8 +9,8 @@ from idx_files import write_images
 
 from jdrop.study.data import no_progress
 from jdrop.study.models import Model
-from jdrop.study.reproduce import classification, mnist_dropout
-from jdrop.study.reproduce.mnist_dropout import RECIPES, Ramp, Recipe, make_optimizer
+from jdrop.study.reproduce import classification, mnist_dropout, published
+from jdrop.study.reproduce.mnist_dropout import OTHER_PAPER, RECIPES, Ramp, Recipe, make_optimizer
 from jdrop.study.reproduce.protocol import Options, cells
 
 STEPS = 6
@@ -59,6 +59,11 @@ def test_an_old_step_keeps_its_learning_rate_in_the_velocity():
         updates, state = optimizer.update({"Dense_0": jnp.ones(1)}, state, params)
         params = optax.apply_updates(params, updates)
         np.testing.assert_allclose(params["Dense_0"], expected)
+
+
+def test_published_errors_stand_in_the_rows_of_the_table():
+    rows = {row for row, _ in published.MNIST_DROPOUT}
+    assert rows == {*RECIPES, *OTHER_PAPER.values()}
 
 
 @pytest.mark.parametrize("part", RECIPES)
@@ -122,7 +127,7 @@ def small(monkeypatch, tmp_path):
         )
         monkeypatch.setitem(RECIPES, part, narrow)
     monkeypatch.setattr(mnist_dropout, "BATCH_SIZE", 10)
-    monkeypatch.setattr(mnist_dropout, "NUM_SAMPLES_SHORT", 3)
+    monkeypatch.setattr(mnist_dropout, "NUM_SAMPLES", 3)
     write_images(tmp_path / "mnist")
     return tmp_path
 
@@ -153,11 +158,3 @@ def test_a_second_papers_numbers_have_a_row_with_the_same_readings(small):
         ("3 x 1024, max-norm, Ma et al.", "scaling-error"): "1.05",
         ("3 x 1024, max-norm, Ma et al.", "masks-error"): "1.02",
     }
-
-
-def test_a_seed_alone_has_all_numbers_but_the_worth(small):
-    result = mnist_dropout.make_protocol().run_part(
-        "898-1532", Options(small, splits=1, fraction=0.001), no_progress
-    )
-    assert result.worth == {"898-1532": {}}
-    assert {len(numbers) for numbers in result.values["898-1532"].values()} == {1}

@@ -7,11 +7,13 @@
 | `uci.py` | the UCI tables of regression and their standard splits |
 | `regression.py` | networks of all splits, trained at once and read |
 | `classification.py` | networks of classes, and averages of all subsets of them |
-| `uci_*.py`, `mnist_*.py`, `warde_farley.py` | a protocol each |
+| `srivastava_networks.py`, `srivastava_curves.py` | the networks and the curves of its figures |
 | `runner.py` | runs a protocol in a folder, part by part |
 | `report.py` | the table, the figure and the page |
+| the others | a protocol each |
 
-To add a protocol, write a module with `make_protocol()` and name it in `PROTOCOLS`.
+To add a protocol, write a module with `make_protocol()` and name it in `PROTOCOLS`. If it has
+curves, write another module with `draw(results)` and name it in `CURVES`.
 """
 
 PROTOCOLS = {
@@ -20,6 +22,13 @@ PROTOCOLS = {
     "uci-ensembles": "jdrop.study.reproduce.uci_ensembles",
     "mnist-lenet": "jdrop.study.reproduce.mnist_lenet",
     "mnist-dropout": "jdrop.study.reproduce.mnist_dropout",
+    "srivastava-figures": "jdrop.study.reproduce.srivastava_figures",
     "warde-farley": "jdrop.study.reproduce.warde_farley",
 }
 """By name for the command, the module whose `make_protocol()` returns the protocol."""
+
+CURVES = {"srivastava-figures": "jdrop.study.reproduce.srivastava_curves"}
+"""By name of a protocol, the module whose `draw(results)` draws its curves.
+
+The module is not part of the protocol, so another drawing makes no stored part stale.
+"""

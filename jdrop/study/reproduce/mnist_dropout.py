@@ -25,9 +25,6 @@ INPUT_RATE = 0.2
 BATCH_SIZE = 100
 NUM_SEEDS = 5
 NUM_SAMPLES = 100
-SHORT_FRACTION = 0.1
-"""Below it, the networks are read with `NUM_SAMPLES_SHORT` masks."""
-NUM_SAMPLES_SHORT = 20
 
 Initializer = Callable[..., Array]
 
@@ -157,8 +154,7 @@ def make_protocol() -> Protocol:
             "1,667 epochs: without max-norm, and with the limit 2 in all layers.",
             "With a part of the epochs, the schedules of learning rate and momentum are "
             "compressed by as much: the training passes through all of them.",
-            f"Each dropout network is read by weight scaling and by {NUM_SAMPLES} masks; by "
-            f"{NUM_SAMPLES_SHORT} in runs of less than {100 * SHORT_FRACTION:g} % of the epochs.",
+            f"Each dropout network is read by weight scaling and by {NUM_SAMPLES} masks.",
             "The average of all plain networks is of their probabilities. Its interval is the "
             "jackknife's: the networks are left out one by one. The worth is the number of plain "
             "networks whose average scores like one dropout network. Its interval is over "
@@ -222,7 +218,7 @@ def _run_part(part: str, options: Options, progress: Progress) -> PartResult:
         num_networks=options.count(NUM_SEEDS),
         num_epochs=num_epochs,
         batch_size=BATCH_SIZE,
-        num_samples=NUM_SAMPLES_SHORT if options.fraction < SHORT_FRACTION else NUM_SAMPLES,
+        num_samples=NUM_SAMPLES,
         batching="vmap",
     )
     model = Model(partial(MLP, recipe.hidden, recipe.initial_kernels))

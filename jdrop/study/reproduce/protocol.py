@@ -18,7 +18,7 @@ class Options:
     Attributes:
         data_dir: the folder of all data.
         splits: at most so many splits, or seeds, of each part; None for all of the protocol.
-        fraction: the share of the protocol's epochs, in (0, 1].
+        fraction: the share of the protocol's epochs, or of its updates, in (0, 1].
         seed: of initial weights, orders of examples and masks.
     """
 
@@ -68,11 +68,12 @@ class Statement:
 
     Attributes:
         text: for the table, such as "no clear difference".
-        sign: "+" or "-" for a difference of that sign, "0" for none that is clear.
+        sign: "+" or "-" for a difference of that sign, "0" for none that is clear; "0+" or "0-" if
+            both fit the statement.
     """
 
     text: str
-    sign: Literal["+", "-", "0"]
+    sign: Literal["+", "-", "0", "0+", "0-"]
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ class Protocol:
         parts: the names of the parts, such as data sets; the cheap ones first.
         files: the files that the protocol reads, as paths in the folder of all data.
         run_part: computes the values of a part; the runner measures its seconds.
+        describe_fraction: a sentence on what a fraction below 1 changes; None if it changes the
+            epochs alone.
     """
 
     name: str
@@ -142,6 +145,7 @@ class Protocol:
     parts: tuple[str, ...]
     files: tuple[str, ...]
     run_part: Callable[[str, Options, Progress], PartResult]
+    describe_fraction: Callable[[float], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -206,7 +210,7 @@ def _cell(protocol: Protocol, row: str, name: str, values: list[float], minutes:
         return Cell(row, name, None, ours, None, None, minutes)
     if isinstance(published, Statement):
         our_sign = sign(ours)
-        agrees = None if our_sign is None else our_sign == published.sign
+        agrees = None if our_sign is None else our_sign in published.sign
         return Cell(row, name, published, ours, agrees, None, minutes)
     theirs = paper_interval(published, protocol.spread)
     agrees = agreement(published, ours, theirs, protocol.measures[name].is_difference)

@@ -136,3 +136,34 @@ github.com/lisa-lab/pylearn2, in its first comment. 3 x 1024: Table 2 of Srivast
 JMLR 15:1929. Ma et al. 2017, arXiv:1609.08017: the same networks by weight scaling and by 100
 masks, five runs.
 """
+
+SRIVASTAVA_FIGURES: Mapping[tuple[str, str], Published | Statement] = {
+    ("Figure 9a, keep 0.1", "dropout"): Published("2.7", None, 1),
+    ("Figure 9b, keep 0.1", "dropout"): Published("1.7", None, 1),
+    ("Figure 9b, keep 0.1", "panel-difference"): Statement("9b is better", "-"),
+    **{
+        (f"Figure 9{panel}, keep 0.5", "difference"): Statement("dropout is better", "-")
+        for panel in "ab"
+    },
+    **{
+        (f"Figure 9a, keep {keep_prob}", "flat-difference"): Statement("flat", "0")
+        for keep_prob in (0.4, 0.8)
+    },
+    **{
+        (f"Figure 10, {size} examples", "difference"): Statement("no gain", "0+")
+        for size in ("100", "500")
+    },
+    **{
+        (f"Figure 10, {size} examples", "difference"): Statement("a gain", "-")
+        for size in ("5,000", "10,000", "50,000")
+    },
+    ("Figure 11, 1 mask", "mask-difference"): Statement("WS is better", "+"),
+    **{
+        (f"Figure 11, {count} masks", "mask-difference"): Statement("as good, or better", "0-")
+        for count in (50, 120)
+    },
+}
+"""What Srivastava et al. 2014, JMLR 15:1929, sections 7.3 to 7.5, say of Figures 9 to 11, as
+summaries of the paper have it. At 1,000 examples of Figure 10 no summary says whether there is a
+gain.
+"""

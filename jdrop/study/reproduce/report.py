@@ -1,12 +1,13 @@
 """The report of a reproduction: the answer, the table, the figure, and the files of a folder."""
 
 import dataclasses
+import importlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pydantic_core
+import pydantic
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
@@ -18,6 +19,7 @@ from jdrop.study.report.figures.style import GREY, add_grid, new_figure
 from jdrop.study.report.figures.svg import add_hover_points, inline_svg
 from jdrop.study.report.numbers import MINUS
 from jdrop.study.report.page import fill
+from jdrop.study.reproduce import CURVES
 from jdrop.study.reproduce.protocol import Cell, Protocol, Published, Statement, paper_interval
 from jdrop.study.reproduce.runner import Reproduction
 
@@ -64,7 +66,10 @@ def notes(reproduction: Reproduction) -> list[str]:
     """Sentences that say how the run differs from the protocol."""
     config, replicate = reproduction.run_config, reproduction.protocol.replicate
     sentences = []
-    if config["fraction"] < 1:
+    describe_fraction = reproduction.protocol.describe_fraction
+    if config["fraction"] < 1 and describe_fraction is not None:
+        sentences.append(describe_fraction(config["fraction"]))
+    elif config["fraction"] < 1:
         parts: dict[str, list[str]] = {}
         for part, result in reproduction.results.items():
             parts.setdefault(f"{result.epochs} of {result.paper_epochs}", []).append(part)
@@ -216,6 +221,17 @@ def _unit(cell: Cell) -> float:
     return float(cell.paper.spread) or 0.5 * 10.0**-cell.paper.decimals
 
 
+def draw_curves(reproduction: Reproduction) -> dict[str, tuple[Figure, str]]:
+    """By name of the file, a figure of the protocol's curves and its caption; see `CURVES`."""
+    module = CURVES.get(reproduction.protocol.name)
+    if module is None:
+        return {}
+    figures: dict[str, tuple[Figure, str]] = importlib.import_module(module).draw(
+        reproduction.results
+    )
+    return figures
+
+
 def to_json(reproduction: Reproduction, command: str) -> str:
     """Everything as JSON; infinite numbers are the string "Infinity", and NaN is "NaN"."""
     protocol = reproduction.protocol
@@ -238,7 +254,8 @@ def to_json(reproduction: Reproduction, command: str) -> str:
         "table": {"header": HEADER, "rows": rows(reproduction)},
         "parts": {name: dataclasses.asdict(part) for name, part in reproduction.results.items()},
     }
-    return pydantic_core.to_json(values, indent=1, inf_nan_mode="strings").decode() + "\n"
+    adapter = pydantic.TypeAdapter(dict[str, Any], config={"ser_json_inf_nan": "strings"})
+    return adapter.dump_json(values, indent=1).decode() + "\n"
 
 
 def _paper_ends(protocol: Protocol, cell: Cell) -> list[float | None] | None:
@@ -249,7 +266,9 @@ def _paper_ends(protocol: Protocol, cell: Cell) -> list[float | None] | None:
 
 
 def write(reproduction: Reproduction, command: str, folder: Path) -> None:
-    """Writes `results.json`, `agreement.png`, `report.md` and `report.html` into a folder.
+    """Writes `results.json`, the figures, `report.md` and `report.html` into a folder.
+
+    The figures are `agreement.png` and those of `CURVES`.
 
     Args:
         reproduction: the results.
@@ -261,11 +280,11 @@ def write(reproduction: Reproduction, command: str, folder: Path) -> None:
     """
     write_text(folder / "results.json", to_json(reproduction, command))
     figure = draw(reproduction)
-    svg = None
-    if figure is not None:
-        with replacing(folder / "agreement.png") as partial:
-            figure.savefig(partial, dpi=160, format="png")
-        svg = inline_svg(figure, "agreement")
+    svg = None if figure is None else _save(figure, "agreement", folder)
+    curves = [
+        {"name": name, "caption": caption, "svg": _save(curve_figure, name, folder)}
+        for name, (curve_figure, caption) in draw_curves(reproduction).items()
+    ]
     values = {
         "protocol": reproduction.protocol,
         "answer": answer(reproduction),
@@ -273,6 +292,7 @@ def write(reproduction: Reproduction, command: str, folder: Path) -> None:
         "rows": rows(reproduction),
         "rule": rule(reproduction.protocol),
         "svg": svg,
+        "curves": curves,
         "command": command,
         "run_config": {
             name: value
@@ -283,3 +303,10 @@ def write(reproduction: Reproduction, command: str, folder: Path) -> None:
     }
     for name in ("report.md", "report.html"):
         write_text(folder / name, fill("jdrop.study.reproduce", f"{name}.jinja", **values))
+
+
+def _save(figure: Figure, name: str, folder: Path) -> str:
+    """Writes a figure as PNG, and returns it as SVG for the page."""
+    with replacing(folder / f"{name}.png") as partial:
+        figure.savefig(partial, dpi=160, format="png")
+    return inline_svg(figure, name)
