@@ -102,8 +102,8 @@ def page(planned: dict[str, float], peaks: dict[int, float]) -> str:
     lines = [
         "# Memory of many members",
         "",
-        f"`python scripts/memory.py`, with jax {jax.__version__} on a CPU of "
-        f"{machine_memory() / 2**30:.0f} GiB.",
+        f"`python scripts/memory.py --members {2 * max(peaks)}`, with jax {jax.__version__} on a "
+        f"CPU of {machine_memory() / 2**30:.0f} GiB.",
         "",
         "## What the compiler plans",
         "",

@@ -24,6 +24,9 @@ from jdrop.study.errors import RunError
 from jdrop.study.locks import POLL_SECONDS
 from jdrop.study.run_folder import RunFolder
 
+MAX_POLL_SECONDS = 1.0
+"""How often a process looks that has waited for long: the folder's server answers all of them."""
+
 
 @dataclass(frozen=True)
 class NetworkRange:
@@ -270,6 +273,7 @@ def wait_for(run_folder: RunFolder, name: str, process: int, needed_by: str = ""
     Raises:
         UserError: a mistake of the user has ended process 0.
     """
+    pause = POLL_SECONDS
     while not run_folder.is_complete(name, warn=False):
         if needed_by and run_folder.is_complete(needed_by, warn=False):
             return False
@@ -278,7 +282,8 @@ def wait_for(run_folder: RunFolder, name: str, process: int, needed_by: str = ""
         if process == run_folder.processes.index or run_folder.locks.has_ended(process):
             run_folder.look_anew(name)
             return run_folder.is_complete(name)
-        time.sleep(POLL_SECONDS)
+        time.sleep(pause)
+        pause = min(1.1 * pause, MAX_POLL_SECONDS)
     return True
 
 

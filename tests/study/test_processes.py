@@ -377,6 +377,24 @@ def test_what_a_process_stored_last_is_found_on_a_file_system_that_remembers(tmp
     end(held[0])
 
 
+def test_a_process_that_waits_for_long_looks_less_often(tmp_path, monkeypatch):
+    folders, held = meet(tmp_path, 2)
+    pauses = []
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 100:
+            folders[0].store("summary", ScoresPart([]))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "sleep", sleep)
+        assert wait_for(folders[1], "summary", 0)
+    assert pauses == sorted(pauses)
+    assert (pauses[0], pauses[-1], len(pauses)) == (locks.POLL_SECONDS, 1.0, 100)
+    for lock in held:
+        end(lock)
+
+
 def test_what_an_earlier_run_has_left_is_no_answer(tmp_path, monkeypatch):
     with ThreadPoolExecutor(2) as threads:
         for lock in list(threads.map(lambda index: hold(tmp_path, index, 2), range(2))):
