@@ -328,10 +328,10 @@ def fit_ensemble(
         mesh: devices with the axis "member", over which the members are divided, such as
             `jax.make_mesh((8,), ("member",))`. Each device holds the data once, and the state of
             its own members; no step communicates between members. If the devices do not divide
-            the members, the members still come out right, but between calls each device holds the
-            state of all. With a second axis, "batch", the examples of each batch are divided too.
-            Member `i` is the same on any number of devices: exactly with "scan" and without
-            "batch", else up to rounding.
+            the members, each device holds the state of all between calls; train a multiple of the
+            devices to avoid that. With a second axis, "batch", the examples of each batch are
+            divided too. Member `i` is the same on any number of devices: exactly with "scan" and
+            without "batch", else up to rounding.
 
     Returns:
         The trained members, and the mean training loss of each member and epoch, `[member, epoch]`;

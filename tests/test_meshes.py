@@ -81,6 +81,18 @@ def test_devices_need_not_divide_the_members(getkey, num_members, num_devices):
     assert_equal(results, train_on(None, key, num_members, rows=rows, batching="scan"))
 
 
+@pytest.mark.parametrize("num_members", [5, 9, 10])
+def test_with_surplus_members_each_device_holds_its_own_alone(getkey, num_members):
+    """The rule for sizes that the devices do not divide: train more, and drop the surplus."""
+    key, num_trained = getkey(), -(-num_members // 8) * 8
+    results = train_on(make_mesh(8), key, num_trained, batching="scan")
+    for leaf in jax.tree.leaves(results):
+        assert {shard.data.shape[0] for shard in leaf.addressable_shards} == {num_trained // 8}
+        assert len({shard.device for shard in leaf.addressable_shards}) == 8
+    asked_for = jax.tree.map(lambda leaf: leaf[:num_members], results)
+    assert_equal(asked_for, train_on(None, key, num_members, batching="scan"))
+
+
 @pytest.mark.slow
 def test_a_second_axis_divides_the_examples_of_a_batch(getkey):
     key, network = getkey(), NETWORKS["linen"]  # Batch normalisation couples the examples.
@@ -98,13 +110,13 @@ def test_each_device_holds_its_own_members_alone(getkey):
             assert len({shard.device for shard in leaf.addressable_shards}) == 4
 
 
-def compiled_text(mesh, function):
+def compiled_text(mesh, function, ensemble_size=8):
     """The compiled program of a fit or of a step, as text."""
     members = MemberMap(mesh=check_mesh(mesh))
     state = ensemble.init_ensemble(
-        jax.random.key(0), NETWORK, optax.adam(0.1), INPUTS, ensemble_size=8, mesh=mesh
+        jax.random.key(0), NETWORK, optax.adam(0.1), INPUTS, ensemble_size=ensemble_size, mesh=mesh
     )
-    indices, key = jnp.arange(8), jax.random.key(1)
+    indices, key = jnp.arange(ensemble_size), jax.random.key(1)
     if function == "fit_ensemble":
         data = place(members.mesh, (key, INPUTS, LABELS), (indices, state, None))
         lowered = ensemble._fit_ensemble.lower(*data, 2, 4, members)
@@ -120,9 +132,10 @@ COLLECTIVE = re.compile(
 )
 
 
+@pytest.mark.parametrize("ensemble_size", [8, 16])
 @pytest.mark.parametrize("function", ["fit_ensemble", "train_step"])
-def test_members_do_not_communicate(function):
-    assert not COLLECTIVE.search(compiled_text(make_mesh(8), function))
+def test_members_do_not_communicate(function, ensemble_size):
+    assert not COLLECTIVE.search(compiled_text(make_mesh(8), function, ensemble_size))
 
 
 @pytest.mark.parametrize("function", ["fit_ensemble", "train_step"])

@@ -31,7 +31,8 @@ and needs one to three minutes. Give --dataset and --model for data and a model 
 --predictions for networks that are trained already. A command that was stopped goes on when it is
 given again. `jdrop report FOLDER` writes the report of a folder again without training. `jdrop
 audit MODULE:OBJECT` lists what a model drops. `jdrop plan` works out what many members need on many
-devices. `jdrop reproduce NAME` runs the experiment of a paper and sets its numbers beside ours."""
+devices. `jdrop reproduce NAME` runs the experiment of a paper and sets its numbers beside ours.
+`jdrop atlas` runs many studies, over data sets, sizes, widths, rates and wrong labels."""
 
 ALLOWED_WITH_PREDICTIONS = ("predictions", "replicates", "margins", "groups", "out")
 """Options that have an effect beside --predictions."""
@@ -150,6 +151,7 @@ margin_option = click.option(
 )
 
 existing_file = click.Path(path_type=Path, exists=True, dir_okay=False)
+existing_folder = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
 @click.group(
@@ -299,7 +301,7 @@ def compare_command(context: click.Context, /, **options: Any) -> None:
 
 
 @compare_command.command("report")
-@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("folder", type=existing_folder)
 @margin_option
 def report_command(folder: Path, margins: tuple[tuple[str, list[int | float]], ...]) -> None:
     """Scores FOLDER and writes its report again, without training."""
@@ -389,7 +391,7 @@ def plan_command(context: click.Context, /, **options: Any) -> None:
 @click.argument("name", type=click.Choice(list(PROTOCOLS)))
 @click.option(
     "--data-dir",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=existing_folder,
     required=True,
     help="Folder with the data: the UCI tables lie in its folder uci, the digits in mnist.",
 )
@@ -416,6 +418,20 @@ def reproduce_command(context: click.Context, /, **options: Any) -> None:
     from jdrop.study import command
 
     command.reproduce_paper(options, context.obj)
+
+
+@compare_command.command("atlas")
+@click.option(
+    "--data-dir", type=existing_folder, help="Folder of the data; without it digits only."
+)
+@click.option("--studies", type=existing_folder, help="Folder of studies that are shown too.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="atlas")
+@click.pass_context
+def atlas_command(context: click.Context, /, **options: Any) -> None:
+    """Says what one dropout network is worth on many data sets, in many settings."""
+    from jdrop.study import command
+
+    command.draw_atlas(options, context.obj)
 
 
 def _margins(assignments: Sequence[tuple[str, list[int | float]]]) -> dict[str, float]:

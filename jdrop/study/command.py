@@ -16,6 +16,7 @@ from rich.console import Console
 
 from jdrop.auditing import audit
 from jdrop.study import evaluation, report
+from jdrop.study.atlas import command as atlas
 from jdrop.study.comparison import Experiment
 from jdrop.study.data import (
     DATASETS,
@@ -108,6 +109,22 @@ def reproduce_paper(options: Mapping[str, Any], command_line: str) -> None:
     with _file_errors("the files could not be read or written", advice):
         page = reproduce.run(options["name"], chosen, options["out"], command_line, console)
     _say(console, str(page))
+
+
+def draw_atlas(options: Mapping[str, Any], command_line: str) -> None:
+    """Runs the studies of the atlas, and prints the path of its page.
+
+    Args:
+        options: by name, see `jdrop.study.cli`.
+        command_line: what the user typed, for the report.
+
+    Raises:
+        UserError: studies that failed, or another atlas in the folder.
+        click.ClickException: a file cannot be read or written.
+    """
+    advice = "; complete studies are kept, and the same command goes on from there"
+    with _file_errors("the files could not be read or written", advice):
+        atlas.run(**options, train=train, typed=command_line, console=_console())
 
 
 def compare_predictions(

@@ -31,7 +31,7 @@ from jdrop.study.data import (
 )
 from jdrop.study.data.streams import with_length
 from jdrop.study.errors import UserError
-from jdrop.study.evaluation import evaluate
+from jdrop.study.evaluation import check_enough_are_left, evaluate
 from jdrop.study.metric_streams import open_streams
 from jdrop.study.models import Model, check_model
 from jdrop.study.processes import Processes, initialised_processes
@@ -41,7 +41,6 @@ from jdrop.study.run_folder import RunFolder
 from jdrop.study.runner import run_parts
 from jdrop.study.scores import CURVE_SCORES
 from jdrop.study.settings import Settings, checked_sweep
-from jdrop.study.slices import require_all
 from jdrop.study.sweeps import check_sweep
 
 
@@ -236,11 +235,13 @@ class Experiment:
         Raises: as `train` does.
         """
         self.train(progress, tensorboard=tensorboard)
-        require_all(self._run_folder, ["summary"])  # Process 0 stores the parts.
         return evaluate(self._run_folder, self._margins)
 
     def train(self, progress: Progress, *, tensorboard: bool = False) -> None:
         """Trains what the folder does not hold yet; process 0 also predicts, and stores the parts.
+
+        The other processes wait for the last part. If networks have diverged so that nothing can be
+        compared, each process raises the same error.
 
         Args:
             progress: see `run`.
@@ -274,6 +275,8 @@ class Experiment:
                     f"stopped; {self.folder} keeps what is done "
                     f"({self._run_folder.describe_progress()})"
                 ) from stop
+        if process:  # Process 0 meets the same error when it evaluates.
+            check_enough_are_left(self._run_folder)
 
 
 def checked_margins(margins: Mapping[str, float] | None, data: Dataset) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The locks of a run folder: one run in each folder, and who of its processes is at work.
 
 A process locks a file of its own for as long as it works. The system frees the lock when the
-process ends, even if it is killed.
+process ends, even if it is killed. No clock of a machine or of a file server plays a part.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from jdrop.study.errors import RunError
+from jdrop.study.errors import RunError, UserError
 from jdrop.study.processes import Processes
 
 try:
@@ -39,7 +39,8 @@ class Locks:
     """The locks of the processes of a run.
 
     `lock` is that of process 0, `lock-INDEX` that of another process. The first line of a file says
-    which process has locked it; by the second line the processes of a run find each other.
+    which process has locked it; by the second line the processes of a run find each other, and
+    process 0 tells the others which mistake of the user has ended it.
 
     Args:
         folder: of the run.
@@ -48,6 +49,8 @@ class Locks:
 
     def __init__(self, folder: Path, processes: Processes) -> None:
         self._folder, self._processes = folder, processes
+        self._said: dict[str, Any] = {}
+        self._are_seen = True  # Whether the processes see each other's locks.
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -67,11 +70,30 @@ class Locks:
                 if not is_ours and _is_locked(other):
                     raise self._other_run(other)
             self._meet(file)
-            yield
+            try:
+                yield
+            except UserError as error:
+                # The error matters more than a disk on which it cannot be said.
+                with contextlib.suppress(OSError):
+                    self._say(file, **self._said, error=str(error))
+                raise
 
     def has_ended(self, index: int) -> bool:
-        """Whether another process of this run has ended, in whatever way."""
-        return index != self._processes.index and _is_locked(self._path(index)) is False
+        """Whether another process of this run has ended, in whatever way.
+
+        False where the system cannot tell.
+        """
+        is_other = index != self._processes.index
+        return is_other and self._are_seen and _is_locked(self._path(index)) is False
+
+    def check_first(self) -> None:
+        """Raises if a mistake of the user has ended process 0: no process can finish the run then.
+
+        Raises:
+            UserError: the sentence is that of process 0.
+        """
+        if not self._processes.is_first and "error" in (said := self._hear(0)):
+            raise UserError(said["error"])
 
     def _path(self, index: int) -> Path:
         return self._folder / (f"lock-{index}" if index else "lock")
@@ -89,6 +111,9 @@ class Locks:
         Each chooses a word anew, so that what an earlier run has left is not taken for an answer:
         process 0 waits until all others repeat its word, then it repeats theirs. What was said
         stays when a process ends, so a process that has nothing to do need not wait.
+
+        The others wait for the last word of process 0, so their locks are held until then. If
+        process 0 sees one of them free, the file system does not show locks to other machines.
         """
         own, count = uuid.uuid4().hex, self._processes.count
         deadline = time.monotonic() + START_SECONDS
@@ -100,7 +125,17 @@ class Locks:
                 self._wait(deadline, absent)
                 heard = {index: self._hear(index) for index in absent}
                 words |= {i: said["word"] for i, said in heard.items() if said.get("echo") == own}
-            self._say(file, word=own, count=count, words=[words[i] for i in sorted(words)])
+            free = [index for index in self._processes.others if self.has_ended(index)]
+            if free:
+                self._are_seen = False
+                _logger.warning(
+                    "process 0 does not see the locks of process %s in %s: no process will notice "
+                    "if another one ends early. Mount the folder with locks over machines.",
+                    ", ".join(map(str, free)),
+                    self._folder,
+                )
+            in_order = [words[index] for index in sorted(words)]
+            self._say(file, word=own, count=count, words=in_order, are_seen=self._are_seen)
             return
         echo = None
         self._say(file, word=own, echo=echo)
@@ -109,6 +144,7 @@ class Locks:
                 echo = said["word"]
                 self._say(file, word=own, echo=echo)
             self._wait(deadline, [0])
+        self._are_seen = said["are_seen"]
 
     def _wait(self, deadline: float, absent: list[int]) -> None:
         """Waits for a moment. Raises after the deadline."""
@@ -122,6 +158,7 @@ class Locks:
         time.sleep(POLL_SECONDS)
 
     def _say(self, file: IO[str], **said: Any) -> None:
+        self._said = said
         file.truncate(0)
         holder = f"process {os.getpid()} on {socket.gethostname()}"
         file.write(f"{holder}\n{json.dumps(said)}\n")

@@ -28,11 +28,13 @@ of the run's configuration, the name of the part, the fields and the `.npz`. So 
 or of another run is found.
 """  # noqa: E501
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import platform
+import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -87,6 +89,7 @@ class RunFolder:
         self.run_config = json.loads(json.dumps(run_config))
         self.processes = processes or Processes()
         self.locks = Locks(folder, self.processes)
+        self._intact: dict[str, Any] = {}
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "run.json"
         if (folder / "parts").exists() and not path.exists():
@@ -147,15 +150,32 @@ class RunFolder:
         Raises:
             RunError: a file cannot be read.
         """
-        if not self._json_path(name).exists():
+        path = self._json_path(name)
+        if not path.exists():
             return False
+        # Processes look for the slices of others again and again.
+        files = _stamp(path), _stamp(path.with_suffix(".npz"))
+        if self._intact.get(name) == files:
+            return True
         try:
-            self._read(name)
+            self._read_fields(name)
         except _DamagedError as error:
             if warn:
                 _logger.warning("%s It is computed again now.", error)
             return False
+        self._intact[name] = files
         return True
+
+    def look_anew(self, name: str) -> None:
+        """Makes a network file system ask its server whether a part is there.
+
+        Its client remembers for a while which files a folder lacks, until it makes one there.
+        """
+        with (
+            contextlib.suppress(OSError),
+            tempfile.NamedTemporaryFile(dir=self._json_path(name).parent),
+        ):
+            pass
 
     def load(self, name: str, part_type: type[PartType]) -> PartType | None:
         """A part; None if it is not complete.
@@ -167,7 +187,7 @@ class RunFolder:
             return None
         try:
             fields, arrays = self._read(name)
-            return pydantic.TypeAdapter(part_type).validate_python(_insert_arrays(fields, arrays))
+            return _adapter(part_type).validate_python(_insert_arrays(fields, arrays))
         except (_DamagedError, pydantic.ValidationError) as error:
             raise RunError(
                 f"{error} Give the command that began the run again: it computes the part again."
@@ -225,20 +245,25 @@ class RunFolder:
 
     def _read(self, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """The fields and the arrays of a part that is intact."""
+        fields = self._read_fields(name)
+        arrays_path = self._json_path(name).with_suffix(".npz")
+        if not arrays_path.exists():
+            return fields, {}
+        with np.load(arrays_path, allow_pickle=False) as archive:
+            return fields, {key: archive[key] for key in archive.files}
+
+    def _read_fields(self, name: str) -> dict[str, Any]:
+        """The fields of a part. Raises if the part is not intact."""
         path = self._json_path(name)
         arrays_path = path.with_suffix(".npz")
         fields = _read_json(path)
         checksum = fields.pop("checksum", None)
-        has_arrays = arrays_path.exists()
-        arrays_hash = _file_hash(arrays_path) if has_arrays else None
+        arrays_hash = _file_hash(arrays_path) if arrays_path.exists() else None
         if checksum != self._checksum(name, fields, arrays_hash):
             raise _DamagedError(
                 f"{path} or its .npz is damaged, or of another run: the checksum is wrong."
             )
-        if not has_arrays:
-            return fields, {}
-        with np.load(arrays_path, allow_pickle=False) as archive:
-            return fields, {key: archive[key] for key in archive.files}
+        return fields
 
     def _checksum(self, name: str, fields: Mapping[str, Any], arrays_hash: str | None) -> str:
         """A hash of a part, and of the run that it belongs to."""
@@ -277,6 +302,25 @@ def _insert_arrays(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     if set(value) == {"array", "shape", "dtype"}:
         return arrays[value["array"]]
     return {name: _insert_arrays(child, arrays) for name, child in value.items()}
+
+
+_adapters: dict[Any, Any] = {}
+
+
+def _adapter(part_type: Any) -> Any:
+    """What checks the fields of a part. It is kept: making one takes as long as reading a part."""
+    if part_type not in _adapters:
+        _adapters[part_type] = pydantic.TypeAdapter(part_type)
+    return _adapters[part_type]
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What is another after a file was written; None without the file."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 def _file_hash(path: Path) -> str:

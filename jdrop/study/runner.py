@@ -176,8 +176,8 @@ def run_parts(
             "command again, with any number of processes: the run goes on from there."
         )
     if not is_first:
-        if run_folder.locks.has_ended(0):
-            require_all(run_folder, ["summary"])
+        # All processes end alike, also if process 0 fails while it predicts.
+        require_all(run_folder, ["summary"])
         return
     seconds = {"this run": time.perf_counter() - start}
     machine = versions(run_folder.processes.count)

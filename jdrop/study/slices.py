@@ -266,12 +266,17 @@ def wait_for(run_folder: RunFolder, name: str, process: int, needed_by: str = ""
         name: of the part.
         process: stores the part, unless it ends before.
         needed_by: once this part is there, process 0 may have removed the part that is waited for.
+
+    Raises:
+        UserError: a mistake of the user has ended process 0.
     """
     while not run_folder.is_complete(name, warn=False):
         if needed_by and run_folder.is_complete(needed_by, warn=False):
             return False
+        run_folder.locks.check_first()
         # What it stored last may have come between the two looks.
         if process == run_folder.processes.index or run_folder.locks.has_ended(process):
+            run_folder.look_anew(name)
             return run_folder.is_complete(name)
         time.sleep(POLL_SECONDS)
     return True
@@ -282,6 +287,7 @@ def require_all(run_folder: RunFolder, names: Iterable[str]) -> None:
 
     Raises:
         RunError: process 0 has ended without them.
+        UserError: a mistake of the user has ended process 0.
     """
     for name in names:
         if not wait_for(run_folder, name, 0):

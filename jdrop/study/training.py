@@ -212,6 +212,7 @@ class Trainer:
         Raises:
             jdrop.study.diverged.DivergedError: recorded networks of a replicate all have losses
                 that are not finite. Other networks that diverge are marked by `mark_diverged`.
+            UserError: a mistake of the user, such as this one, has ended process 0.
         """
         count = spec.members * self._settings.replicates
         slices = Slices(self._run_folder, checkpoint, count, self._min_first(spec))
@@ -368,6 +369,7 @@ class Trainer:
                 arrays = {**_changing_arrays(fit.state), "kept": dict(fit.kept)}
                 update(epoch, arrays, dataclasses.asdict(log))
                 self._progress(f"training {training.description}", epoch, training.last_epoch)
+                self._run_folder.locks.check_first()
 
     def _check_some_are_left(self, log: TrainingLog, training: "_Training") -> None:
         """Raises if recorded networks of a replicate have all diverged."""

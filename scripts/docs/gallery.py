@@ -50,6 +50,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return markdown.replace("<!-- table -->", real_models_table())
     if page.file.src_uri == "results/reproduced.md":
         return markdown.replace("<!-- reproductions -->", reproductions())
+    if page.file.src_uri == "results/atlas.md":
+        return markdown.replace("<!-- atlas -->", atlas())
     if page.file.src_uri != "results/gallery.md":
         return markdown
     return markdown.replace("<!-- table -->", worth_table()).replace("<!-- reports -->", reports())
@@ -153,6 +155,31 @@ def reproductions() -> str:
         ]
         texts.append("\n".join(lines))
     return "\n\n".join(texts)
+
+
+def atlas() -> str:
+    """The sentences, the figure and the table of the stored atlas, if there is one."""
+    path = RESULTS / "atlas" / "atlas.json"
+    if not path.exists():
+        return "No results are stored yet."
+    values = json.loads(path.read_text())
+    header, *rows = values["table"]["header"], *values["table"]["rows"]
+    lines = [
+        *(f"- {sentence}" for sentence in values["answer"]),
+        "",
+        "![How many plain networks one dropout network is worth](atlas/atlas.png)",
+        "",
+        "[The page with the command of each study](atlas/atlas.html), its "
+        "[numbers](atlas/atlas.json).",
+        "",
+        f"| {' | '.join(header)} |",
+        "|---" * len(header) + "|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        *(f"- {sentence}" for sentence in values["left_out"]),
+        *(f"- {title} failed: {sentence}" for title, sentence in values["failed"].items()),
+    ]
+    return "\n".join(lines)
 
 
 def difference(row: dict[str, str], column: str) -> str:

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,7 +43,7 @@ ADAMW = optax.inject_hyperparams(optax.adamw)(0.05, weight_decay=0.0)
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "compare_ensembles.py"
 TINY = ["--replicates", "2", "--ensemble-size", "2", "--budget", "2", "--num-samples", "2"]
-TINY += ["--hidden", "4", "--train-size", "60", "--batch-size", "20", "--no-controls"]
+TINY += ["--train-size", "60", "--batch-size", "20", "--no-controls"]
 
 
 @pytest.fixture(scope="module")
@@ -269,6 +270,113 @@ def test_a_process_that_is_left_alone_says_so(tmp_path, monkeypatch, index, abse
         hold(tmp_path, index, 2)
 
 
+def meet(folder, count):
+    """The run folders of processes that hold their locks, and the locks."""
+    folders = [RunFolder(folder, {}, Processes(index, count)) for index in range(count)]
+    held = [folder.locked() for folder in folders]
+    with ThreadPoolExecutor(count) as threads:
+        list(threads.map(lambda lock: lock.__enter__(), held))
+    return folders, held
+
+
+def end(lock, error=None):
+    """Ends a process of `meet`, by an error if one is given."""
+    lock.__exit__(error and type(error), error, None)
+
+
+def test_a_mistake_that_process_0_finds_ends_the_others(tmp_path):
+    folders, held = meet(tmp_path, 3)
+    for folder in folders:
+        folder.locks.check_first()
+    end(held[0], DivergedError("training diverged."))
+    for folder in folders[1:]:
+        with pytest.raises(UserError, match=r"^training diverged\.$"):
+            folder.locks.check_first()
+        with pytest.raises(UserError, match=r"^training diverged\.$"):
+            wait_for(folder, "plain", 0)
+    for lock in held[1:]:
+        end(lock)
+    folders, held = meet(tmp_path, 3)  # The next run hears nothing of it.
+    folders[1].locks.check_first()
+    end(held[1], DivergedError("only here."))
+    end(held[0], KeyboardInterrupt())
+    folders[2].locks.check_first()
+    assert folders[2].locks.has_ended(0)
+    end(held[2])
+
+
+def test_a_process_hears_of_an_error_at_once(tmp_path):
+    """Process 0 may fail before the others have read its last word."""
+    first, second = (RunFolder(tmp_path, {}, Processes(index, 2)).locks for index in range(2))
+
+    def fail():
+        with first.locked():
+            raise DivergedError("training diverged.")
+
+    def follow():
+        with second.locked():
+            time.sleep(0.2)
+            second.check_first()
+
+    with ThreadPoolExecutor(2) as threads:
+        failed, followed = threads.submit(fail), threads.submit(follow)
+        for future in (failed, followed):
+            assert str(future.exception(timeout=20)) == "training diverged."
+
+
+def test_who_is_at_work_does_not_depend_on_clocks(tmp_path, monkeypatch):
+    """Files of another day, and a machine whose clock was changed."""
+    folders, held = meet(tmp_path, 3)
+    end(held[1])
+    for shift in (-(10**6), 10**6):
+        for path in tmp_path.glob("lock*"):
+            os.utime(path, (time.time() + shift,) * 2)
+        with monkeypatch.context() as changed:
+            now = time.time() - shift
+            changed.setattr(time, "time", lambda now=now: now)
+            for folder in (folders[0], folders[2]):
+                seen = [folder.locks.has_ended(index) for index in range(3)]
+                assert seen == [False, True, False]
+    end(held[0])
+    end(held[2])
+
+
+def test_locks_that_other_machines_do_not_see_say_nothing(tmp_path, monkeypatch, caplog):
+    """A mount of a network file system may keep the locks of each machine to itself."""
+    monkeypatch.setattr(locks, "_is_locked", lambda path: False)
+    folders, held = meet(tmp_path, 2)
+    assert "process 0 does not see the locks of process 1" in caplog.text
+    assert not any(folder.locks.has_ended(1 - index) for index, folder in enumerate(folders))
+    for lock in held:
+        end(lock)
+
+
+def test_what_a_process_stored_last_is_found_on_a_file_system_that_remembers(tmp_path, monkeypatch):
+    """A client of a network file system remembers which files a folder lacks.
+
+    It asks again after it has made a file there.
+    """
+    folders, held = meet(tmp_path, 2)
+    folders[1].store("slices/plain/2/1", ScoresPart([0.5]))
+    end(held[1])
+    made = []
+    make, is_complete = tempfile.NamedTemporaryFile, RunFolder.is_complete
+
+    def making(dir):
+        made.append(Path(dir))
+        return make(dir=dir)
+
+    def remembering(self, name, **options):
+        is_seen = (tmp_path / "parts" / name).parent in made
+        return is_seen and is_complete(self, name, **options)
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", making)
+    monkeypatch.setattr(RunFolder, "is_complete", remembering)
+    assert wait_for(folders[0], "slices/plain/2/1", 1)
+    assert not wait_for(folders[0], "slices/exact/2/1", 1)  # There is no such folder.
+    end(held[0])
+
+
 def test_what_an_earlier_run_has_left_is_no_answer(tmp_path, monkeypatch):
     with ThreadPoolExecutor(2) as threads:
         for lock in list(threads.map(lambda index: hold(tmp_path, index, 2), range(2))):
@@ -338,7 +446,7 @@ def free_port():
         return server.getsockname()[1]
 
 
-def start(folder, count, options):
+def start(folder, count, options, model=("--hidden", "4")):
     """Starts the processes of a command on this machine."""
     address = f"127.0.0.1:{free_port()}"
     environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
@@ -346,7 +454,7 @@ def start(folder, count, options):
     return [
         subprocess.Popen(
             [
-                *(sys.executable, str(SCRIPT), *TINY, *options, "--out", "out"),
+                *(sys.executable, str(SCRIPT), *TINY, *model, *options, "--out", "out"),
                 *((*meeting, str(index)) if count > 1 else ()),
             ],
             cwd=folder,
@@ -461,6 +569,29 @@ def test_two_processes_report_what_one_reports(tmp_path, one_process):
 @pytest.mark.slow
 def test_four_processes_report_what_one_reports(tmp_path, one_process):
     check_equal_to_one_process(tmp_path, one_process, 4)
+
+
+DIVERGING = """
+import flax.linen as nn, jax.numpy as jnp, jdrop.linen
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.relu(nn.Dense(4)(x))
+        x = jdrop.linen.Dropout(0.5, deterministic=not train)(x)
+        return jnp.inf * nn.Dense(10)(x)
+"""
+
+
+@pytest.mark.slow
+def test_networks_that_all_diverge_end_each_process_alike(tmp_path):
+    (tmp_path / "diverging.py").write_text(DIVERGING)
+    options = ["--epochs", "3", "--no-tune", "--no-theory"]
+    results = finish(start(tmp_path, 2, options, model=("--model", "diverging:Net")))
+    assert [code for code, _, _ in results] == [1, 1], results
+    (_, _, errors), (_, printed, same_errors) = results
+    assert re.fullmatch(r"error: training diverged: 4 of 4 plain networks have .*\n", errors)
+    assert (printed, same_errors) == ("", errors)
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """The folder of a run: whole files, one run in each, parts and states that come back."""
 
 import json
+import os
 
 import jax
 import numpy as np
 import pytest
 
+from jdrop.study import run_folder as run_folder_module
 from jdrop.study.analyses import CoAdaptation, LearningCurve
 from jdrop.study.evaluation import evaluate
 from jdrop.study.parts import (
@@ -179,6 +181,28 @@ def test_damaged_files_are_named_and_their_part_is_not_complete(tmp_path, caplog
     assert "is computed again now" in caplog.text
     run_folder.store("plain", PARTS["plain"])
     assert_equal_parts(run_folder.load("plain", NetworksPart), PARTS["plain"])
+
+
+@pytest.mark.parametrize("changed", ["plain.npz", "plain.json"])
+def test_a_part_is_hashed_again_only_if_its_files_have_changed(tmp_path, monkeypatch, changed):
+    run_folder = RunFolder(tmp_path, RUN_CONFIG)
+    run_folder.store("plain", PARTS["plain"])
+    hashed = []
+    file_hash = run_folder_module._file_hash
+    monkeypatch.setattr(
+        run_folder_module, "_file_hash", lambda path: hashed.append(path.name) or file_hash(path)
+    )
+    for _ in range(3):
+        assert run_folder.is_complete("plain")
+    assert hashed == ["plain.npz"]
+    path = tmp_path / "parts" / changed
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    # The clock of a file system may stand still for some milliseconds.
+    os.utime(path, (0, 0))
+    assert not run_folder.is_complete("plain")
+    assert not run_folder.is_complete("plain")
 
 
 def test_no_flipped_bit_changes_a_part(tmp_path):

@@ -43,7 +43,24 @@ from jdrop.study.run_folder import RunFolder, versions
 from jdrop.study.scores import CURVE_SCORES
 from jdrop.study.settings import Settings
 
-__all__ = ["evaluate", "of_predictions"]
+__all__ = ["check_enough_are_left", "evaluate", "of_predictions"]
+
+
+def check_enough_are_left(run: RunFolder) -> None:
+    """Raises if so many networks have diverged that nothing can be compared; scores nothing.
+
+    Args:
+        run: a complete run.
+
+    Raises:
+        jdrop.study.diverged.DivergedError: as `evaluate` does.
+    """
+    load_readings(run, _settings(run), run.require("data", DataPart))
+
+
+def _settings(run: RunFolder) -> Settings:
+    names = (field.name for field in dataclasses.fields(Settings))
+    return Settings.from_mapping({name: run.run_config[name] for name in names})
 
 
 def evaluate(run: RunFolder, margins: Mapping[str, float] | None = None) -> Comparison:
@@ -63,9 +80,7 @@ def evaluate(run: RunFolder, margins: Mapping[str, float] | None = None) -> Comp
     # The last part: without it others may be missing.
     summary = run.require("summary", SummaryPart)
     run.check_has(summary.parts)
-    settings = Settings.from_mapping(
-        {field.name: run.run_config[field.name] for field in dataclasses.fields(Settings)}
-    )
+    settings = _settings(run)
     labels = in_target_unit(data.test_labels, data)
     same, own = load_readings(run, settings, data)
     baselines = load_baselines(run, data, settings.replicates)

@@ -160,18 +160,29 @@ def interval_of(worth: EnsembleEquivalent) -> str:
     return str(worth).split(" ", 1)[1]
 
 
+def controls_that_do_as_well(comparison: Comparison) -> list[MethodResult]:
+    """The controls that do as well as the headline's method, at the cost of one network."""
+    if comparison.headline is None:
+        return []
+    _, point = comparison.headline
+    score = comparison.curve_scores[0]
+    return [
+        method
+        for method in comparison.methods
+        if method.is_control
+        and _costs_one_network(comparison, method, point)
+        and _does_as_well(method.points[0], point, score)
+    ]
+
+
 def _controls(comparison: Comparison, point: Point) -> list[str]:
     """Names the controls that do as well at the cost of one network, and what they cost."""
     score = comparison.curve_scores[0]
     title = SCORES[score].title
     is_enough = point.against_ensemble[score].verdict in ENOUGH
     texts = []
-    for method in comparison.methods:
+    for method in controls_that_do_as_well(comparison):
         control = method.points[0]
-        if not (method.is_control and _costs_one_network(comparison, method, point)):
-            continue
-        if not _does_as_well(control, point, score):
-            continue
         difference = difference_text(score, negated(control.minus_headline[score]), unit=True)
         text = (
             f"One network with {method.title(1)} {'is enough too' if is_enough else 'does better'}"

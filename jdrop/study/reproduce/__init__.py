@@ -6,20 +6,23 @@
 | `published.py` | the published numbers, each with its source |
 | `uci.py` | the UCI tables of regression and their standard splits |
 | `regression.py` | networks of all splits, trained at once and read |
-| `uci_*.py`, `warde_farley.py`, `srivastava_figures.py` | a protocol each |
+| `classification.py` | networks of classes, and averages of all subsets of them |
 | `srivastava_networks.py`, `srivastava_curves.py` | the networks and the curves of its figures |
 | `runner.py` | runs a protocol in a folder, part by part |
 | `report.py` | the table, the figure and the page |
+| the others | a protocol each |
 
 To add a protocol, write a module with `make_protocol()` and name it in `PROTOCOLS`. If it has
 curves, write another module with `draw(results)` and name it in `CURVES`.
 """
 
 PROTOCOLS = {
-    "srivastava-figures": "jdrop.study.reproduce.srivastava_figures",
     "uci-dropout": "jdrop.study.reproduce.uci_dropout",
     "uci-ensemble-of-ten": "jdrop.study.reproduce.uci_ensemble_of_ten",
     "uci-ensembles": "jdrop.study.reproduce.uci_ensembles",
+    "mnist-lenet": "jdrop.study.reproduce.mnist_lenet",
+    "mnist-dropout": "jdrop.study.reproduce.mnist_dropout",
+    "srivastava-figures": "jdrop.study.reproduce.srivastava_figures",
     "warde-farley": "jdrop.study.reproduce.warde_farley",
 }
 """By name for the command, the module whose `make_protocol()` returns the protocol."""

@@ -1,13 +1,13 @@
 """What a protocol of a paper is, and which of our numbers agree with the paper's."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from scipy import stats
 
-from jdrop.statistics import Interval, mean_interval
+from jdrop.statistics import EnsembleEquivalent, Interval, mean_interval
 from jdrop.study.data import Progress
 
 
@@ -100,12 +100,14 @@ class PartResult:
         epochs: how many epochs the networks trained.
         paper_epochs: how many the paper's networks trained.
         seconds: how long the part took.
+        worth: by row and by measure, how many networks a method is worth.
     """
 
     values: dict[str, dict[str, list[float]]]
     epochs: int
     paper_epochs: int
     seconds: float
+    worth: dict[str, dict[str, EnsembleEquivalent]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ class Cell:
         row: of the table, such as the data set.
         measure: the name of a measure of the protocol.
         paper: the published number or statement; None where the paper has none.
-        ours: our mean and its 95 % interval.
+        ours: our mean and its 95 % interval, or how many networks a method is worth.
         agrees: whether ours agrees with the paper's by the rule of `agreement`, or has the sign of
             the paper's statement; None without either.
         overlaps: whether both 95 % intervals overlap; None where one of them is unknown.
@@ -164,7 +166,7 @@ class Cell:
     row: str
     measure: str
     paper: Published | Statement | None
-    ours: Interval
+    ours: Interval | EnsembleEquivalent
     agrees: bool | None
     overlaps: bool | None
     minutes: float
@@ -186,14 +188,19 @@ def cells(protocol: Protocol, results: Mapping[str, PartResult]) -> list[Cell]:
         protocol: with the published numbers.
         results: by name of the part.
     """
-    return [
-        _cell(protocol, row, name, values[name], result.seconds / 60)
-        for part in protocol.parts
-        if (result := results.get(part)) is not None
-        for row, values in result.values.items()
-        for name in protocol.measures
-        if name in values
-    ]
+    shown = []
+    for part in protocol.parts:
+        if (result := results.get(part)) is None:
+            continue
+        minutes = result.seconds / 60
+        for row, values in result.values.items():
+            worth = result.worth.get(row, {})
+            for name in protocol.measures:
+                if name in values:
+                    shown.append(_cell(protocol, row, name, values[name], minutes))
+                elif name in worth:
+                    shown.append(Cell(row, name, None, worth[name], None, None, minutes))
+    return shown
 
 
 def _cell(protocol: Protocol, row: str, name: str, values: list[float], minutes: float) -> Cell:
@@ -244,8 +251,9 @@ def agreement(
 
     A mean agrees if it lies within the published standard error, or standard deviation, of the
     published mean; ours is rounded to the paper's decimals first. A mean that is published without
-    a spread agrees if it lies in our 95 % interval. A paired difference whose published interval
-    excludes 0 agrees if ours lies on the same side of 0; any other if both intervals overlap.
+    a spread agrees if our 95 % interval holds a number that rounds to it. A paired difference whose
+    published interval excludes 0 agrees if ours lies on the same side of 0; any other if both
+    intervals overlap.
 
     Args:
         published: the paper's number.
@@ -269,7 +277,8 @@ def agreement(
         return difference <= float(published.spread) + 1e-9 * abs(published.value)
     if ours.low is None or ours.high is None:
         return None
-    return ours.low <= published.value <= ours.high
+    rounding = 0.5 * 10.0**-published.decimals
+    return ours.low - rounding <= published.value <= ours.high + rounding
 
 
 def overlap(one: Interval, other: Interval) -> bool | None:

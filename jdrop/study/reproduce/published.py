@@ -102,6 +102,41 @@ have it: weight scaling matches the geometric average; the arithmetic average is
 ensembles of networks with untied masks stay worse than one dropout network. These are no quotes.
 """
 
+MNIST_LENET = _numbers(
+    {
+        "MNIST": "0.037 0.016 99.1 99.4",
+        "Fashion-MNIST": "0.321 0.200 91.0 93.2",
+    },
+    ("one-nll", "ten-nll", "one-accuracy", "ten-accuracy"),
+    {"MNIST": 1, "Fashion-MNIST": 1},
+)
+"""The tables of `baselines/mnist/README.md` in github.com/google/uncertainty-baselines at commit
+62d8d92, rows "Deterministic" and "Ensemble (size=10)". They have no spreads.
+"""
+
+MNIST_DROPOUT = _numbers(
+    {
+        "898-1532": "1.05 -",
+        "3 x 1024": "1.25 -",
+        "3 x 1024, max-norm": "1.06 -",
+        "3 x 1024, Ma et al.": "1.19±0.02 1.04±0.02",
+        "3 x 1024, max-norm, Ma et al.": "1.05±0.03 1.02±0.02",
+    },
+    ("scaling-error", "masks-error"),
+    {
+        "898-1532": 1,
+        "3 x 1024": 1,
+        "3 x 1024, max-norm": 1,
+        "3 x 1024, Ma et al.": 5,
+        "3 x 1024, max-norm, Ma et al.": 5,
+    },
+)
+"""Test errors in percent. 898-1532: `pylearn2/scripts/papers/dropout/mnist.yaml` in
+github.com/lisa-lab/pylearn2, in its first comment. 3 x 1024: Table 2 of Srivastava et al. 2014,
+JMLR 15:1929. Ma et al. 2017, arXiv:1609.08017: the same networks by weight scaling and by 100
+masks, five runs.
+"""
+
 SRIVASTAVA_FIGURES: Mapping[tuple[str, str], Published | Statement] = {
     ("Figure 9a, keep 0.1", "dropout"): Published("2.7", None, 1),
     ("Figure 9b, keep 0.1", "dropout"): Published("1.7", None, 1),

@@ -2,17 +2,18 @@
 
 import dataclasses
 import importlib
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pydantic
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from jdrop.statistics import EnsembleEquivalent, Interval
 from jdrop.study.atomic_writes import replacing, write_text
 from jdrop.study.report.figures.style import GREY, add_grid, new_figure
 from jdrop.study.report.figures.svg import add_hover_points, inline_svg
@@ -30,9 +31,15 @@ def answer(reproduction: Reproduction) -> list[str]:
     """Sentences: how many numbers agree, and what a shorter run means."""
     protocol = reproduction.protocol
     sentences = []
+    by_rule = "agree by the rule below the table"
+    all_have_spreads = all(
+        published.spread is not None
+        for published in protocol.published.values()
+        if isinstance(published, Published)
+    )
     for is_difference, noun, verb in (
-        (False, "means", f"agree within one {protocol.spread}"),
-        (True, "paired differences", "agree by the rule below the table"),
+        (False, "means", f"agree within one {protocol.spread}" if all_have_spreads else by_rule),
+        (True, "paired differences", by_rule),
     ):
         by_measure = {
             measure.title: [
@@ -83,10 +90,11 @@ def rule(protocol: Protocol) -> str:
     """How the program decides what agrees."""
     return (
         f"Agrees: our mean, rounded to the paper's decimals, lies within one {protocol.spread} of "
-        "the paper's mean; without a published one, the paper's mean lies in our 95 % interval. A "
-        "paired difference with a published interval that excludes 0 agrees if ours lies on the "
-        "same side of 0; any other agrees if both intervals overlap. A statement in words agrees "
-        "if our interval lies on that side of 0, or holds 0 where no clear difference is stated. "
+        "the paper's mean; without a published one, our 95 % interval holds a number that rounds "
+        "to the paper's mean. A paired difference with a published interval that excludes 0 agrees "
+        "if ours lies on the same side of 0; any other agrees if both intervals overlap. A "
+        "statement in words agrees if our interval lies on that side of 0, or holds 0 where no "
+        "clear difference is stated. "
         f"Behind ± stands the {protocol.spread} in the paper's column, and half the 95 % interval "
         f"over {protocol.replicate}s in ours. Intervals: whether both 95 % intervals overlap. "
         "Minutes: of the whole part, with all its measures."
@@ -130,12 +138,16 @@ def paper_text(cell: Cell) -> str:
 def our_text(cell: Cell) -> str:
     """Our mean and half its interval, with the paper's decimals and two digits of the half-width.
 
+    How many networks a method is worth stands with the ends of its interval.
+
     Example:
         >>> from jdrop.statistics import Interval
         >>> ours = Interval(1.1, 1.0754, 1.1246, 20)
         >>> our_text(Cell("Yacht", "rmse", None, ours, None, None, minutes=1.0))
         '1.100±0.025'
     """
+    if isinstance(cell.ours, EnsembleEquivalent):
+        return str(cell.ours)
     mean, low, high = cell.ours.mean, cell.ours.low, cell.ours.high
     decimals = cell.paper.decimals if isinstance(cell.paper, Published) else 0
     if low is None or high is None or not math.isfinite(high - low):
@@ -189,6 +201,7 @@ def _draw_panel(axes: Any, title: str, shown: Sequence[Cell]) -> None:
     axes.axvline(0, color=GREY, lw=1)
     for height, cell in enumerate(shown):
         assert isinstance(cell.paper, Published)
+        assert isinstance(cell.ours, Interval)
         unit = _unit(cell)
         mean = (cell.ours.mean - cell.paper.value) / unit
         if cell.ours.low is not None and cell.ours.high is not None:
@@ -220,7 +233,7 @@ def draw_curves(reproduction: Reproduction) -> dict[str, tuple[Figure, str]]:
 
 
 def to_json(reproduction: Reproduction, command: str) -> str:
-    """Everything as JSON."""
+    """Everything as JSON; infinite numbers are the string "Infinity", and NaN is "NaN"."""
     protocol = reproduction.protocol
     values = {
         "protocol": protocol.name,
@@ -241,7 +254,8 @@ def to_json(reproduction: Reproduction, command: str) -> str:
         "table": {"header": HEADER, "rows": rows(reproduction)},
         "parts": {name: dataclasses.asdict(part) for name, part in reproduction.results.items()},
     }
-    return json.dumps(values, indent=1) + "\n"
+    adapter = pydantic.TypeAdapter(dict[str, Any], config={"ser_json_inf_nan": "strings"})
+    return adapter.dump_json(values, indent=1).decode() + "\n"
 
 
 def _paper_ends(protocol: Protocol, cell: Cell) -> list[float | None] | None:
