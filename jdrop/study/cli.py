@@ -404,7 +404,7 @@ def plan_command(context: click.Context, /, **options: Any) -> None:
     "--fraction",
     type=FiniteRange(0, 1, min_open=True),
     default=1.0,
-    help="Share of the paper's epochs to train.",
+    help="Share of the paper's epochs, or updates, to train.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of all random numbers.")
 @click.option(
