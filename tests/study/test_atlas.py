@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import shlex
 from pathlib import Path
 
@@ -292,7 +293,12 @@ def test_stored_studies_are_read_from_their_scores(task, tmp_path):
     comparison = made_up_comparison(task)
     folder = tmp_path / "net"
     folder.mkdir()
-    (folder / "scores.csv").write_text(scores_csv(comparison), encoding="utf-8")
+    # The second view, of equal epochs, has other numbers and must not be taken.
+    header, *lines = scores_csv(comparison).splitlines()
+    lines = [line for line in lines if line.startswith("own epochs")]
+    others = [re.sub(r"\d\.\d+", "77.0", line).replace("own", "same", 1) for line in lines]
+    text = "\n".join([header, *lines, *others])
+    (folder / "scores.csv").write_text(text, encoding="utf-8")
     (folder / "report.html").write_text("<title>shops &amp; homes: 5 examples</title>")
     (tmp_path / "no study").mkdir()
     (found,) = rows_of_studies(tmp_path)
