@@ -103,6 +103,8 @@ def row(title="a", verdict="worse", **changes):
         "second_score": "error",
         "second_worth": EnsembleEquivalent(2.0, 1.5, 3.0, 10),
         "control_does_as_well": None,
+        "dropout_has_most_epochs": None,
+        "average_has_most_epochs": None,
         "minutes": 1.0,
         "command": None,
     }
@@ -260,6 +262,17 @@ def test_a_table_keeps_features_and_target_alone(tmp_path):
         float(number) for number in line.split()[: num_columns - 1]
     ]
     assert cell.arguments(tmp_path, tmp_path)[2:4] == ["--target", str(table.num_features)]
+
+
+def test_the_sentences_name_studies_whose_epochs_are_the_last_candidate():
+    *_, dropout, average = sentences(
+        row("first", dropout_has_most_epochs=True, average_has_most_epochs=False),
+        row("second", dropout_has_most_epochs=False, average_has_most_epochs=False),
+        row("stored"),
+    )
+    assert dropout.startswith("For one dropout network")
+    assert dropout.endswith("1 of 2 studies: first.")
+    assert average.endswith("0 of 2 studies.")
 
 
 def test_the_sentences_count_and_name_the_studies():
