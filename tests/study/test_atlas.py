@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import shlex
 from pathlib import Path
 
@@ -102,6 +103,8 @@ def row(title="a", verdict="worse", **changes):
         "second_score": "error",
         "second_worth": EnsembleEquivalent(2.0, 1.5, 3.0, 10),
         "control_does_as_well": None,
+        "dropout_has_most_epochs": None,
+        "average_has_most_epochs": None,
         "minutes": 1.0,
         "command": None,
     }
@@ -261,6 +264,17 @@ def test_a_table_keeps_features_and_target_alone(tmp_path):
     assert cell.arguments(tmp_path, tmp_path)[2:4] == ["--target", str(table.num_features)]
 
 
+def test_the_sentences_name_studies_whose_epochs_are_the_last_candidate():
+    *_, dropout, average = sentences(
+        row("first", dropout_has_most_epochs=True, average_has_most_epochs=False),
+        row("second", dropout_has_most_epochs=False, average_has_most_epochs=False),
+        row("stored"),
+    )
+    assert dropout.startswith("For one dropout network")
+    assert dropout.endswith("1 of 2 studies: first.")
+    assert average.endswith("0 of 2 studies.")
+
+
 def test_the_sentences_count_and_name_the_studies():
     texts = sentences(
         row("first", "better", control_does_as_well=True),
@@ -292,7 +306,12 @@ def test_stored_studies_are_read_from_their_scores(task, tmp_path):
     comparison = made_up_comparison(task)
     folder = tmp_path / "net"
     folder.mkdir()
-    (folder / "scores.csv").write_text(scores_csv(comparison), encoding="utf-8")
+    # The second view, of equal epochs, has other numbers and must not be taken.
+    header, *lines = scores_csv(comparison).splitlines()
+    lines = [line for line in lines if line.startswith("own epochs")]
+    others = [re.sub(r"\d\.\d+", "77.0", line).replace("own", "same", 1) for line in lines]
+    text = "\n".join([header, *lines, *others])
+    (folder / "scores.csv").write_text(text, encoding="utf-8")
     (folder / "report.html").write_text("<title>shops &amp; homes: 5 examples</title>")
     (tmp_path / "no study").mkdir()
     (found,) = rows_of_studies(tmp_path)

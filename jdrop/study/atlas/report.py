@@ -155,6 +155,21 @@ def answer(atlas: Atlas) -> list[str]:
                 compared,
             )
         )
+    known = [row for row in rows if row.dropout_has_most_epochs is not None]
+    if known:
+        most = "the most epochs that it could, so more may be better, in"
+        texts += [
+            cells(
+                f"For one dropout network cross-validation chose {most}",
+                lambda row: bool(row.dropout_has_most_epochs),
+                known,
+            ),
+            cells(
+                f"For the average of all plain networks it chose {most}",
+                lambda row: bool(row.average_has_most_epochs),
+                known,
+            ),
+        ]
     if atlas.missing:
         texts.append(f"Not run yet: {'; '.join(cell.title for cell in atlas.missing)}.")
     return texts

@@ -41,6 +41,9 @@ class Row:
         second_worth: as `worth`, in the second score.
         control_does_as_well: whether a plain network with weight decay does as well, or better
             where dropout is not enough; None if unknown.
+        dropout_has_most_epochs: whether cross-validation chose the most epochs that it could for
+            one dropout network, so that more may be better; None if unknown.
+        average_has_most_epochs: the same of the largest average of plain networks.
         minutes: of the session that completed the study; None if unknown.
         command: that runs the study alone; None if unknown.
     """
@@ -64,6 +67,8 @@ class Row:
     second_score: str
     second_worth: EnsembleEquivalent
     control_does_as_well: bool | None
+    dropout_has_most_epochs: bool | None
+    average_has_most_epochs: bool | None
     minutes: float | None
     command: str | None
 
@@ -116,8 +121,19 @@ def row_of(
         second_score=second,
         second_worth=point.worth[second],
         control_does_as_well=CONTROL in as_well if has_control else None,
+        dropout_has_most_epochs=_has_most_epochs(comparison, "dropout", 1),
+        average_has_most_epochs=_has_most_epochs(comparison, "plain", comparison.ensemble.size),
         minutes=comparison.seconds["this run"] / 60,
         command=comparison.command,
+    )
+
+
+def _has_most_epochs(comparison: Comparison, method: str, size: int) -> bool:
+    """Whether the chosen epochs are the last candidate."""
+    return any(
+        curve.chosen == curve.epochs[-1]
+        for curve in comparison.tuning
+        if (curve.method, curve.size) == (method, size) and curve.chosen is not None
     )
 
 
@@ -166,6 +182,8 @@ def _row_of_csv(path: Path) -> Row:
             second_score=second,
             second_worth=_worth(found["dropout", 1, second], largest),
             control_does_as_well=None,
+            dropout_has_most_epochs=None,
+            average_has_most_epochs=None,
             minutes=None,
             command=None,
         )
