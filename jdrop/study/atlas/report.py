@@ -17,6 +17,7 @@ from jdrop.study.atlas.cells import (
     SHARED,
     SHARED_FLAGS,
     STEPS,
+    TABLE_LEARNING_RATE,
     TABLE_STEPS,
     Cell,
     Group,
@@ -206,9 +207,10 @@ def shared_settings() -> str:
         f"{SHARED['ensemble-size']} plain and {SHARED['budget']} dropout networks; MLPs with two "
         f"hidden layers; batches of {SHARED['batch-size']}; {SHARED['num-samples']} masks; "
         f"{' '.join(SHARED_FLAGS)}. The epochs of the settings make about {STEPS:,} steps "
-        f"({TABLE_STEPS:,} in regression), and a method may train for twice as many. All other "
-        f"settings are the defaults of `jdrop`. Above {MAX_CONTROLS_SIZE:,} training examples no "
-        "control methods train, such as weight decay, to save time."
+        f"({TABLE_STEPS:,} in regression, where the learning rate is {TABLE_LEARNING_RATE:g}), and "
+        "a method may train for twice as many. All other settings are the defaults of `jdrop`. "
+        f"Above {MAX_CONTROLS_SIZE:,} training examples no control methods train, such as weight "
+        "decay, to save time."
     )
 
 
