@@ -425,12 +425,7 @@ def reproduce_command(context: click.Context, /, **options: Any) -> None:
     "--data-dir", type=existing_folder, help="Folder of the data; without it digits only."
 )
 @click.option("--studies", type=existing_folder, help="Folder of studies that are shown too.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default="atlas",
-    help="Folder to use.",
-)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="atlas")
 @click.pass_context
 def atlas_command(context: click.Context, /, **options: Any) -> None:
     """Says what one dropout network is worth on many data sets, in many settings."""
