@@ -112,26 +112,30 @@ class Locks:
         process 0 waits until all others repeat its word, then it repeats theirs. What was said
         stays when a process ends, so a process that has nothing to do need not wait.
 
-        The others wait for the last word of process 0, so their locks are held until then. If
-        process 0 sees one of them free, the file system does not show locks to other machines.
+        A process that has just repeated the word of process 0 holds its lock. If process 0 sees it
+        free, the file system does not show locks to other machines.
         """
         own, count = uuid.uuid4().hex, self._processes.count
         deadline = time.monotonic() + START_SECONDS
         if self._processes.is_first:
             self._say(file, word=own, count=count, words=[])
             words: dict[int, str] = {}
+            unseen: list[int] = []
             while len(words) < count - 1:
                 absent = [index for index in self._processes.others if index not in words]
                 self._wait(deadline, absent)
-                heard = {index: self._hear(index) for index in absent}
-                words |= {i: said["word"] for i, said in heard.items() if said.get("echo") == own}
-            free = [index for index in self._processes.others if self.has_ended(index)]
-            if free:
+                for index in absent:
+                    if (said := self._hear(index)).get("echo") == own:
+                        words[index] = said["word"]
+                        # At once: it may be killed while process 0 waits for the others.
+                        if self.has_ended(index):
+                            unseen.append(index)
+            if unseen:
                 self._are_seen = False
                 _logger.warning(
                     "process 0 does not see the locks of process %s in %s: no process will notice "
                     "if another one ends early. Mount the folder with locks over machines.",
-                    ", ".join(map(str, free)),
+                    ", ".join(map(str, unseen)),
                     self._folder,
                 )
             in_order = [words[index] for index in sorted(words)]

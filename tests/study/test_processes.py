@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -348,6 +349,39 @@ def test_locks_that_other_machines_do_not_see_say_nothing(tmp_path, monkeypatch,
     assert "process 0 does not see the locks of process 1" in caplog.text
     assert not any(folder.locks.has_ended(1 - index) for index, folder in enumerate(folders))
     for lock in held:
+        end(lock)
+
+
+def test_a_process_that_is_killed_while_the_others_come_has_ended(tmp_path, monkeypatch, caplog):
+    """Its free lock does not mean that this file system hides locks: all would wait for ever."""
+    folders = [RunFolder(tmp_path, {}, Processes(index, 3)) for index in range(3)]
+    first, killed, last = (folder.locked() for folder in folders)
+    is_heard = threading.Event()
+    has_ended, locks_wait = locks.Locks.has_ended, locks.Locks._wait
+
+    def heard(self, index):
+        found = has_ended(self, index)
+        is_heard.set()
+        return found
+
+    def wait(self, deadline, absent):
+        if self is folders[1].locks and is_heard.wait(0.01):
+            raise KeyboardInterrupt
+        locks_wait(self, deadline, absent)
+
+    monkeypatch.setattr(locks, "START_SECONDS", 20.0)
+    monkeypatch.setattr(locks.Locks, "has_ended", heard)
+    monkeypatch.setattr(locks.Locks, "_wait", wait)
+    with ThreadPoolExecutor(2) as threads:
+        here = threads.submit(first.__enter__)
+        with pytest.raises(KeyboardInterrupt):
+            killed.__enter__()
+        last.__enter__()
+        here.result(timeout=20)
+    assert not caplog.text
+    for folder in (folders[0], folders[2]):
+        assert [folder.locks.has_ended(index) for index in range(3)] == [False, True, False]
+    for lock in (first, last):
         end(lock)
 
 
