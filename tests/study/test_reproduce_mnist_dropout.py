@@ -67,7 +67,7 @@ def test_published_errors_stand_in_the_rows_of_the_table():
 
 
 @pytest.mark.parametrize("part", RECIPES)
-def test_no_weights_into_a_unit_are_beyond_the_limit_of_their_layer(part, getkey):
+def test_no_weights_into_a_unit_are_beyond_the_limit_of_their_layer(part):
     recipe = RECIPES[part]
     params = {
         f"Dense_{layer}": {"kernel": jnp.ones((50, 3)), "bias": jnp.ones(3)}

@@ -16,7 +16,7 @@ from jdrop.study.reproduce import published, report, runner
 from jdrop.study.reproduce import srivastava_curves as curves
 from jdrop.study.reproduce import srivastava_figures as figures
 from jdrop.study.reproduce import srivastava_networks as networks
-from jdrop.study.reproduce.protocol import Options
+from jdrop.study.reproduce.protocol import Options, PartResult
 
 SHARES = {20: 0.5, 60: 1.0}
 FRACTION = 1e-4
@@ -127,6 +127,19 @@ def test_curves_need_no_part_but_their_own(reproduction, monkeypatch):
     for part, names in ((first, {"figure-10"}), (second, {"figure-10", "figure-11"})):
         assert set(curves.draw(dict([part]))) == names
     assert set(curves.draw(dict([third]))) == {"figure-9"}
+
+
+def test_a_training_error_of_zero_is_drawn():
+    rows = {
+        figures.row_9("a", keep): {"dropout": [1.0, 1.2], "training-error": [error, error]}
+        for keep, error in ((0.4, 0.2), (0.6, 0.0))
+    }
+    figure, _ = curves.draw({"Figure 9": PartResult(rows, 1, 1, 0.0)})["figure-9"]
+    training = figure.axes[2]
+    drawn = training.transData.transform([(0.4, 0.2), (0.6, 0.0)])
+    bottom, top = training.transAxes.transform([(0, 0), (0, 1)])[:, 1]
+    assert np.isfinite(drawn).all()
+    assert bottom - 1e-6 <= drawn[1, 1] < drawn[0, 1] < top
 
 
 def test_the_drawing_is_no_part_of_the_program():

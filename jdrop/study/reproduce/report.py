@@ -80,8 +80,8 @@ def notes(reproduction: Reproduction) -> list[str]:
         sentences.append(f"Not complete yet: {', '.join(missing)}.")
     if config["splits"] is not None:
         sentences.append(
-            f"Our means are over at most {config['splits']} {replicate}s of each part, fewer than "
-            "the paper's may be."
+            f"Our means are over at most {config['splits']} {replicate}s of each part; the paper's "
+            "may be over more."
         )
     return sentences
 
@@ -94,7 +94,7 @@ def rule(protocol: Protocol) -> str:
         "to the paper's mean. A paired difference with a published interval that excludes 0 agrees "
         "if ours lies on the same side of 0; any other agrees if both intervals overlap. A "
         "statement in words agrees if our interval lies on that side of 0, or holds 0 where no "
-        "clear difference is stated; a statement such as no gain allows both. "
+        "clear difference is stated. A statement such as “no gain” agrees in either case. "
         f"Behind ± stands the {protocol.spread} in the paper's column, and half the 95 % interval "
         f"over {protocol.replicate}s in ours. Intervals: whether both 95 % intervals overlap. "
         "Minutes: of the whole part, with all its measures."

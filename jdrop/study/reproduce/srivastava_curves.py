@@ -54,25 +54,26 @@ def draw(results: Mapping[str, PartResult]) -> dict[str, tuple[Figure, str]]:
     figures = {
         "figure-9": (
             _by_keep_prob(rows),
-            "Figure 9: the error by the probability to keep a hidden unit; a: with the same units, "
-            "b: with equally many kept units. At 1 there is no dropout; the average of "
-            f"{ENSEMBLE_SIZE} plain networks has the units of that point. {BANDS}",
+            "Figure 9: the error against the probability to keep a hidden unit. In a, all networks "
+            "have the same units; in b, they keep equally many units on average. At 1 there is no "
+            f"dropout. The average of {ENSEMBLE_SIZE} plain networks has the units of the networks "
+            f"at 1. {BANDS}",
         ),
         "figure-10": (
             _by_train_size(rows),
-            f"Figure 10: error and NLL by the number of training examples. {BANDS}",
+            f"Figure 10: error and NLL against the number of training examples. {BANDS}",
         ),
         "figure-11": (
             _by_count(rows),
-            f"Figure 11: averages of 1 to {NUM_MASKS} masks of one dropout network, and of 1 to "
-            f"{LARGEST_ENSEMBLE} plain networks. {BANDS}",
+            f"Figure 11: error and NLL of averages of 1 to {NUM_MASKS} masks of one dropout "
+            f"network, and of 1 to {LARGEST_ENSEMBLE} plain networks. {BANDS}",
         ),
     }
     return {name: (figure, text) for name, (figure, text) in figures.items() if figure is not None}
 
 
 def _curve(rows: Values, row_names: Mapping[float, str], *measures: str) -> Curve:
-    """The points that the rows hold; of several measures, the first that a row has."""
+    """The points of the rows that exist, each with the first measure that its row has."""
     return {
         x: mean_interval(rows[name][measure])
         for x, name in row_names.items()
@@ -101,8 +102,12 @@ def _by_keep_prob(rows: Values) -> Figure | None:
         of_training.set_xlabel("probability to keep a hidden unit")
         of_training.set_xlim(0.05, 1.05)
         of_training.set_xticks([0.2, 0.4, 0.6, 0.8, 1])
+        _log_errors(of_test)
+        # Networks that fit all training examples have the error 0, which has no logarithm.
+        of_training.set_yscale("symlog", linthresh=0.1)
+        of_training.set_ylim(bottom=0)
+        of_training.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         for axes in (of_test, of_training):
-            _log_errors(axes)
             add_grid(axes)
     test_axes[0].set_ylabel("test error (%)")
     training_axes[0].set_ylabel("training error (%)")
@@ -194,6 +199,6 @@ def _add_values(axes: Axes, curve: Curve, mean: np.ndarray, label: str) -> None:
 def _log_errors(axes: Axes) -> None:
     """A logarithmic y axis with plain numerals."""
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
