@@ -197,10 +197,10 @@ def losses_of_averages(log_probs: Array, labels: np.ndarray) -> dict[str, np.nda
     $$v_i(l) = \bar L(l) + (n - 1) \left(\frac{1}{n} \sum_j \bar L_{-j}(l) - \bar L_{-i}(l)\right)$$
 
     where $\bar L(l)$ is the mean loss of the averaged probabilities of $l$ networks, over all
-    subsets of the $n$, and $\bar L_{-i}(l)$ that without network $i$. For $l = n$ the latter is of
-    all other networks. So the mean of the values is $\bar L(l)$, and Student's interval of them is
-    the jackknife's, over the choice of all networks. The values of single networks, $l = 1$, are
-    their own losses.
+    subsets of the $n$. $\bar L_{-i}(l)$ is the same without network $i$; for $l = n$ it is the loss
+    of the average of all other networks. So the mean of the values is $\bar L(l)$, and Student's
+    interval of them is the jackknife's, over the choice of all networks. The values of single
+    networks, $l = 1$, are their own losses.
 
     Intervals of the jackknife tend to be too wide, those of errors above all: Efron and Stein 1981,
     doi:10.1214/aos/1176345462.

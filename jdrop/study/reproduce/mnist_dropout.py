@@ -145,10 +145,10 @@ def make_protocol() -> Protocol:
         url="https://jmlr.org/papers/v15/srivastava14a.html",
         summary=(
             f"{NUM_SEEDS} networks of rectifiers train on all 60,000 images with dropout at "
-            f"{INPUT_RATE:g} on inputs and {RATE:g} on hidden units, and as many without dropout, "
-            f"all else equal. Batches hold {BATCH_SIZE} images.",
-            "The small network follows a file of pylearn2 that states all settings, with limits "
-            "on the norms of weights into a unit (max-norm) of each layer. It trains for 440 "
+            f"{INPUT_RATE:g} on inputs and {RATE:g} on hidden units. As many train without "
+            f"dropout; all else is equal. Batches hold {BATCH_SIZE} images.",
+            "The small network follows a file of pylearn2 that states all settings. Each layer has "
+            "its own limit on the norm of the weights into a unit (max-norm). It trains for 440 "
             "epochs.",
             "The large network has three layers of 1,024 units and trains for a million steps, "
             "1,667 epochs: without max-norm, and with the limit 2 in all layers.",
@@ -156,13 +156,14 @@ def make_protocol() -> Protocol:
             "compressed by as much: the training passes through all of them.",
             f"Each dropout network is read by weight scaling and by {NUM_SAMPLES} masks.",
             "The average of all plain networks is of their probabilities. Its interval is the "
-            "jackknife's: the networks are left out one by one. The worth is the number of plain "
-            "networks whose average scores like one dropout network. Its interval is over "
-            "networks and test examples.",
+            "jackknife's: the networks are left out one by one. For an error it tends to be too "
+            "wide, so such a number agrees easily.",
+            "The worth is the number of plain networks whose average scores like one dropout "
+            "network. Its interval is over networks and test examples.",
         ),
         leaves_open=(
-            "Of the recipe of 440 epochs, the published error is that of one run. There, learning "
-            "rate and momentum change after each epoch; here after each step.",
+            "The file gives one error for the recipe of 440 epochs, and no number of runs. There, "
+            "learning rate and momentum change after each epoch; here after each step.",
             "Srivastava et al. give neither the learning rate nor the size of a batch. Here the "
             "learning rate falls linearly from 0.01 to 0. The momentum rises from 0.5 to 0.95, "
             "the paper's last value, in the first tenth of the training. The initial weights are "

@@ -22,6 +22,7 @@ BATCH_SIZE = 256
 LEARNING_RATE = 1e-3
 RATE = 0.5
 NUM_SAMPLES = 100
+GLOROT = nn.initializers.glorot_uniform()
 
 
 class LeNet5(nn.Module):
@@ -48,9 +49,6 @@ class LeNet5(nn.Module):
         return nn.Dense(10, kernel_init=GLOROT)(x)
 
 
-GLOROT = nn.initializers.glorot_uniform()
-
-
 def make_protocol() -> Protocol:
     """The protocol, on the digits and on the clothes."""
     return Protocol(
@@ -66,28 +64,28 @@ def make_protocol() -> Protocol:
             "dense layer and the 84 after it. The baselines lack these. Each is read by weight "
             f"scaling and by {NUM_SAMPLES} masks.",
             "The interval of one network is over the networks. That of the average of all is the "
-            "jackknife's: the networks are left out one by one. So it is over the choice of all "
-            "networks too. The test examples are the same as the paper's; their choice adds "
-            "nothing to these intervals.",
+            "jackknife's: the networks are left out one by one. Both cover the choice of networks. "
+            "Their choice of test examples is the paper's, and adds nothing. The jackknife's "
+            "interval of an accuracy tends to be too wide, so such a number agrees easily.",
             "The worth is the number of plain networks whose average scores like one dropout "
             "network. Averages of fewer than all networks are over all subsets. Its interval is "
             "over networks and test examples.",
-            "With fewer seeds, all networks that are there are averaged, and the published "
+            "With fewer seeds, all trained networks are averaged, and the published "
             "average of ten stands beside none of our numbers.",
         ),
         leaves_open=(
-            "The table states 60,000 parameters, as the network here has (61,706): its last two "
+            "The table states 60K parameters; the network here has 61,706, since its last two "
             "convolutions have no padding. The code that stands beside the table pads all "
             "convolutions, which gives 545,546 parameters and about eight times the operations. "
             "Whether the published numbers are of that larger network is not known.",
             "The numbers of one network have no spread, and may be of a single one.",
             "The code keeps the last, smaller batch of an epoch, which makes 4,900 steps. Here "
             f"an epoch leaves it out: {NUM_EPOCHS * (TRAIN_SIZE // BATCH_SIZE):,} steps. The "
-            "table of the project says 5,000.",
+            "setting of the code is 5,000.",
             "The code takes 50,000 images of the 60,000. Here these have the shares of classes of "
             "the whole. No image is held out to stop early.",
-            "Initial weights are those of Keras, uniform after Glorot. So is the epsilon of Adam, "
-            "1e-7.",
+            "Initial weights are those of Keras, uniform after Glorot. The epsilon of Adam is "
+            "Keras' 1e-7, which optax adds after the correction of the bias.",
             "The dropout networks share all settings with the plain ones. Nothing was tuned for "
             "either.",
         ),

@@ -107,7 +107,8 @@ def _program_hash(protocol: Protocol) -> str:
 def _program(module: Path) -> list[Path]:
     """The module of a protocol, and the modules of this package that it imports.
 
-    The published numbers and the rules of agreement are no part of it: they change none of ours.
+    The published numbers and the rules of agreement are no part of it. A change of how `Options`
+    rounds epochs goes unnoticed.
     """
     found: set[Path] = set()
     left = {module}

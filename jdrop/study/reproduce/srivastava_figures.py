@@ -114,21 +114,22 @@ def make_protocol() -> Protocol:
             "network is the mean over the plain networks of a seed.",
         ),
         leaves_open=(
-            "The statements are summaries of the paper's text and figures, not quotes. Of numbers "
-            "they hold 2.7 and 1.7, the errors at keep 0.1.",
+            "The statements are summaries of the paper's text and figures, not quotes. They "
+            "state two numbers: 2.7 and 1.7, the errors at keep 0.1.",
             "The number of updates, the batches and the learning rate of these figures are not "
             f"known. The choices here: {NUM_UPDATES:,} updates of {BATCH_SIZE} examples, gradient "
-            f"descent with a learning rate of {LEARNING_RATE:g} that falls linearly to 0, and a "
-            f"momentum that rises linearly from {MOMENTUM[0]:g} to {MOMENTUM[1]:g} in the first "
+            f"descent with a learning rate of {LEARNING_RATE:g} that falls linearly to 0. The "
+            f"momentum rises linearly from {MOMENTUM[0]:g} to {MOMENTUM[1]:g} in the first "
             f"tenth. The norm of the weights into a unit is at most {MAX_NORM:g}. Initial weights "
             "have the standard deviation 1/√(inputs). The epochs of the paper in this report are "
             "these. Networks with and without dropout share all settings; none is tuned.",
-            f"Small training sets need fewer updates: of {sizes} examples the shares {shares}.",
-            "Each seed has its own random training sets with the classes in proportion. A larger "
-            "set holds the smaller ones. The paper drew its sets at random. Figures 9 and 11 take "
-            f"{max(UPDATE_SHARES):,} examples, since the paper's number is not known here.",
+            f"Small training sets get fewer updates: the shares are {shares} for {sizes} examples.",
+            "Each seed has its own random training sets of up to 10,000 examples, with the classes "
+            "in proportion. A larger set holds the smaller ones, and all seeds share the set of "
+            f"{max(UPDATE_SHARES):,}. Figures 9 and 11 take that one, since the paper's number of "
+            "examples is not known here. The paper drew its sets at random.",
             "The network of Figure 11 is not known here; that of Figure 10 is taken.",
-            "An error of a paper is read from one network or a few. It has no interval here.",
+            "The paper's errors stand without intervals here.",
         ),
         replicate="seed",
         spread="standard error",

@@ -117,7 +117,13 @@ def score(log_probs: Array, labels: Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_optimizer(num_updates: int) -> optax.GradientTransformation:
-    """Gradient descent with the schedules and the max-norm of the protocol."""
+    r"""Gradient descent with the schedules and the max-norm of the protocol.
+
+    $$v_t = m_t v_{t-1} + g_t, \quad w_t = w_{t-1} - \eta_t v_t$$
+
+    with the momentum $m_t$, the learning rate $\eta_t$ and the gradient $g_t$. Then the weights
+    into each unit are scaled down to the limit.
+    """
     descent = optax.inject_hyperparams(optax.sgd)(
         learning_rate=optax.linear_schedule(LEARNING_RATE, 0.0, num_updates),
         momentum=optax.linear_schedule(*MOMENTUM, max(1, num_updates // 10)),
