@@ -147,8 +147,8 @@ def answer(atlas: Atlas) -> list[str]:
 
     texts = [
         *counts(
-            "One dropout network is better than the average of all plain networks, by more than the "
-            "margin, in",
+            "One dropout network is better than the average of all plain networks, by more than "
+            "the margin, in",
             lambda row: row.verdict == "better",
         ),
         *counts(
