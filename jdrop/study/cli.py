@@ -152,6 +152,7 @@ margin_option = click.option(
 
 existing_file = click.Path(path_type=Path, exists=True, dir_okay=False)
 existing_folder = click.Path(path_type=Path, exists=True, file_okay=False)
+results_folder = click.Path(path_type=Path, file_okay=False)
 
 
 @click.group(
@@ -409,7 +410,7 @@ def plan_command(context: click.Context, /, **options: Any) -> None:
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of all random numbers.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=results_folder,
     help="Folder of the results; by default one in ./reproduction, the same for the same options.",
 )
 @click.pass_context
@@ -425,7 +426,7 @@ def reproduce_command(context: click.Context, /, **options: Any) -> None:
     "--data-dir", type=existing_folder, help="Folder of the data; without it digits only."
 )
 @click.option("--studies", type=existing_folder, help="Folder of studies that are shown too.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default="atlas")
+@click.option("--out", type=results_folder, default="atlas", help="Folder of the results.")
 @click.pass_context
 def atlas_command(context: click.Context, /, **options: Any) -> None:
     """Says what one dropout network is worth on many data sets, in many settings."""

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shlex
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from jdrop.study.atlas import command as atlas_command
 from jdrop.study.atlas.cells import Cell, Group
 from jdrop.study.atlas.figure import BEYOND, COLORS, draw
 from jdrop.study.atlas.report import Atlas
-from jdrop.study.atlas.rows import Row, rows_of_studies
+from jdrop.study.atlas.rows import MOST_EPOCHS_NOTE, Row, row_of, rows_of_studies
 from jdrop.study.cli import run_command
 from jdrop.study.data import DataError
 from jdrop.study.report.csv_files import scores_csv
@@ -56,6 +57,7 @@ def made_up_train(options, command_line, console):
             command=command_line,
             settings={**full.settings, **{name: options[name] for name in names}},
             data={**full.data, "train_size": options["train_size"]},
+            versions={"jdrop": version("jdrop")},
             seconds={"this run": 60.0 * options["hidden"][0]},
         ),
         folder,
@@ -98,6 +100,7 @@ def row(title="a", verdict="worse", **changes):
         "average": 0.3,
         "minus_single": Interval(-0.1, -0.2, -0.05, 5),
         "minus_ensemble": Interval(0.1, 0.05, 0.2, 5),
+        "plain_minus_ensemble": Interval(0.2, 0.1, 0.3, 5),
         "worth": EnsembleEquivalent(2.0, 1.5, 3.0, 10),
         "verdict": verdict,
         "second_score": "error",
@@ -111,8 +114,14 @@ def row(title="a", verdict="worse", **changes):
     return Row(**{**values, **changes})
 
 
-def sentences(*rows):
-    return report.answer(Atlas([], {}, rows, [], {}, [], ""))
+def atlas_of(*rows, stored=()):
+    by_cell = {Cell("digits", index): row for index, row in enumerate(rows)}
+    groups = [Group("digits", lambda cell: by_cell[cell].title, tuple(by_cell))]
+    return Atlas(groups, by_cell, stored, [], {}, [], "")
+
+
+def sentences(*rows, stored=()):
+    return report.answer(atlas_of(*rows, stored=stored))
 
 
 def test_the_cheapest_cell_runs_first(finished):
@@ -150,6 +159,8 @@ def test_the_table_holds_the_numbers_of_the_studies(finished):
         assert study["plain"] == comparison.single.scores["nll"].mean
         assert study["average"] == comparison.ensemble.scores["nll"].mean
         assert study["minus_ensemble"]["low"] == point.minus_ensemble["nll"].low
+        plain_minus_average = comparison.single.minus_ensemble["nll"]
+        assert study["plain_minus_ensemble"]["low"] == plain_minus_average.low
         assert study["minutes"] == cell.units
         columns = dict(zip(atlas["table"]["header"], line, strict=True))
         assert columns["units"] == str(cell.units)
@@ -197,6 +208,33 @@ def test_a_cell_with_other_settings_is_not_taken_for_complete(finished, monkeypa
     assert atlas_command._complete(NARROW, finished[0]) is not None
     monkeypatch.setattr(cells, "STEPS", 60)
     assert atlas_command._complete(NARROW, finished[0]) is None
+
+
+def test_results_with_fewer_settings_or_of_another_version_are_not_taken_for_complete(finished):
+    path = finished[0] / "cells" / NARROW.name / "results.json"
+    stored = results(finished[0], NARROW)
+    fewer = {name: value for name, value in stored.settings.items() if name != "seed"}
+    for changes in ({"settings": fewer}, {"versions": {"jdrop": "0.0.1"}}):
+        path.write_text(dataclasses.replace(stored, **changes).to_json(), encoding="utf-8")
+        assert atlas_command._complete(NARROW, finished[0]) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"schema_version": 1}', '{"schema_version": 2}', "\udcff"]
+)
+def test_a_cell_with_damaged_results_runs_again(text, finished, monkeypatch):
+    folder, _ = finished
+    path = folder / "cells" / NARROW.name / "results.json"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    ran = []
+
+    def train(options, *_):
+        ran.append(Path(options["out"]).name)
+        return dataclasses.replace(results(folder, WIDE), command=""), Path(options["out"])
+
+    monkeypatch.setattr(command, "train", train)
+    assert run_command(["atlas", "--out", str(folder)]) == 0
+    assert ran == [NARROW.name]
 
 
 @pytest.mark.slow
@@ -268,11 +306,40 @@ def test_the_sentences_name_studies_whose_epochs_are_the_last_candidate():
     *_, dropout, average = sentences(
         row("first", dropout_has_most_epochs=True, average_has_most_epochs=False),
         row("second", dropout_has_most_epochs=False, average_has_most_epochs=False),
-        row("stored"),
+        stored=[row("stored")],
     )
-    assert dropout.startswith("For one dropout network")
-    assert dropout.endswith("1 of 2 studies: first.")
+    assert dropout.startswith("Dropout trained for the most epochs")
+    assert dropout.endswith("1 of 2 studies (first).")
+    assert average.startswith("The average trained for the most epochs")
     assert average.endswith("0 of 2 studies.")
+
+
+@pytest.mark.parametrize("method", ["dropout", "average"])
+def test_studies_whose_epochs_are_the_last_candidate_have_a_dagger(method):
+    marked = row("first", **{f"{method}_has_most_epochs": True})
+    atlas = atlas_of(marked, row("second", **{f"{method}_has_most_epochs": False}))
+    assert [line[0] for line in report.table_rows(atlas)] == ["first †", "second"]
+    assert report.notes(atlas)[0] == f"{MOST_EPOCHS_NOTE}."
+    (axes,) = draw(atlas.grouped_rows).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["first †", "second"]
+    assert MOST_EPOCHS_NOTE in axes.get_xlabel().splitlines()
+
+
+def test_without_a_dagger_no_note_explains_it():
+    atlas = atlas_of(row())
+    assert MOST_EPOCHS_NOTE not in "".join(report.notes(atlas))
+    assert MOST_EPOCHS_NOTE not in draw(atlas.grouped_rows).axes[0].get_xlabel()
+
+
+def test_the_last_candidate_is_found_in_the_cross_validation():
+    comparison = made_up_comparison()
+    curve = dataclasses.replace(comparison.tuning[0], method="dropout", size=1)
+    for chosen in (curve.epochs[0], curve.epochs[-1]):
+        tuning = [dataclasses.replace(curve, chosen=chosen)]
+        tuned = dataclasses.replace(comparison, tuning=tuning, seconds={"this run": 60.0})
+        found = row_of(tuned, "", data="", source="", units=4, rate=0.5)
+        assert found.dropout_has_most_epochs == (chosen == curve.epochs[-1])
+        assert not found.average_has_most_epochs
 
 
 def test_the_sentences_count_and_name_the_studies():
@@ -284,21 +351,50 @@ def test_the_sentences_count_and_name_the_studies():
         row("fifth", "worse", minus_single=Interval(0.0, -0.1, 0.1, 5)),
         row("sixth", "undecided"),
         row("seventh", "refused"),
+        stored=[row("eighth", "worse")],
     )
     assert "better than the average" in texts[0]
     for text, share in zip(
         texts,
         (
-            "1 of 7 studies: first.",
-            "2 of 7 studies: second; third.",
-            "2 of 7 studies: fourth; fifth.",
-            "1 of 2 studies: fifth.",
-            "2 of 7 studies: sixth; seventh.",
-            "1 of 2 studies: first.",
+            "in 1 of 7 studies (first) and in 0 of 1 stored study.",
+            "in 2 of 7 studies (second; third) and in 0 of 1 stored study.",
+            "in 2 of 7 studies (fourth; fifth) and in 1 of 1 stored study (eighth).",
+            "in 1 of 2 studies (fifth) and in 0 of 1 stored study.",
+            "in 2 of 7 studies (sixth; seventh) and in 0 of 1 stored study.",
+            "in 1 of 2 studies (first).",
         ),
         strict=True,
     ):
         assert text.endswith(share)
+
+
+@pytest.mark.parametrize(
+    ("averaging", "is_named"),
+    [
+        (Interval(0.2, 0.1, 0.3, 5), True),
+        (Interval(0.2, -0.1, 0.5, 5), False),
+        (Interval(0.2, None, None, 1), False),
+    ],
+)
+def test_only_averaging_helps_where_averaging_is_shown_to_help(averaging, is_named):
+    found = row(minus_single=Interval(0.0, -0.1, 0.1, 5), plain_minus_ensemble=averaging)
+    assert found.only_averaging_helps == is_named
+
+
+@pytest.mark.parametrize(
+    ("verdict", "as_well", "text"),
+    [
+        ("not worse", True, "enough too"),
+        ("worse", True, "better than dropout"),
+        ("worse", False, "no"),
+        ("better", False, "no"),
+        ("worse", None, ""),
+    ],
+)
+def test_the_table_says_what_weight_decay_is(verdict, as_well, text):
+    (line,) = report.table_rows(atlas_of(row("a", verdict, control_does_as_well=as_well)))
+    assert line[report.HEADER.index("weight decay as well?")] == text
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
@@ -320,6 +416,7 @@ def test_stored_studies_are_read_from_their_scores(task, tmp_path):
     assert (found.title, found.data) == ("net", "net: shops & homes")
     assert found.minus_ensemble.mean == point.minus_ensemble[score].mean
     assert found.average == comparison.ensemble.scores[score].mean
+    assert found.plain_minus_ensemble.low == comparison.single.minus_ensemble[score].low
     assert str(found.worth) == str(point.worth[score])
     assert found.verdict == point.against_ensemble[score].verdict
 
@@ -329,6 +426,26 @@ def test_scores_without_dropout_are_refused(tmp_path):
     (tmp_path / "net" / "scores.csv").write_text("method,size,score,mean\nplain,1,nll,0.5\n")
     with pytest.raises(DataError, match=r"scores\.csv of a report"):
         rows_of_studies(tmp_path)
+
+
+def test_an_empty_cell_of_the_scores_is_named(tmp_path):
+    (tmp_path / "net").mkdir()
+    header, *lines = scores_csv(made_up_comparison()).splitlines()
+    column = header.split(",").index("minus_ensemble_low")
+    lines = [line.split(",") for line in lines]
+    emptied = [[*line[:column], "", *line[column + 1 :]] for line in lines]
+    text = "\n".join([header, *(",".join(line) for line in emptied)])
+    (tmp_path / "net" / "scores.csv").write_text(text, encoding="utf-8")
+    message = r"scores\.csv cannot .* minus_ensemble_low of dropout, size 1, score nll is empty"
+    with pytest.raises(DataError, match=message):
+        rows_of_studies(tmp_path)
+
+
+def test_a_folder_without_reports_is_refused(tmp_path, capsys):
+    (tmp_path / "studies").mkdir()
+    arguments = ["--studies", str(tmp_path / "studies"), "--out", str(tmp_path / "atlas")]
+    assert run_command(["atlas", *arguments]) == 1
+    assert "--studies must be a folder of reports" in capsys.readouterr().err
 
 
 def drawn_lines(found):
@@ -345,13 +462,27 @@ def test_the_figure_draws_the_interval_and_the_verdict():
 
 
 def test_worths_beyond_the_ends_of_the_axis_have_arrows():
-    beyond, _ = drawn_lines(row(worth=EnsembleEquivalent(math.inf, 4.0, math.inf, 10)))
-    assert beyond[0][0] == 4.0
-    assert beyond[-1] == (BEYOND * 10,)
-    assert beyond[0][1] == beyond[1][0] > BEYOND * 10  # An arrow at the end.
+    beyond, axes = drawn_lines(row(worth=EnsembleEquivalent(math.inf, 4.0, math.inf, 10)))
+    assert beyond == [(4.0, BEYOND * 10), (BEYOND * 10,), (BEYOND * 10,)]  # Line, arrow, dot.
+    assert axes.get_xticklabels()[-1].get_text() == ">10"
+    assert axes.get_xticks()[-1] == BEYOND * 10
     below, _ = drawn_lines(row(worth=EnsembleEquivalent(1.0, 1.0, 1.0, 10)))
-    assert below[0][0] == below[1][0] < 1
-    assert below[-1] == (1.0,)
+    assert below == [(1.0, 1.0), (1.0,), (1.0,)]
+
+
+@pytest.mark.parametrize("low", [1.0, 2.0])
+def test_a_study_of_fewer_networks_ends_at_its_largest_average(low):
+    few = row(ensemble_size=4, worth=EnsembleEquivalent(3.0, low, math.inf, 4))
+    (axes,) = draw([("group", [("few", few), ("many", row())])]).axes
+    assert axes.lines[0].get_xdata()[1] == 4
+    assert ">4" in [text.get_text() for text in axes.texts]
+    assert ">10" not in [text.get_text() for text in axes.texts]
+
+
+def test_the_figure_says_which_rows_are_one_study():
+    found = row("digits 500")
+    (axes,) = draw([("sizes", [("500", found)]), ("rates", [("0.5", found)])]).axes
+    assert axes.get_xlabel().endswith("\nthe 2 rows of digits 500 are one study")
 
 
 def test_an_unresolved_worth_is_a_hollow_line_without_a_point():

@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -158,15 +159,23 @@ def _options(arguments: list[str]) -> dict[str, Any]:
 
 
 def _complete(cell: Cell, folder: Path) -> Comparison | None:
-    """The stored results of a cell; None without them, or if they have other settings."""
+    """The stored results of a cell; None if it must run.
+
+    It must run if the results are absent, damaged, or of other settings or another jdrop. The
+    program of the networks is not compared here: its trace would take longer than all else. A cell
+    that runs compares it, and refuses the folder of another program; intact parts train nothing.
+    """
     path = _folder_of(cell, folder) / "results.json"
     if not path.exists():
         return None
-    comparison = Comparison.from_json(path.read_text(encoding="utf-8"))
+    try:
+        comparison = Comparison.from_json(path.read_text(encoding="utf-8"))
+    except ValueError:  # No JSON, another schema, or other JSON.
+        return None
     options = _options(cell.arguments(None, folder))
     names = [setting.name for setting in dataclasses.fields(Settings)]
-    has_same = all(comparison.settings[name] == options[name] for name in names)
-    return comparison if has_same else None
+    has_same = all(comparison.settings.get(name) == options[name] for name in names)
+    return comparison if has_same and comparison.versions.get("jdrop") == version("jdrop") else None
 
 
 def _row(cell: Cell, comparison: Comparison, folder: Path) -> Row:

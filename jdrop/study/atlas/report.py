@@ -14,6 +14,7 @@ from rich.text import Text
 from jdrop.statistics import Interval
 from jdrop.study.atlas.cells import (
     MAX_CONTROLS_SIZE,
+    MIN_EPOCHS,
     SHARED,
     SHARED_FLAGS,
     STEPS,
@@ -23,7 +24,7 @@ from jdrop.study.atlas.cells import (
     Group,
 )
 from jdrop.study.atlas.figure import draw
-from jdrop.study.atlas.rows import Row
+from jdrop.study.atlas.rows import MOST_EPOCHS_NOTE, Row
 from jdrop.study.atomic_writes import replacing, write_text
 from jdrop.study.report.figures.svg import inline_svg
 from jdrop.study.report.numbers import difference_text, mean_text, share_text
@@ -48,7 +49,9 @@ HEADER = (
 
 NOTES = (
     "Each row is a study of `jdrop`. All methods train on the same examples, each for the epochs "
-    "that cross-validation on the training examples chose for it.",
+    "that cross-validation on the training examples chose for it. With wrong labels, "
+    "cross-validation reads wrong labels too, while the test labels are right. So methods may "
+    "train for other epochs than would be best on the test.",
     "NLL: of one plain network, of one dropout network (weight scaling), and of the average of all "
     "plain networks, in nats. In regression it is the NLL with the noise fitted on the other half "
     "of the test examples. Dropout − average: with its 95 % interval for new trainings and new "
@@ -59,12 +62,14 @@ NOTES = (
     "Enough?: the verdict of the study, whether one dropout network is as good as the average "
     "within a margin of 0.01 nats. Better: by more than the margin. Equivalent or not worse: "
     "enough. Worse: by more than the margin. Undecided: none of these. Refused: the data are too "
-    "few. Each verdict errs in 5 % of studies, so a few of many cells are wrong by chance.",
-    "Weight decay as well?: whether one plain network with weight decay is enough too; where "
-    "dropout is not enough, whether it is better than dropout.",
+    "few. Two one-sided tests at 5 %, with the 90 % interval, decide the verdict. So it may differ "
+    "from what the 95 % interval beside it suggests. Each verdict errs in at most about 5 % of "
+    "studies, so a few of many are wrong by chance.",
+    "Weight decay as well?: what one plain network with weight decay is. Where dropout is enough: "
+    "enough too, or no. Elsewhere: better than dropout, or no.",
     "Minutes: of the session that completed the study, with all methods, without its scores.",
 )
-"""What the cells, the columns and the verdicts mean."""
+"""What all columns and verdicts mean."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +95,15 @@ class Atlas:
     command: str
 
     @property
-    def all_rows(self) -> list[Row]:
-        """Each study once, in the order of the figure."""
+    def own_rows(self) -> list[Row]:
+        """Each complete cell once, in the order of the figure."""
         cells = dict.fromkeys(cell for group in self.groups for cell in group.cells)
-        return [*(self.rows[cell] for cell in cells if cell in self.rows), *self.studies]
+        return [self.rows[cell] for cell in cells if cell in self.rows]
+
+    @property
+    def all_rows(self) -> list[Row]:
+        """The complete cells, then the stored studies."""
+        return [*self.own_rows, *self.studies]
 
     @property
     def grouped_rows(self) -> list[tuple[str, list[tuple[str, Row]]]]:
@@ -101,79 +111,87 @@ class Atlas:
         grouped = [
             (
                 group.title,
-                [(group.label(cell), self.rows[cell]) for cell in group.cells if cell in self.rows],
+                [
+                    (group.label(cell) + self.rows[cell].mark, self.rows[cell])
+                    for cell in group.cells
+                    if cell in self.rows
+                ],
             )
             for group in self.groups
         ]
-        stored = [(row.title, row) for row in self.studies]
+        stored = [(row.title + row.mark, row) for row in self.studies]
         sizes = sorted({row.ensemble_size for row in self.studies})
         counts = " or ".join(map(str, sizes))
         return [*grouped, (f"Stored studies, with {counts} plain networks", stored)]
 
 
 def answer(atlas: Atlas) -> list[str]:
-    """Sentences that count the cells by verdict, and name them."""
-    rows = atlas.all_rows
-    if not rows:
+    """Sentences that count the studies by verdict, and name them; stored ones count apart."""
+    if not atlas.all_rows:
         return ["No study is complete yet."]
 
-    def cells(text: str, condition: Callable[[Row], bool], among: Sequence[Row] = rows) -> str:
-        titles = [row.title for row in among if condition(row)]
-        names = f": {'; '.join(titles)}" if titles else ""
-        return f"{text} {len(titles)} of {len(among)} studies{names}."
+    def counts(
+        text: str, condition: Callable[[Row], bool], among: Callable[[Row], bool] = lambda _: True
+    ) -> list[str]:
+        """A sentence; none if there is no study to count among."""
+        parts = []
+        for name, rows in (("", atlas.own_rows), ("stored ", atlas.studies)):
+            counted = [row for row in rows if among(row)]
+            if not counted:
+                continue
+            titles = [row.title for row in counted if condition(row)]
+            noun = name + ("study" if len(counted) == 1 else "studies")
+            names = f" ({'; '.join(titles)})" if titles else ""
+            parts.append(f"{len(titles)} of {len(counted)} {noun}{names}")
+        return [f"{text} {' and in '.join(parts)}."] if parts else []
 
     texts = [
-        cells(
+        *counts(
             "One dropout network is better than the average of all plain networks, by more than "
             "the margin, in",
             lambda row: row.verdict == "better",
         ),
-        cells(
-            "It is enough without being better (not worse, or equivalent) in",
+        *counts(
+            "Dropout is enough, but not better than the average, in",
             lambda row: row.is_enough and row.verdict != "better",
         ),
-        cells("It is worse than the average in", lambda row: row.verdict == "worse"),
+        *counts("Dropout is worse than the average in", lambda row: row.verdict == "worse"),
+        *counts(
+            "Where dropout is worse, only averaging is shown to improve on one plain network in",
+            lambda row: row.only_averaging_helps,
+            lambda row: row.verdict == "worse",
+        ),
+        *counts(
+            "The verdict is undecided or refused in",
+            lambda row: row.verdict in ("undecided", "refused"),
+        ),
+        *counts(
+            "Where dropout is enough, one plain network with weight decay is enough too in",
+            lambda row: bool(row.control_does_as_well),
+            lambda row: row.is_enough and row.control_does_as_well is not None,
+        ),
+        *counts(
+            "Dropout trained for the most epochs that cross-validation tried, so more may be "
+            "better, in",
+            lambda row: bool(row.dropout_has_most_epochs),
+            lambda row: row.dropout_has_most_epochs is not None,
+        ),
+        *counts(
+            "The average trained for the most epochs that cross-validation tried, so more may be "
+            "better, in",
+            lambda row: bool(row.average_has_most_epochs),
+            lambda row: row.average_has_most_epochs is not None,
+        ),
     ]
-    worse = [row for row in rows if row.verdict == "worse"]
-    if worse:
-        texts.append(
-            cells(
-                "Only averaging helps, since dropout is not shown to be better than one plain "
-                "network either, in",
-                lambda row: row.only_averaging_helps,
-                worse,
-            )
-        )
-    texts.append(
-        cells("Nothing is decided in", lambda row: row.verdict in ("undecided", "refused"))
-    )
-    compared = [row for row in rows if row.is_enough and row.control_does_as_well is not None]
-    if compared:
-        texts.append(
-            cells(
-                "Where dropout is enough, one plain network with weight decay does as well in",
-                lambda row: bool(row.control_does_as_well),
-                compared,
-            )
-        )
-    known = [row for row in rows if row.dropout_has_most_epochs is not None]
-    if known:
-        most = "the most epochs that it could, so more may be better, in"
-        texts += [
-            cells(
-                f"For one dropout network cross-validation chose {most}",
-                lambda row: bool(row.dropout_has_most_epochs),
-                known,
-            ),
-            cells(
-                f"For the average of all plain networks it chose {most}",
-                lambda row: bool(row.average_has_most_epochs),
-                known,
-            ),
-        ]
     if atlas.missing:
         texts.append(f"Not run yet: {'; '.join(cell.title for cell in atlas.missing)}.")
     return texts
+
+
+def notes(atlas: Atlas) -> list[str]:
+    """What the cells, the columns, the verdicts and the dagger mean."""
+    mark = [f"{MOST_EPOCHS_NOTE}."] if any(row.mark for row in atlas.all_rows) else []
+    return [*mark, *NOTES, shared_settings()]
 
 
 def table_rows(atlas: Atlas) -> list[list[str]]:
@@ -183,9 +201,10 @@ def table_rows(atlas: Atlas) -> list[list[str]]:
 
 def _table_row(row: Row) -> list[str]:
     means = (row.plain, row.dropout, row.average)
-    control = {None: "", True: "yes", False: "no"}[row.control_does_as_well]
+    as_well = "enough too" if row.is_enough else "better than dropout"
+    control = {None: "", True: as_well, False: "no"}[row.control_does_as_well]
     return [
-        row.data,
+        row.data + row.mark,
         "" if row.train_size is None else f"{row.train_size:,}",
         "" if row.units is None else f"{row.units}",
         "" if row.rate is None else f"{row.rate:g}",
@@ -207,8 +226,9 @@ def shared_settings() -> str:
         f"{SHARED['ensemble-size']} plain and {SHARED['budget']} dropout networks; MLPs with two "
         f"hidden layers; batches of {SHARED['batch-size']}; {SHARED['num-samples']} masks; "
         f"{' '.join(SHARED_FLAGS)}. The epochs of the settings make about {STEPS:,} steps "
-        f"({TABLE_STEPS:,} in regression, where the learning rate is {TABLE_LEARNING_RATE:g}), and "
-        "a method may train for twice as many. All other settings are the defaults of `jdrop`. "
+        f"({TABLE_STEPS:,} in regression, where the learning rate is {TABLE_LEARNING_RATE:g}), but "
+        f"at least {MIN_EPOCHS} epochs. A method may train for twice as many. All other "
+        "settings are the defaults of `jdrop`. "
         f"Above {MAX_CONTROLS_SIZE:,} training examples no control methods train, such as weight "
         "decay, to save time."
     )
@@ -235,7 +255,7 @@ def to_json(atlas: Atlas) -> str:
         "failed": atlas.failed,
         "not_run": [cell.title for cell in atlas.missing],
         "shared": SHARED,
-        "notes": [*NOTES, shared_settings()],
+        "notes": notes(atlas),
         "command": atlas.command,
         "table": {"header": HEADER, "rows": table_rows(atlas)},
     }
@@ -268,7 +288,7 @@ def write(atlas: Atlas, folder: Path) -> None:
         "answer": answer(atlas),
         "header": HEADER,
         "rows": table_rows(atlas),
-        "notes": [*NOTES, shared_settings()],
+        "notes": notes(atlas),
         "svg": svg,
         "left_out": atlas.left_out,
         "failed": atlas.failed,

@@ -12,6 +12,11 @@ from jdrop.study.data import DataError
 from jdrop.study.report.sentence import ENOUGH, controls_that_do_as_well, second_score
 from jdrop.study.results import Comparison
 
+MOST_EPOCHS = "†"
+MOST_EPOCHS_NOTE = (
+    f"{MOST_EPOCHS} the epochs chosen are the most that were tried; more may be better"
+)
+
 CONTROL = "weight-decay"
 """The control that the atlas names: the usual other way to regularise one network."""
 
@@ -35,6 +40,7 @@ class Row:
         average: score of the largest average of plain networks.
         minus_single: dropout minus one plain network, with its 95 % interval.
         minus_ensemble: dropout minus the largest average, with its 95 % interval.
+        plain_minus_ensemble: one plain network minus the largest average, with its 95 % interval.
         worth: the plain networks that must be averaged to score as well.
         verdict: of the test of equivalence with the largest average.
         second_score: "error" or "mse".
@@ -62,6 +68,7 @@ class Row:
     average: float
     minus_single: Interval
     minus_ensemble: Interval
+    plain_minus_ensemble: Interval
     worth: EnsembleEquivalent
     verdict: str
     second_score: str
@@ -79,9 +86,19 @@ class Row:
 
     @property
     def only_averaging_helps(self) -> bool:
-        """Whether dropout is worse than the average, and not better than one plain network."""
-        high = self.minus_single.high
-        return self.verdict == "worse" and (high is None or high >= 0)
+        """Whether the average is shown to be better than one plain network, and dropout is not.
+
+        Dropout must be worse than the average too.
+        """
+        high, low = self.minus_single.high, self.plain_minus_ensemble.low
+        averaging_helps = low is not None and low > 0
+        return self.verdict == "worse" and averaging_helps and (high is None or high >= 0)
+
+    @property
+    def mark(self) -> str:
+        """A dagger behind a name if more epochs may be better for dropout or for the average."""
+        has_most = self.dropout_has_most_epochs or self.average_has_most_epochs
+        return f" {MOST_EPOCHS}" if has_most else ""
 
 
 def row_of(
@@ -116,6 +133,7 @@ def row_of(
         average=comparison.ensemble.scores[score].mean,
         minus_single=point.minus_single[score],
         minus_ensemble=point.minus_ensemble[score],
+        plain_minus_ensemble=comparison.single.minus_ensemble[score],
         worth=point.worth[score],
         verdict=point.against_ensemble[score].verdict,
         second_score=second,
@@ -140,13 +158,19 @@ def _has_most_epochs(comparison: Comparison, method: str, size: int) -> bool:
 def rows_of_studies(folder: Path) -> list[Row]:
     """The rows of studies whose reports lie in the folders of a folder, by name.
 
-    A study is left out without a `scores.csv`.
+    A folder without a `scores.csv` is left out.
 
     Raises:
-        DataError: a table of scores that lacks what a row shows.
+        DataError: no folder holds a table of scores, or one lacks what a row shows.
         OSError: a file cannot be read.
     """
-    return [_row_of_csv(path) for path in sorted(folder.glob("*/scores.csv"))]
+    paths = sorted(folder.glob("*/scores.csv"))
+    if not paths:
+        raise DataError(
+            f"--studies must be a folder of reports, but no folder in {folder} holds a scores.csv; "
+            "take the folder above those of the reports."
+        )
+    return [_row_of_csv(path) for path in paths]
 
 
 def _row_of_csv(path: Path) -> Row:
@@ -161,7 +185,7 @@ def _row_of_csv(path: Path) -> Row:
         score, second = (
             ("nll", "error") if ("plain", 1, "nll") in found else ("calibrated_nll", "mse")
         )
-        dropout = found["dropout", 1, score]
+        dropout, plain = found["dropout", 1, score], found["plain", 1, score]
         return Row(
             title=path.parent.name,
             data=f"{path.parent.name}: {_data_of(path.parent)}",
@@ -172,11 +196,12 @@ def _row_of_csv(path: Path) -> Row:
             label_noise=None,
             score=score,
             ensemble_size=largest,
-            plain=float(found["plain", 1, score]["mean"]),
-            dropout=float(dropout["mean"]),
-            average=float(found["plain", largest, score]["mean"]),
+            plain=_number(plain, "mean"),
+            dropout=_number(dropout, "mean"),
+            average=_number(found["plain", largest, score], "mean"),
             minus_single=_interval(dropout, "minus_single"),
             minus_ensemble=_interval(dropout, "minus_ensemble"),
+            plain_minus_ensemble=_interval(plain, "minus_ensemble"),
             worth=_worth(dropout, largest),
             verdict=dropout["verdict"],
             second_score=second,
@@ -187,6 +212,8 @@ def _row_of_csv(path: Path) -> Row:
             minutes=None,
             command=None,
         )
+    except DataError as error:
+        raise DataError(f"{path} cannot be shown in the atlas: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{path} must be the scores.csv of a report with plain and dropout networks, but lacks "
@@ -203,11 +230,21 @@ def _data_of(folder: Path) -> str:
 
 
 def _interval(line: Mapping[str, str], column: str) -> Interval:
-    mean, low, high = (float(line[column + end]) for end in ("", "_low", "_high"))
+    mean, low, high = (_number(line, column + end) for end in ("", "_low", "_high"))
     return Interval(mean, low, high, 0)
 
 
 def _worth(line: Mapping[str, str], largest: int) -> EnsembleEquivalent:
-    value, low, high = (float(line[name]) for name in ("worth", "worth_low", "worth_high"))
+    value, low, high = (_number(line, name) for name in ("worth", "worth_low", "worth_high"))
     refusal = "The study refuses it." if line["verdict"] == "refused" else None
     return EnsembleEquivalent(value, low, high, largest, refusal)
+
+
+def _number(line: Mapping[str, str], column: str) -> float:
+    """The number in a column. Raises if the cell is empty, as intervals of one replicate are."""
+    if not line[column]:
+        raise DataError(
+            f"the column {column} of {line['method']}, size {line['size']}, score {line['score']} "
+            "is empty; take a study of at least two replicates, or leave its folder out."
+        )
+    return float(line[column])
