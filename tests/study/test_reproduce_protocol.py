@@ -184,6 +184,8 @@ def test_a_statement_in_words_agrees_by_the_sign_of_our_interval(tmp_path, sign,
     cell = next(cell for cell in reproduction.cells if cell.row == row)
     assert (cell.agrees, cell.overlaps) == (expected, None)
     assert report.paper_text(cell) == "in words"
+    agree = f"{int(expected)} of 1 comparisons with published statements agree by the rule"
+    assert report.answer(reproduction)[0].startswith(agree)
     assert report.draw(reproduction) is None
     values = json.loads(report.to_json(reproduction, ""))["cells"]
     assert {"text": "in words", "sign": sign} in [value["paper"] for value in values]

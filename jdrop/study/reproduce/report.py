@@ -20,7 +20,14 @@ from jdrop.study.report.figures.svg import add_hover_points, inline_svg
 from jdrop.study.report.numbers import MINUS
 from jdrop.study.report.page import fill
 from jdrop.study.reproduce import CURVES
-from jdrop.study.reproduce.protocol import Cell, Protocol, Published, Statement, paper_interval
+from jdrop.study.reproduce.protocol import (
+    Cell,
+    Measure,
+    Protocol,
+    Published,
+    Statement,
+    paper_interval,
+)
 from jdrop.study.reproduce.runner import Reproduction
 
 COLOR = "#0072B2"
@@ -37,29 +44,32 @@ def answer(reproduction: Reproduction) -> list[str]:
         for published in protocol.published.values()
         if isinstance(published, Published)
     )
-    for is_difference, noun, verb in (
-        (False, "means", f"agree within one {protocol.spread}" if all_have_spreads else by_rule),
-        (True, "paired differences", by_rule),
-    ):
-        by_measure = {
-            measure.title: [
-                bool(cell.agrees)
-                for cell in reproduction.cells
-                if cell.measure == name and cell.agrees is not None
-            ]
-            for name, measure in protocol.measures.items()
-            if measure.is_difference == is_difference
-        }
+    kinds = {
+        "means": f"agree within one {protocol.spread}" if all_have_spreads else by_rule,
+        "paired differences": by_rule,
+        "statements": by_rule,
+    }
+    for kind, verb in kinds.items():
+        by_measure: dict[str, list[bool]] = {}
+        for cell in reproduction.cells:
+            measure = protocol.measures[cell.measure]
+            if cell.agrees is not None and _kind(cell, measure) == kind:
+                by_measure.setdefault(measure.title, []).append(cell.agrees)
         judged = [agrees for column in by_measure.values() for agrees in column]
         if judged:
             counts = ", ".join(
-                f"{title} {sum(agree)} of {len(agree)}"
-                for title, agree in by_measure.items()
-                if agree
+                f"{title} {sum(agree)} of {len(agree)}" for title, agree in by_measure.items()
             )
             share = f"{sum(judged)} of {len(judged)}"
-            sentences.append(f"{share} comparisons with published {noun} {verb}: {counts}.")
+            sentences.append(f"{share} comparisons with published {kind} {verb}: {counts}.")
     return sentences + notes(reproduction)
+
+
+def _kind(cell: Cell, measure: Measure) -> str:
+    """What the paper has of a cell, in the words of `answer`."""
+    if isinstance(cell.paper, Statement):
+        return "statements"
+    return "paired differences" if measure.is_difference else "means"
 
 
 def notes(reproduction: Reproduction) -> list[str]:
