@@ -171,10 +171,13 @@ def page(reports: Mapping[str, Any], options: tuple[str, ...]) -> str:
     lines = [
         "# One study on one device, on eight, and in two processes",
         "",
-        f"`{of_script}` runs",
-        f"`jdrop {shlex.join([*STUDY, *options])}`",
-        f"three times, with jax {versions['jax']} and the devices that JAX makes of one CPU. The "
-        "processes of a run meet through its folder.",
+        f"`{of_script}` runs this study three times, with jax {versions['jax']}:",
+        "",
+        "```text",
+        f"jdrop {shlex.join([*STUDY, *options])}",
+        "```",
+        "",
+        "JAX makes the devices of one CPU. The processes of a run meet through its folder.",
         "",
         "## Scores of the largest average of each method",
         "",
