@@ -194,11 +194,11 @@ def losses_of_each(log_probs: Array, labels: np.ndarray) -> dict[str, np.ndarray
 def losses_of_averages(log_probs: Array, labels: np.ndarray) -> dict[str, np.ndarray]:
     r"""By score, jackknife values of the losses of averages, `[network, size, example]`, float64.
 
-    $$v_i(l) = \bar L(l) + (n - 1) \left(\frac{1}{n} \sum_j \bar L_{-j}(l) - \bar L_{-i}(l)\right).$$
+    $$v_i(l) = \bar L(l) + (n - 1) \left(\frac{1}{n} \sum_j \bar L_{-j}(l) - \bar L_{-i}(l)\right)$$
 
-    Here $\bar L(l)$ is the mean loss of the averaged probabilities of $l$ networks, over all subsets
-    of the $n$. $\bar L_{-i}(l)$ is the same without network $i$; for $l = n$ it is the loss of the
-    average of all other networks. So the mean of the values is $\bar L(l)$, and Student's
+    Here $\bar L(l)$ is the mean loss of the averaged probabilities of $l$ networks, over all
+    subsets of the $n$. $\bar L_{-i}(l)$ is the same without network $i$; for $l = n$ it is the loss
+    of the average of all other networks. So the mean of the values is $\bar L(l)$, and Student's
     interval of them is the jackknife's, over the choice of all networks. The values of single
     networks, $l = 1$, are their own losses.
 
