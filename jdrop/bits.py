@@ -322,11 +322,15 @@ def _read_words(words: Array, layout: _Layout, shape: Shape, differentiated: boo
 
     def split_rows(words: Array, *, store: bool = False) -> Array:
         """Reads the words of a group along a new axis of its rows, which then joins the groups."""
-        row = lax.broadcasted_iota(np.uint32, [*[1] * (num_lead + 1), GROUP, 1], num_lead + 1)
+        # A mask with a single group may have fewer rows than a word has bits.
+        read_rows = GROUP
+        if not export.is_symbolic_dim(layout.num_rows):
+            read_rows = min(GROUP, layout.num_rows)
+        row = lax.broadcasted_iota(np.uint32, [*[1] * (num_lead + 1), read_rows, 1], num_lead + 1)
         bits = ((words[..., None, :] >> row) & np.uint32(1)) == 1
         if layout.is_vector:
             return bits.reshape(-1)[: math.prod(shape)].reshape(shape)
-        bits = bits.reshape(*layout.lead, layout.num_groups * GROUP, layout.columns)
+        bits = bits.reshape(*layout.lead, layout.num_groups * read_rows, layout.columns)
         bits = lax.optimization_barrier(bits) if store else bits
         return bits[..., : layout.num_rows, :].reshape(shape)
 

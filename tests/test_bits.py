@@ -153,6 +153,18 @@ def test_a_program_for_a_tpu_reads_the_same_bits(shape, differentiated, getkey):
     np.testing.assert_array_equal(mask, expected)
 
 
+@pytest.mark.parametrize("shape", [(768,), (5, 128), (3, 2, 50)], ids=str)
+def test_a_mask_with_fewer_rows_than_a_word_reads_no_others(shape):
+    """Else a vmapped mask of one axis would fill the memory of 32 rows in programs for a TPU."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    jaxpr = jax.make_jaxpr(lambda key: bits.draw_mask(key, shape, bits.threshold(0.1), None))(key)
+    sizes = [
+        math.prod(map(int, sizes.split(",")))
+        for sizes in re.findall(r":bool\[([\d,]+)\]", str(jaxpr))
+    ]
+    assert max(sizes) == math.prod(shape)
+
+
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "rocm", "tpu"])
 @pytest.mark.parametrize("shape", [(64, 40), (2, 197, 5), (2, 1100, 3), (9000,)], ids=str)
 def test_a_mask_is_lowered_for_every_platform(shape, platform):
