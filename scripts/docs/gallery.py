@@ -133,7 +133,7 @@ def real_models_table() -> str:
 
 
 def reproductions() -> str:
-    """For each reproduced paper, how many numbers agree, and the table of all numbers."""
+    """For each reproduced paper, how many numbers agree, its figures, and all its numbers."""
     texts = []
     for path in sorted(RESULTS.glob("reproduce/*/results.json")):
         values = json.loads(path.read_text())
@@ -147,6 +147,10 @@ def reproductions() -> str:
             "",
             *(f"- {sentence}" for sentence in values["answer"]),
             "",
+            *(
+                f"![{figure.stem}]({folder}/{figure.name})\n"
+                for figure in sorted(path.parent.glob("*.png"), key=figure_number)
+            ),
             f"| {' | '.join(header)} |",
             "|---" * len(header) + "|",
             *(f"| {' | '.join(row)} |" for row in rows),
@@ -155,6 +159,12 @@ def reproductions() -> str:
         ]
         texts.append("\n".join(lines))
     return "\n\n".join(texts)
+
+
+def figure_number(path: Path) -> int:
+    """The number in the name of a figure's file; -1 without one, so that it comes first."""
+    digits = re.search(r"\d+", path.stem)
+    return -1 if digits is None else int(digits.group())
 
 
 def atlas() -> str:
