@@ -197,9 +197,9 @@ def _unsure_choices(comparison: Comparison) -> list[str]:
         "The intervals and the verdict do not include that. More training examples make the "
         "choice surer."
     )
-    same = _same_epochs_point(comparison)
-    if same is not None and not _verdicts_differ(comparison, same):
-        verdict = same.against_ensemble[comparison.curve_scores[0]].verdict
+    score, same = comparison.curve_scores[0], _same_epochs_point(comparison)
+    verdict = point.against_ensemble[score].verdict
+    if same is not None and same.against_ensemble[score].verdict == verdict:
         texts.append(
             f"With the same {same.epochs} epochs for all methods the verdict is the same: "
             f"{verdict}."
