@@ -184,18 +184,21 @@ def _unsure_choices(comparison: Comparison) -> list[str]:
         if choice is None or choice.is_sure or choice.runner_up is None:
             continue
         chosen, other = choice.chosen, choice.runner_up
-        more = significant(other.loss - chosen.loss)
         resamples = "resamples" if texts else resamples_text(comparison)
+        more = signed_text("nll", other.loss - chosen.loss, unit=True).removeprefix("+")
+        if comparison.task == "regression":  # Squared errors, in the unit of the target.
+            more = significant(other.loss - chosen.loss)
         texts.append(
-            f"For {name} it chose {chosen}, as {share_text(chosen.share)} of {resamples} do; "
-            f"{share_text(other.share)} choose {other}, whose left-out loss is higher by {more}."
+            f"For {name} it chose {chosen}. Of {resamples}, {share_text(chosen.share)} choose the "
+            f"same, and {share_text(other.share)} choose {other}: the left-out loss is higher by "
+            f"{more} there."
         )
     if not texts:
         return []
     texts.insert(0, "Cross-validation is not sure of its choice.")
     texts.append(
-        "The intervals and the verdict do not include that. More training examples make the "
-        "choice surer."
+        "The intervals and the verdict do not include this chance. More training examples make "
+        "the choice surer."
     )
     score, same = comparison.curve_scores[0], _same_epochs_point(comparison)
     verdict = point.against_ensemble[score].verdict

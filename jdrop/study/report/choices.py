@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jdrop.study.report.numbers import MINUS, share_text, significant
+from jdrop.study.report.numbers import share_text, significant
 from jdrop.study.resampled_choices import NUM_RESAMPLES
 from jdrop.study.results import Comparison
 
@@ -81,8 +81,11 @@ def choices_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         chosen, other = choice.chosen, choice.runner_up
         row = [method.title(point.size), str(chosen), significant(chosen.loss)]
         row += [share_text(chosen.share)]
-        row += ["", "", ""] if other is None else [str(other), _more(other, chosen)]
-        row += [] if other is None else [share_text(other.share)]
+        if other is None:
+            row += [""] * 3
+        else:
+            more = significant(other.loss - chosen.loss)
+            row += [str(other), f"+{more}", share_text(other.share)]
         rows.append(row)
     return (header, rows) if rows else ([], [])
 
@@ -93,8 +96,3 @@ def resamples_text(comparison: Comparison) -> str:
     what = "tokens" if comparison.is_per_token else "examples"
     by = "" if name is None else " in whole groups" if name == "group" else f" by {name}"
     return f"{NUM_RESAMPLES:,} resamples of the training {what}{by}"
-
-
-def _more(candidate: Candidate, other: Candidate) -> str:
-    difference = candidate.loss - other.loss
-    return f"{MINUS if difference < 0 else '+'}{significant(abs(difference))}"
