@@ -112,6 +112,7 @@ def with_resampled_choices(comparison, advantage, names=("plain", "dropout")):
         names: of the methods; other methods are sure of their choice.
     """
     noise = np.random.default_rng(0).normal(size=(2, 1, 400))
+    noise -= noise[0].mean()
     difference = noise[1] - noise[0]
     error = difference.std() / np.sqrt(400)
     noise[1] += advantage * error - difference.mean()
@@ -139,7 +140,7 @@ def test_candidates_that_are_equal_up_to_noise_are_a_caution(comparison):
         "With the same 50 epochs for all methods the verdict is the same: not worse."
     )
     (both,) = cautions_on(with_resampled_choices(comparison, 0.1), "not sure of its choice")
-    assert "For the average of 10 it chose 20 epochs. Of resamples, " in both
+    assert "For the average of 10 it chose 20 epochs. Of the resamples, " in both
 
 
 def test_a_clear_choice_is_no_caution(comparison):

@@ -184,7 +184,7 @@ def _unsure_choices(comparison: Comparison) -> list[str]:
         if choice is None or choice.is_sure or choice.runner_up is None:
             continue
         chosen, other = choice.chosen, choice.runner_up
-        resamples = "resamples" if texts else resamples_text(comparison)
+        resamples = "the resamples" if texts else resamples_text(comparison)
         more = signed_text("nll", other.loss - chosen.loss, unit=True).removeprefix("+")
         if comparison.task == "regression":  # Squared errors, in the unit of the target.
             more = significant(other.loss - chosen.loss)
