@@ -143,6 +143,16 @@ def test_candidates_that_are_equal_up_to_noise_are_a_caution(comparison):
     assert "For the average of 10 it chose 20 epochs. Of the resamples, " in both
 
 
+def test_the_groups_that_are_resampled_have_their_name(regression):
+    unsure = with_resampled_choices(regression, 0.1)
+    grouped = dataclasses.replace(unsure, data={**unsure.data, "group_name": "person"})
+    (text,) = cautions_on(grouped, "not sure of its choice")
+    assert "Of 1,000 resamples of the training examples by person, " in text
+    # Squared errors have no unit of their own here.
+    assert "the left-out loss is higher by 0.000" in text
+    assert "nats" not in text
+
+
 def test_a_clear_choice_is_no_caution(comparison):
     assert not cautions_on(with_resampled_choices(comparison, 4.0), "not sure of its choice")
     # Nor is a choice of which an earlier version kept no shares.
