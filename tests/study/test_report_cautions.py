@@ -181,9 +181,9 @@ def test_the_answer_says_how_many_resamples_choose_the_same(comparison):
 
 def test_the_choice_has_a_row_with_its_runner_up(comparison):
     header, (single, *_) = choices_table(with_resampled_choices(comparison, 0.1, ("plain",)))
-    assert header[:4] == ["method", "chosen", "its loss", "chosen again"]
-    assert single[:3] == ["one plain", "20 epochs", "0.100"]
-    assert single[4] == "30 epochs"
+    assert header[:4] == ["method", "chosen epochs", "loss", "chosen again"]
+    assert single[:3] == ["one plain", "20", "0.100"]
+    assert single[4] == "30"
     assert int(single[3].split()[0]) + int(single[6].split()[0]) in (99, 100, 101)
     assert choices_table(comparison) == ([], [])
 

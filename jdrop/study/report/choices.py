@@ -71,23 +71,28 @@ def choice_of(comparison: Comparison, method: str, size: int) -> Choice | None:
 
 def choices_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Returns header and rows: the choice for each method, and how sure it is."""
-    header = ["method", "chosen", "its loss", "chosen again", "runner-up", "its loss − chosen"]
-    header += ["runner-up chosen"]
+    header = ["method", "chosen epochs", "loss", "chosen again"]
+    header += ["runner-up", "loss − chosen", "chosen"]
     rows = []
     for method, point in comparison.table:
         choice = choice_of(comparison, method.name, point.size)
         if choice is None:
             continue
         chosen, other = choice.chosen, choice.runner_up
-        row = [method.title(point.size), str(chosen), significant(chosen.loss)]
+        row = [method.title(point.size), _settings(chosen), significant(chosen.loss)]
         row += [share_text(chosen.share)]
         if other is None:
             row += [""] * 3
         else:
             more = significant(other.loss - chosen.loss)
-            row += [str(other), f"+{more}", share_text(other.share)]
+            row += [_settings(other), f"+{more}", share_text(other.share)]
         rows.append(row)
     return (header, rows) if rows else ([], [])
+
+
+def _settings(candidate: Candidate) -> str:
+    """Without the noun, which stands in the header."""
+    return str(candidate).replace(" epochs", "").replace(" epoch", "")
 
 
 def resamples_text(comparison: Comparison) -> str:

@@ -151,9 +151,10 @@ def render(template: str, comparison: Comparison, images: list[dict[str, str]]) 
         "Own epochs and the same epochs": "Left: each method is trained for the epochs, and with "
         "the weight decay, that cross-validation on the training examples chose for it. Right: all "
         "methods are trained equally long, except those that have no cells on the left.",
-        "How sure the choice of epochs is": "Chosen: the candidate with the smallest mean loss of "
-        f"left-out training examples. Chosen again: the share of {resamples_text(comparison)} "
-        "that choose the same. Runner-up: the other candidate that most of them choose. The "
+        "How sure the choice of epochs is": "Loss: the mean over left-out training examples; the "
+        "smallest is chosen. Chosen again: the share of "
+        f"{resamples_text(comparison)} that choose the same. "
+        "Runner-up: the other candidate that most of them choose, and their share. The "
         "networks of the folds stay the same, so the shares hold the chance of the examples, not "
         "that of the trainings. The intervals of this report hold neither.",
         "Cost": "FLOPs as multiples of the training, or the prediction, of one plain network. "
