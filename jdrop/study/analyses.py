@@ -64,6 +64,9 @@ class TuningCurve:
         losses: at each candidate, the mean loss (NLL or squared error) of left-out examples.
         chosen: the epochs that the method trains at this size; None if another weight decay was
             chosen.
+        choice_shares: at each candidate, in what share of resamples of the training examples it is
+            chosen, among all weight decays. The networks that are scored stay the same. None where
+            this is unknown, or where the method's epochs are given.
     """
 
     method: str
@@ -72,6 +75,7 @@ class TuningCurve:
     epochs: list[int]
     losses: list[float]
     chosen: int | None
+    choice_shares: list[float] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -140,6 +140,20 @@ class NetworksPart:
 
 
 @dataclass(frozen=True)
+class ResampledChoice:
+    """Which candidates resamples of the training examples choose for one size of an average.
+
+    Attributes:
+        size: of the average.
+        shares: `shares[setting][candidate]`: in what share of the resamples this candidate has the
+            smallest loss.
+    """
+
+    size: int
+    shares: list[list[float]]
+
+
+@dataclass(frozen=True)
 class TuningPart:
     """The cross-validation of one group of networks.
 
@@ -149,11 +163,14 @@ class TuningPart:
             left-out examples. A setting is a weight decay that the method may have, or the only
             one. A method that draws masks has one size: all masks.
         epoch_flops: floating-point operations in an epoch of one network.
+        resampled: by name of the method, what resamples choose at the sizes that tables show;
+            empty in runs of earlier versions.
     """
 
     epochs: list[int]
     losses: dict[str, list[list[list[float]]]]
     epoch_flops: float
+    resampled: dict[str, list[ResampledChoice]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ Files are written whole or not at all, so a run that is killed at any moment goe
 | `tensorboard/` | the same for TensorBoard, if it was asked for |
 | `lock` | which process runs or ran here; the process locks this file |
 | `lock-INDEX` | the same of each other process, where several share the run |
-| `parts/slices/` | trained networks that several processes have stored for each other; see `jdrop.study.slices` |
+| `parts/slices/` | trained networks that several processes have stored for each other; see `jdrop.study.slices`. Losses of left-out examples until a choice is made; see `jdrop.study.resampled_choices` |
 
 A part is a dataclass. `NAME.json` holds its fields; where a field is an array, it holds
 `{"array": KEY, "shape": [...], "dtype": "..."}` and `NAME.npz` holds the array under that key. The

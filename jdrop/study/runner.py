@@ -151,7 +151,7 @@ def run_parts(
         tuning = None
         if needs_search(group, settings):
             name = f"tuning-{group.name}"
-            store_once(name, partial(work.tuning_part, group, spec))
+            store_once(name, partial(work.tuning_part, group, spec, run_folder))
             if not is_first and name not in trainer.missing:
                 wait_for(run_folder, name, process=0)
             if (tuning := run_folder.load(name, TuningPart)) is None:
@@ -254,11 +254,13 @@ class _Work:
             test_sequences=len(data.test_labels) if data.is_per_token else None,
         )
 
-    def tuning_part(self, group: NetworkGroup, spec: NetworkSpec) -> TuningPart | None:
+    def tuning_part(
+        self, group: NetworkGroup, spec: NetworkSpec, run_folder: RunFolder
+    ) -> TuningPart | None:
         """Chooses the epochs and the weight decays of the group's methods by cross-validation."""
         key = jax.random.fold_in(self.key(TUNING_KEY_INDEX), group.key_index)
         return cross_validate(
-            key, group, spec, self.settings, self.data, self.trainer, self.predictor
+            key, group, spec, self.settings, self.data, self.trainer, self.predictor, run_folder
         )
 
     def networks_part(

@@ -165,14 +165,14 @@ class Slices:
             raise MissingSlicesError(f"{self._training}: networks {' and '.join(names)}")
 
     def scores(
-        self, epochs: Sequence[int], like: Variables, losses: Callable[[Variables], Any]
+        self, epochs: Sequence[int], like: Variables, losses: Callable[[int, Variables], Any]
     ) -> list[Any]:
         """The scores of all networks at candidate epochs, the same in every process.
 
         Args:
             epochs: candidates, at which all slices of this process are stored.
             like: variables of the same structure and dtypes.
-            losses: `losses(variables)` scores all networks.
+            losses: `losses(epoch, variables)` scores all networks.
 
         Raises:
             MissingSlicesError: processes have ended without their slices.
@@ -196,11 +196,11 @@ class Slices:
         return [self._run_folder.require(name, ScoresPart).scores for name in names]
 
     def _store_scores(
-        self, epoch: int, like: Variables, losses: Callable[[Variables], Any]
+        self, epoch: int, like: Variables, losses: Callable[[int, Variables], Any]
     ) -> None:
         if not self._run_folder.is_complete(self._scores_name(epoch)):
             variables, _ = self.join(like, epoch)
-            self._run_folder.store(self._scores_name(epoch), ScoresPart(losses(variables)))
+            self._run_folder.store(self._scores_name(epoch), ScoresPart(losses(epoch, variables)))
 
     def _wait_for(self, name: str, process: int) -> bool:
         return wait_for(self._run_folder, name, process, needed_by=self.part)

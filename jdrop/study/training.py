@@ -104,14 +104,14 @@ class Validation:
     Attributes:
         rows: `rows(epoch)`: the examples of each network's epoch, `[network, row]`.
         epochs: after which the networks are scored, rising; training ends with the last.
-        losses: `losses(variables)`: scores of all networks, as JSON holds them.
+        losses: `losses(epoch, variables)`: scores of all networks, as JSON holds them.
         is_enough: `is_enough(scores)`: whether training may end, from all scores so far.
         min_epochs: training does not end before so many epochs.
     """
 
     rows: Callable[[int], np.ndarray]
     epochs: tuple[int, ...]
-    losses: Callable[[Variables], Any]
+    losses: Callable[[int, Variables], Any]
     is_enough: Callable[[list[Any]], bool]
     min_epochs: int = 0
 
@@ -358,7 +358,7 @@ class Trainer:
                     log.test.append(score(data.test_inputs, data.test_labels))
                     metrics.scores.update(train=log.train[-1], test=log.test[-1])
                 if validation is not None and is_whole and epoch in validation.epochs:
-                    scores = validation.losses(first_members(fit.state.variables, count))
+                    scores = validation.losses(epoch, first_members(fit.state.variables, count))
                     log.validation.append(scores)
                     metrics.scores.update(validation=scores)
                 for stream in self._metric_streams:

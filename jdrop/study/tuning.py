@@ -19,10 +19,19 @@ import numpy as np
 from jax import Array
 
 from jdrop.network import Variables
-from jdrop.study.data import Dataset, folds, labels_of_tokens, sequences_of_tokens, strata
+from jdrop.study.data import (
+    Dataset,
+    folds,
+    generator,
+    labels_of_tokens,
+    sequences_of_tokens,
+    strata,
+)
 from jdrop.study.methods import METHODS, Method, NetworkGroup, methods_of
 from jdrop.study.parts import TuningPart
 from jdrop.study.predictor import Predictor
+from jdrop.study.resampled_choices import LeftOutPart, resampled_choices, store_losses
+from jdrop.study.run_folder import RunFolder
 from jdrop.study.settings import Settings
 from jdrop.study.training import NetworkSpec, Trainer, Validation
 
@@ -69,6 +78,7 @@ def cross_validate(
     data: Dataset,
     trainer: Trainer,
     predictor: Predictor,
+    run_folder: RunFolder,
 ) -> TuningPart | None:
     """Trains the networks of a group on parts of the training examples, and scores the rest.
 
@@ -83,6 +93,7 @@ def cross_validate(
         data: the examples; those of the test set are not read.
         trainer: trains the networks.
         predictor: predicts with them.
+        run_folder: keeps the losses of the left-out examples meanwhile.
 
     Returns:
         None where `Trainer.fit_networks` returns None.
@@ -111,13 +122,19 @@ def cross_validate(
         of_replicates = [np.resize(rng.permutation(rows), len(labels)) for rows in kept]
         return np.tile(np.stack(of_replicates), (spec.members, 1))
 
-    def losses(variables: Variables) -> dict[str, list[list[float]]]:
-        return {
-            method.name: [
-                _left_out_losses(
+    scored_labels = labels_of_tokens(labels)
+    units = _units(data, left_out)
+    name = f"tuning-{group.name}"
+
+    def losses(epoch: int, variables: Variables) -> dict[str, list[list[float]]]:
+        means, part = {}, LeftOutPart({}, {})
+        for method in methods_of(group):
+            if method.tuned_as is not None:
+                continue
+            of_settings = [
+                _predict_training_examples(
                     jax.random.clone(mask_key),
                     method.members_with(decay, variables, replicates),
-                    left_out,
                     method,
                     spec,
                     data,
@@ -125,16 +142,24 @@ def cross_validate(
                 )
                 for decay in method.weight_decays or (None,)
             ]
-            for method in methods_of(group)
-            if method.tuned_as is None
-        }
+            means[method.name] = [
+                average_losses(outputs, scored_labels, left_out) for outputs in of_settings
+            ]
+            sizes = table_sizes(method, of_settings[0].shape[1], settings)
+            part.sizes[method.name] = sizes
+            part.losses[method.name] = [
+                _add_up(example_losses(outputs, scored_labels, left_out, sizes), units)
+                for outputs in of_settings
+            ]
+        store_losses(run_folder, name, epoch, part)
+        return means
 
     epochs = candidates(settings)
     trained = trainer.fit_networks(
         train_key,
         spec,
         data,
-        checkpoint=f"tuning-{group.name}",
+        checkpoint=name,
         description=f"{group.name} networks, cross-validation",
         validation=Validation(rows, epochs, losses, _is_enough, min_epochs=settings.epochs),
     )
@@ -151,6 +176,9 @@ def cross_validate(
             for name in scored[0]
         },
         epoch_flops=trained.epoch_flops,
+        resampled=resampled_choices(
+            run_folder, name, epochs[: len(scored)], generator(settings.seed, "resamples")
+        ),
     )
 
 
@@ -163,20 +191,18 @@ def _is_enough(scored: Sequence[Mapping[str, Sequence[Sequence[float]]]]) -> boo
     return True
 
 
-def _left_out_losses(
+def _predict_training_examples(
     key: Array,
     variables: Variables,
-    left_out: Sequence[np.ndarray],
     method: Method,
     spec: NetworkSpec,
     data: Dataset,
     predictor: Predictor,
-) -> list[float]:
-    """The mean losses of averages on left-out examples, by size."""
-    labels = labels_of_tokens(data.train_labels)
+) -> np.ndarray:
+    """The outputs of a method's networks, see `average_losses`; an average of masks is a member."""
     networks_and_data = spec.network, variables, data.train_inputs, data.train_labels
     if not method.draws_masks:
-        return average_losses(predictor.predict(None, *networks_and_data), labels, left_out)
+        return predictor.predict(None, *networks_and_data)
     num_masks = predictor.settings.num_samples
 
     def pool(passes: Iterator[np.ndarray]) -> np.ndarray:
@@ -185,8 +211,7 @@ def _left_out_losses(
         return _log(sum(map(np.exp, passes), np.zeros(())) / num_masks)
 
     keys = [jax.random.fold_in(key, index) for index in range(num_masks)]
-    pooled = predictor.predict_passes(keys, *networks_and_data, pool)
-    return average_losses(pooled, labels, left_out)
+    return predictor.predict_passes(keys, *networks_and_data, pool)
 
 
 def average_losses(
@@ -205,22 +230,91 @@ def average_losses(
         labels: `[example]`.
         left_out: for each replicate, the indices of the examples that its networks left out.
     """
-    is_regression = outputs.ndim == 3
     num_members = outputs.shape[1]
     losses = np.full((len(outputs), num_members), np.nan)
     for replicate, rows in enumerate(left_out):
-        chosen = outputs[replicate][:, rows].astype(np.float64)
-        # Only the probability of the label matters to the NLL.
-        members = chosen
-        if not is_regression:
-            members = np.exp(chosen[:, np.arange(len(rows)), labels[rows]])
+        members = _scored_outputs(outputs[replicate], labels, rows)
         total = np.zeros_like(members)
         for size in range(1, num_members + 1):
             total += np.roll(members, 1 - size, axis=0)
-            average = total / size
-            loss = (average - labels[rows]) ** 2 if is_regression else -_log(average)
+            loss = _losses(total / size, labels[rows], outputs)
             losses[replicate, size - 1] = _mean_of_finite(loss.mean(1), np.nan)
     return [_mean_of_finite(values, WORST) for values in losses.T]
+
+
+def example_losses(
+    outputs: np.ndarray, labels: np.ndarray, left_out: Sequence[np.ndarray], sizes: Sequence[int]
+) -> np.ndarray:
+    """What each training example contributes to `average_losses` at some sizes.
+
+    A replicate whose networks all diverged takes the mean loss of the others, so that all examples
+    have a loss.
+
+    Args:
+        outputs: see `average_losses`.
+        labels: `[example]`.
+        left_out: see `average_losses`.
+        sizes: of the averages.
+
+    Returns:
+        float64 `[size, example]`; the sum over the examples is the mean loss. Examples that no
+        replicate left out have 0.
+    """
+    num_members = outputs.shape[1]
+    contributions = np.zeros((len(sizes), len(labels)))
+    for contribution, size in zip(contributions, sizes, strict=True):
+        of_replicates = []
+        for replicate, rows in enumerate(left_out):
+            members = _scored_outputs(outputs[replicate], labels, rows)
+            # All groups of all members are the same.
+            starts = np.arange(num_members if size < num_members else 1)
+            groups = (starts[:, None] + np.arange(size)) % num_members
+            losses = np.stack(
+                [_losses(members[group].mean(0), labels[rows], outputs) for group in groups]
+            )
+            is_finite = np.isfinite(losses).all(1)
+            kept = losses[is_finite] if is_finite.any() else np.full((1, len(rows)), np.nan)
+            of_replicates.append(kept.mean(0))
+        mean = _mean_of_finite(np.array([losses.mean() for losses in of_replicates]), WORST)
+        for rows, losses in zip(left_out, of_replicates, strict=True):
+            share = 1 / (len(rows) * len(left_out))
+            contribution[rows] += share * np.where(np.isnan(losses), mean, losses)
+    return contributions
+
+
+def _scored_outputs(outputs: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The probabilities of the labels, or the predicted targets, `[member, row]`."""
+    chosen = outputs[:, rows].astype(np.float64)
+    if chosen.ndim == 2:
+        return chosen
+    # Only the probability of the label matters to the NLL.
+    return np.exp(chosen[:, np.arange(len(rows)), labels[rows]])
+
+
+def _losses(averages: np.ndarray, labels: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    """The losses of averaged `_scored_outputs`; squared errors if the outputs are targets."""
+    return (averages - labels) ** 2 if outputs.ndim == 3 else -_log(averages)
+
+
+def _units(data: Dataset, left_out: Sequence[np.ndarray]) -> np.ndarray:
+    """What a resample draws: the group of each label, from 0, or -1 if it is left out nowhere.
+
+    The tokens of a sequence are a group, and so are the training examples of a group of the user.
+    """
+    groups = sequences_of_tokens(data.train_labels)
+    if data.train_groups is not None:
+        groups = data.train_groups[groups]
+    units = np.full(len(groups), -1)
+    scored = np.unique(np.concatenate(left_out))
+    units[scored] = np.unique(groups[scored], return_inverse=True)[1]
+    return units
+
+
+def _add_up(losses: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """The losses `[size, example]` added up within each unit, float32 `[size, unit]`."""
+    scored = units >= 0
+    sums = [np.bincount(units[scored], of_size[scored]) for of_size in losses]
+    return np.stack(sums).astype(np.float32)
 
 
 def _mean_of_finite(values: np.ndarray, otherwise: float) -> float:
@@ -231,6 +325,13 @@ def _mean_of_finite(values: np.ndarray, otherwise: float) -> float:
 def _log(probs: np.ndarray) -> np.ndarray:
     # A loss that JSON can hold, worse than every other.
     return np.log(np.maximum(probs, np.finfo(np.float32).tiny))
+
+
+def table_sizes(method: Method, num_members: int, settings: Settings) -> list[int]:
+    """The sizes that tables show, rising; the members are those that cross-validation scored."""
+    if method.unit == "masks":
+        return [num_members]
+    return sorted({*method.table_sizes(num_members, settings.budget)})
 
 
 def own_choice(method: Method, size: int, part: TuningPart) -> Choice:

@@ -112,7 +112,7 @@ def test_scores_of_a_cross_validation_are_in_the_line_of_their_epoch(tmp_path, d
     validation = Validation(
         rows=lambda epoch: np.tile(np.arange(40), (4, 1)),
         epochs=(1, 3),
-        losses=lambda variables: {"dropout": [[0.5, 0.25]]},
+        losses=lambda epoch, variables: {"dropout": [[0.5, 0.25]]},
         is_enough=lambda scores: False,
     )
     train(tmp_path / "run", data, [JsonLines(path)], validation=validation)

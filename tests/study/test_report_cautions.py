@@ -3,13 +3,16 @@
 import dataclasses
 
 import made_up
+import numpy as np
 import pytest
 
 from jdrop.statistics import Interval
 from jdrop.study import report
-from jdrop.study.analyses import LearningCurve
+from jdrop.study.analyses import LearningCurve, TuningCurve
+from jdrop.study.report.choices import choices_table
 from jdrop.study.report.numbers import signed_text, significant
 from jdrop.study.report.tables import gains_and_losses
+from jdrop.study.resampled_choices import choice_shares
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +101,91 @@ def test_without_tuning_the_learning_curves_tell_the_wrong_length(comparison):
     flat = dict.fromkeys(("plain", "dropout"), curve([1.0] * 40))
     steady = dataclasses.replace(untuned, learning_curves=flat)
     assert not cautions_on(steady, "40 epochs")
+
+
+def with_resampled_choices(comparison, advantage, names=("plain", "dropout")):
+    """Candidates of 20 and 30 epochs, scored on 400 simulated examples.
+
+    Args:
+        comparison: without shares.
+        advantage: what the loss of 20 epochs is lower by, in standard errors of the difference.
+        names: of the methods; other methods are sure of their choice.
+    """
+    noise = np.random.default_rng(0).normal(size=(2, 1, 400))
+    noise -= noise[0].mean()
+    difference = noise[1] - noise[0]
+    error = difference.std() / np.sqrt(400)
+    noise[1] += advantage * error - difference.mean()
+    losses = (0.1 + 0.05 * noise) / 400
+    shares = choice_shares(np.random.default_rng(1), losses)[:, 0].tolist()
+
+    def curve(method, size):
+        means = losses.sum((1, 2)).tolist() if method in names else [0.1, 0.2]
+        found = shares if method in names else [1.0, 0.0]
+        return TuningCurve(method, size, None, [20, 30], means, 20, found)
+
+    curves = [curve("plain", 1), curve("plain", 10), curve("dropout", 1)]
+    return dataclasses.replace(comparison, tuning=curves)
+
+
+def test_candidates_that_are_equal_up_to_noise_are_a_caution(comparison):
+    unsure = with_resampled_choices(comparison, 0.1, names=("dropout",))
+    (text,) = cautions_on(unsure, "not sure of its choice")
+    again, other = (round(100 * share) for share in unsure.tuning[-1].choice_shares)
+    assert text == (
+        "Cross-validation is not sure of its choice. For one dropout network it chose 20 epochs. "
+        f"Of 1,000 resamples of the training examples, {again} % choose the same, and {other} % "
+        "choose 30 epochs: the left-out loss is higher by 0.0003 nats there. The intervals and "
+        "the verdict do not include this chance. More training examples make the choice surer. "
+        "With the same 50 epochs for all methods the verdict is the same: not worse."
+    )
+    (both,) = cautions_on(with_resampled_choices(comparison, 0.1), "not sure of its choice")
+    assert "For the average of 10 it chose 20 epochs. Of the resamples, " in both
+
+
+def test_the_groups_that_are_resampled_have_their_name(regression):
+    unsure = with_resampled_choices(regression, 0.1)
+    grouped = dataclasses.replace(unsure, data={**unsure.data, "group_name": "person"})
+    (text,) = cautions_on(grouped, "not sure of its choice")
+    assert "Of 1,000 resamples of the training examples by person, " in text
+    # Squared errors have no unit of their own here.
+    assert "the left-out loss is higher by 0.000" in text
+    assert "nats" not in text
+
+
+def test_a_clear_choice_is_no_caution(comparison):
+    assert not cautions_on(with_resampled_choices(comparison, 4.0), "not sure of its choice")
+    # Nor is a choice of which an earlier version kept no shares.
+    assert not cautions_on(comparison, "not sure of its choice")
+
+
+def test_an_unsure_choice_leaves_another_verdict_to_its_own_caution(comparison):
+    same = dataclasses.replace(comparison, methods=comparison.same_epochs)
+    same = made_up.with_verdict(same, "dropout", 0.02, 0.03).methods
+    changed = dataclasses.replace(with_resampled_choices(comparison, 0.1), same_epochs=same)
+    texts = report.cautions(changed)
+    (index,) = (i for i, text in enumerate(texts) if "not sure of its choice" in text)
+    assert "the verdict is the same" not in texts[index]
+    assert "the verdict is another one: worse" in texts[index + 1]
+
+
+def test_the_answer_says_how_many_resamples_choose_the_same(comparison):
+    clear = with_resampled_choices(comparison, 4.0)
+    assert any(
+        "Of 1,000 resamples of the training examples, 100 %, 100 % and 100 % choose the same."
+        in text
+        for text in report.answer(clear)
+    )
+    assert not any("resamples" in text for text in report.answer(comparison))
+
+
+def test_the_choice_has_a_row_with_its_runner_up(comparison):
+    header, (single, *_) = choices_table(with_resampled_choices(comparison, 0.1, ("plain",)))
+    assert header[:4] == ["method", "chosen epochs", "loss", "chosen again"]
+    assert single[:3] == ["one plain", "20", "0.100"]
+    assert single[4] == "30"
+    assert int(single[3].split()[0]) + int(single[6].split()[0]) in (99, 100, 101)
+    assert choices_table(comparison) == ([], [])
 
 
 def test_another_verdict_at_the_same_epochs_is_said(comparison):

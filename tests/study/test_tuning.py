@@ -11,6 +11,7 @@ from jdrop.study.evaluation import evaluate
 from jdrop.study.methods import METHODS
 from jdrop.study.models import MLP, Model
 from jdrop.study.parts import NetworksPart, TuningPart
+from jdrop.study.results import Comparison
 from jdrop.study.run_folder import RunFolder
 from jdrop.study.settings import Settings
 from jdrop.study.tuning import Choice, average_losses
@@ -232,6 +233,22 @@ def test_both_views_are_evaluated(finished):
 
 
 @pytest.mark.slow
+def test_resamples_choose_among_all_candidates(finished):
+    comparison = evaluate(finished)
+    shares = {}
+    for curve in comparison.tuning:
+        assert len(curve.choice_shares) == len(curve.epochs)
+        assert min(curve.choice_shares) >= 0
+        key = curve.method, curve.size
+        shares[key] = shares.get(key, 0) + sum(curve.choice_shares)
+    assert {("plain", 1), ("plain", 2), ("dropout", 1), ("weight-decay", 1)} < {*shares}
+    assert [*shares.values()] == pytest.approx([1.0] * len(shares))
+    # The losses of the examples are needed no more.
+    assert not [*finished.folder.rglob("slices/**/losses-after-*")]
+    assert Comparison.from_json(comparison.to_json()).tuning == comparison.tuning
+
+
+@pytest.mark.slow
 def test_without_tuning_only_controls_search(data, tmp_path):
     settings = dataclasses.replace(SETTINGS, tune=False)
     run_folder = run(tmp_path, data, settings)
@@ -240,6 +257,7 @@ def test_without_tuning_only_controls_search(data, tmp_path):
     ]
     comparison = evaluate(run_folder)
     assert comparison.same_epochs is None
+    assert all(curve.choice_shares is None for curve in comparison.tuning)
     assert comparison.method("plain").points[0].epochs == 4
     assert comparison.method("long").points[0].epochs == 8
     assert comparison.method("weight-decay").points[0].cost.search_flops > 0

@@ -33,6 +33,7 @@ from jdrop.study.tuning import (
     own_choices,
     same_epochs_choice,
     searches,
+    table_sizes,
 )
 
 MASK_SIZES = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
@@ -255,10 +256,11 @@ def load_tuning(run: RunFolder, settings: Settings, data: DataPart) -> list[Tuni
         if settings.tune and method.only_same_epochs:
             continue
         losses = np.asarray(part.losses[method.name]) * unit
-        num_sizes = losses.shape[2]
-        table = method.table_sizes(num_sizes, settings.budget)
-        for size in sorted({*((num_sizes,) if method.unit == "masks" else table)}):
+        for size in table_sizes(method, losses.shape[2], settings):
+            shares = None
             if settings.tune:
+                resampled = part.resampled.get(method.name, [])
+                shares = next((each.shares for each in resampled if each.size == size), None)
                 choice = own_choice(method, size, part)
             else:
                 choice = same_epochs_choice(method, settings, part)
@@ -271,6 +273,7 @@ def load_tuning(run: RunFolder, settings: Settings, data: DataPart) -> list[Tuni
                         epochs=part.epochs,
                         losses=losses[setting, :, size - 1].tolist(),
                         chosen=choice.epochs if choice.weight_decay == weight_decay else None,
+                        choice_shares=None if shares is None else shares[setting],
                     )
                 )
     return curves

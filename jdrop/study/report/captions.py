@@ -56,6 +56,7 @@ def captions(comparison: Comparison) -> dict[str, str]:
             "Mean loss of left-out training examples by the epochs of training. A marker shows the "
             "epochs that the method trains; dashed lines are of the largest average. No test "
             "example is used."
+            f"{_shares_caption(comparison)}"
         ),
         "score_against_cost": (
             f"The {title} of {subject(method, point)} is "
@@ -117,6 +118,17 @@ def captions(comparison: Comparison) -> dict[str, str]:
     if comparison.co_adaptation:
         texts["co_adaptation"] = _co_adaptation_caption(comparison.co_adaptation)
     return texts
+
+
+def _shares_caption(comparison: Comparison) -> str:
+    """Explains the dots of the cross-validation's figure."""
+    if all(curve.choice_shares is None for curve in comparison.tuning):
+        return ""
+    return (
+        " Circles show the epochs that resamples of the training examples choose: the larger the "
+        "circle, the more resamples. Where circles are large at several epochs, the choice is not "
+        "sure."
+    )
 
 
 def _exact_caption(exact: Exact) -> str:

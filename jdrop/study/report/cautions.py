@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 
+from jdrop.study.report.choices import choice_of, resamples_text
 from jdrop.study.report.numbers import (
     difference_text,
     margin_text,
     mean_text,
     share_text,
     signed_text,
+    significant,
 )
 from jdrop.study.report.sentence import second_score, subject
 from jdrop.study.report.tables import gains_and_losses
-from jdrop.study.results import Comparison
+from jdrop.study.results import Comparison, Point
 from jdrop.study.scores import SCORES
 
 STILL_FALLING = 0.01
@@ -34,6 +36,7 @@ def cautions(comparison: Comparison) -> list[str]:
         *_margin(comparison),
         *_simple_models(comparison),
         *_training_length(comparison),
+        *_unsure_choices(comparison),
         *_same_epochs(comparison),
         *_influence(comparison),
         *_tokens(comparison),
@@ -166,19 +169,72 @@ def _choices(comparison: Comparison) -> list[str]:
     return [" ".join(texts)] if texts else []
 
 
-def _same_epochs(comparison: Comparison) -> list[str]:
-    """Says if the verdict is another one when all methods train equally long."""
-    if comparison.same_epochs is None or comparison.headline is None:
+def _unsure_choices(comparison: Comparison) -> list[str]:
+    """Says which compared methods cross-validation might have trained otherwise."""
+    if comparison.headline is None:
         return []
     method, point = comparison.headline
+    ensemble = f"the average of {comparison.ensemble.size}"
+    compared = [
+        (subject(method, point), choice_of(comparison, method.name, point.size)),
+        (ensemble, choice_of(comparison, "plain", comparison.ensemble.size)),
+    ]
+    texts: list[str] = []
+    for name, choice in compared:
+        if choice is None or choice.is_sure or choice.runner_up is None:
+            continue
+        chosen, other = choice.chosen, choice.runner_up
+        resamples = "the resamples" if texts else resamples_text(comparison)
+        more = signed_text("nll", other.loss - chosen.loss, unit=True).removeprefix("+")
+        if comparison.task == "regression":  # Squared errors, in the unit of the target.
+            more = significant(other.loss - chosen.loss)
+        texts.append(
+            f"For {name} it chose {chosen}. Of {resamples}, {share_text(chosen.share)} choose the "
+            f"same, and {share_text(other.share)} choose {other}: the left-out loss is higher by "
+            f"{more} there."
+        )
+    if not texts:
+        return []
+    texts.insert(0, "Cross-validation is not sure of its choice.")
+    texts.append(
+        "The intervals and the verdict do not include this chance. More training examples make "
+        "the choice surer."
+    )
+    score, same = comparison.curve_scores[0], _same_epochs_point(comparison)
+    verdict = point.against_ensemble[score].verdict
+    if same is not None and same.against_ensemble[score].verdict == verdict:
+        texts.append(
+            f"With the same {same.epochs} epochs for all methods the verdict is the same: "
+            f"{verdict}."
+        )
+    return [" ".join(texts)]
+
+
+def _same_epochs_point(comparison: Comparison) -> Point | None:
+    """The headline's method where all methods train equally long."""
+    if comparison.same_epochs is None or comparison.headline is None:
+        return None
+    method, point = comparison.headline
     same = next((m for m in comparison.same_epochs if m.name == method.name), None)
-    if same is None:
+    return None if same is None else same.point(point.size)
+
+
+def _verdicts_differ(comparison: Comparison, same: Point) -> bool:
+    """Whether the headline's verdict is another one with the same epochs for all methods."""
+    assert comparison.headline is not None
+    score = comparison.curve_scores[0]
+    points = (same, comparison.headline[1])
+    verdict, own = (point.against_ensemble[score].verdict for point in points)
+    return verdict != own and {verdict, own} != {"refused", "undecided"}
+
+
+def _same_epochs(comparison: Comparison) -> list[str]:
+    """Says if the verdict is another one when all methods train equally long."""
+    other = _same_epochs_point(comparison)
+    if other is None or not _verdicts_differ(comparison, other):
         return []
     score = comparison.curve_scores[0]
-    other = same.point(point.size)
-    verdict, own = (p.against_ensemble[score].verdict for p in (other, point))
-    if verdict == own or {verdict, own} == {"refused", "undecided"}:
-        return []
+    verdict = other.against_ensemble[score].verdict
     return [
         f"With the same {other.epochs} epochs for all methods the verdict is another one: "
         f"{verdict}, {difference_text(score, other.minus_ensemble[score], unit=True)} to the "

@@ -10,6 +10,7 @@ import jinja2
 from jdrop.study.atomic_writes import replacing, write_text
 from jdrop.study.report.captions import TITLES, captions
 from jdrop.study.report.cautions import cautions
+from jdrop.study.report.choices import choices_table, resamples_text
 from jdrop.study.report.csv_files import scores_csv, sweep_csv
 from jdrop.study.report.figures import FIGURES
 from jdrop.study.report.figures.svg import inline_svg
@@ -133,6 +134,7 @@ def render(template: str, comparison: Comparison, images: list[dict[str, str]]) 
         "Scores": score_table(comparison),
         "Worth in plain networks": worth_table(comparison),
         "Own epochs and the same epochs": epochs_table(comparison),
+        "How sure the choice of epochs is": choices_table(comparison),
         "Cost": cost_table(comparison),
         "Which examples carry the difference": influence_table(comparison),
         "Sweep": sweep_table(comparison),
@@ -149,6 +151,12 @@ def render(template: str, comparison: Comparison, images: list[dict[str, str]]) 
         "Own epochs and the same epochs": "Left: each method is trained for the epochs, and with "
         "the weight decay, that cross-validation on the training examples chose for it. Right: all "
         "methods are trained equally long, except those that have no cells on the left.",
+        "How sure the choice of epochs is": "Loss: the mean over left-out training examples; the "
+        "smallest is chosen. Chosen again: the share of "
+        f"{resamples_text(comparison)} that choose the same. "
+        "Runner-up: the other candidate that most of them choose, and their share. The "
+        "networks of the folds stay the same, so the shares hold the chance of the examples, not "
+        "that of the trainings. The intervals of this report hold neither.",
         "Cost": "FLOPs as multiples of the training, or the prediction, of one plain network. "
         "Search: the cross-validation that chose epochs and weight decay. The ratio of training "
         "costs in the answer is that of two rows of “training with search”.",

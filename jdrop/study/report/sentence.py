@@ -3,12 +3,14 @@
 import math
 
 from jdrop.statistics import EnsembleEquivalent, Interval
+from jdrop.study.report.choices import choice_of, resamples_text
 from jdrop.study.report.numbers import (
     difference_text,
     ends_text,
     margin_text,
     mean_text,
     p_value_text,
+    share_text,
 )
 from jdrop.study.results import Comparison, Cost, MethodResult, Point
 from jdrop.study.scores import SCORES
@@ -252,7 +254,20 @@ def _epochs(comparison: Comparison, method: MethodResult, point: Point) -> str:
     return (
         f"Each is trained for the epochs that cross-validation chose: {epochs[0]} for "
         f"{subject(method, point)}, {epochs[1]} for one plain network and {epochs[2]} for the "
-        "average."
+        f"average.{_chosen_again(comparison, method, point)}"
+    )
+
+
+def _chosen_again(comparison: Comparison, method: MethodResult, point: Point) -> str:
+    """In what share of resamples the three choices are the same."""
+    sizes = [(method.name, point.size), ("plain", 1), ("plain", comparison.ensemble.size)]
+    choices = [choice_of(comparison, name, size) for name, size in sizes]
+    shares = [share_text(choice.chosen.share) for choice in choices if choice is not None]
+    if len(shares) < len(sizes):
+        return ""
+    return (
+        f" Of {resamples_text(comparison)}, {shares[0]}, {shares[1]} and {shares[2]} choose the "
+        "same."
     )
 
 

@@ -14,13 +14,17 @@ from jdrop.study.report.figures.style import (
     style_of,
 )
 from jdrop.study.report.figures.svg import add_hover_points
-from jdrop.study.report.numbers import significant
+from jdrop.study.report.numbers import share_text, significant
 from jdrop.study.results import Comparison
+
+LARGEST_CIRCLE = 600
+"""Area of the circle of a candidate that every resample chooses, in square points."""
 
 
 def tuning(comparison: Comparison) -> Figure | None:
     """The left-out loss of each method by its epochs; a marker shows the chosen epochs.
 
+    The area of a circle is the share of resamples that choose these epochs.
     Lines are dashed for the largest average of a method.
     """
     curves = [curve for curve in comparison.tuning if _is_drawn(comparison, curve)]
@@ -42,6 +46,13 @@ def tuning(comparison: Comparison) -> Figure | None:
             f"{title}, {epochs} epochs: {significant(loss)}"
             for epochs, loss in zip(curve.epochs, curve.losses, strict=True)
         ]
+        if curve.choice_shares is not None:
+            areas = [LARGEST_CIRCLE * share for share in curve.choice_shares]
+            axes.scatter(curve.epochs, curve.losses, areas, color=color, alpha=0.3, lw=0)
+            texts = [
+                f"{text}, chosen by {share_text(share)} of resamples"
+                for text, share in zip(texts, curve.choice_shares, strict=True)
+            ]
         add_hover_points(axes, curve.epochs, curve.losses, texts)
         ends.append((curve.losses[-1], literal(title), color))
     # The first epochs may lie far above: they would flatten the rest.
