@@ -49,7 +49,7 @@ def fit_with_early_stopping(
     inputs: Any,
     labels: Any,
     *,
-    validation_data: Batch,
+    validation_data: Any,
     num_epochs: int,
     patience: int,
     batch_size: int,
@@ -136,22 +136,10 @@ def fit_with_early_stopping(
     for name, value in {"num_epochs": num_epochs, "patience": patience}.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
-    # Inside a transformation new arrays are traced, also if all arguments are constants.
-    if is_traced((key, state, inputs, labels, validation_data, jnp.zeros(1))):
-        raise ValueError(
-            "fit_with_early_stopping cannot run inside jax.jit and other transformations, because "
-            "it decides in Python after each epoch which members go on; call it outside, or train "
-            "a fixed number of epochs with `jdrop.ensemble.fit_ensemble`."
-        )
-    if not isinstance(validation_data, tuple | list) or len(validation_data) != 2:
-        raise TypeError(
-            "validation_data must be a tuple (inputs, labels), got "
-            f"{type(validation_data).__name__}."
-        )
+    _check_not_transformed((key, state, inputs, labels, validation_data))
     # Arrays of NumPy would be copied to the device in each epoch.
     inputs, labels, validation_data = jax.tree.map(jnp.asarray, (inputs, labels, validation_data))
-    if not count_examples(*validation_data, prefix="validation "):
-        raise ValueError("validation_data must hold at least 1 example, got 0.")
+    _check_validation_data(validation_data)
     loss_fn = state.loss_fn if validation_loss_fn is None else validation_loss_fn
     (shared, of_members), members = plan_fit(
         key, state, inputs, labels, 1, batch_size, rows, batching, members_at_once, mesh
@@ -204,6 +192,28 @@ def fit_with_early_stopping(
         train_losses=train_losses,
         validation_losses=validation_losses,
     )
+
+
+def _check_not_transformed(arrays: Any) -> None:
+    """Raises inside `jax.jit` and other transformations."""
+    # There a new array is traced even if all arguments are constants.
+    if is_traced((arrays, jnp.zeros(1))):
+        raise ValueError(
+            "fit_with_early_stopping cannot run inside jax.jit and other transformations, because "
+            "it decides in Python after each epoch which members go on; call it outside, or train "
+            "a fixed number of epochs with `jdrop.ensemble.fit_ensemble`."
+        )
+
+
+def _check_validation_data(data: Any) -> None:
+    """Raises if the data are not inputs and labels of the same examples, at least one."""
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise TypeError(
+            f"validation_data must be a tuple (inputs, labels), got {type(data).__name__}"
+            f"{f' of {len(data)}' if isinstance(data, tuple | list) else ''}."
+        )
+    if not count_examples(*data, prefix="validation "):
+        raise ValueError("validation_data must hold at least 1 example, got 0.")
 
 
 @partial(jax.jit, static_argnums=(2, 3))
