@@ -7,8 +7,8 @@ ensembles.
 
 Modules: `jdrop.linen` and `jdrop.nnx` (Flax layers), `jdrop.network`, `jdrop.train`,
 `jdrop.ensemble`, `jdrop.early_stopping`, `jdrop.thinned`, `jdrop.inference`, `jdrop.metrics`,
-`jdrop.statistics`, `jdrop.auditing` and `jdrop.study` (the comparison). Python imports them, `audit`
-and `compare` at their first use, so that `import jdrop` costs what `import jax` costs.
+`jdrop.statistics`, `jdrop.auditing` and `jdrop.study` (the comparison). Python imports them,
+`audit` and `compare` at their first use, so that `import jdrop` costs what `import jax` costs.
 """
 
 import importlib

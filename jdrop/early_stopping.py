@@ -22,6 +22,7 @@ from jdrop.train import Batch, TrainState, count_examples, split_batch
 __all__ = ["EarlyStoppingResult", "fit_with_early_stopping"]
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class EarlyStoppingResult:
     """An ensemble after early stopping.
@@ -212,7 +213,8 @@ def _check_validation_data(data: Any) -> None:
             f"validation_data must be a tuple (inputs, labels), got {type(data).__name__}"
             f"{f' of {len(data)}' if isinstance(data, tuple | list) else ''}."
         )
-    if not count_examples(*data, prefix="validation "):
+    inputs, labels = data
+    if not count_examples(inputs, labels, prefix="validation "):
         raise ValueError("validation_data must hold at least 1 example, got 0.")
 
 
