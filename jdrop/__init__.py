@@ -6,9 +6,9 @@ Functions of an explicit key: `dropout`, `keep_mask`, `apply_mask`, `scale_weigh
 ensembles.
 
 Modules: `jdrop.linen` and `jdrop.nnx` (Flax layers), `jdrop.network`, `jdrop.train`,
-`jdrop.ensemble`, `jdrop.thinned`, `jdrop.inference`, `jdrop.metrics`, `jdrop.statistics`,
-`jdrop.auditing` and `jdrop.study` (the comparison). Python imports them, `audit` and `compare` at
-their first use, so that `import jdrop` costs what `import jax` costs.
+`jdrop.ensemble`, `jdrop.early_stopping`, `jdrop.thinned`, `jdrop.inference`, `jdrop.metrics`,
+`jdrop.statistics`, `jdrop.auditing` and `jdrop.study` (the comparison). Python imports them,
+`audit` and `compare` at their first use, so that `import jdrop` costs what `import jax` costs.
 """
 
 import importlib
@@ -33,6 +33,7 @@ __all__ = [
     "drop_branch",
     "drop_path",
     "dropout",
+    "early_stopping",
     "ensemble",
     "inference",
     "keep_mask",

@@ -14,12 +14,15 @@ import jax
 from jax.sharding import Mesh
 
 from jdrop.memory import MembersAtOnce
-from jdrop.meshes import map_over_mesh
+from jdrop.meshes import check_mesh, map_over_mesh
 
 BATCHINGS = ("vmap", "scan")
 
 ROUNDS = 3
 """How often each batching is timed; the fastest run counts."""
+
+STEPS_TO_TIME = 3
+"""The training steps of a fit that is timed."""
 
 _logger = logging.getLogger("jdrop")
 
@@ -102,6 +105,11 @@ class MemberMap:
         if self.members_at_once is None or self.members_at_once >= num_members:
             return jax.vmap(of_member)(members)
         return jax.lax.map(of_member, members, batch_size=self.members_at_once)
+
+
+def member_map(batching: str, mesh: Mesh | None, members_at_once: int | None = None) -> MemberMap:
+    """How to map over members. Raises if a setting is not valid."""
+    return MemberMap(batching, members_at_once, None if mesh is None else check_mesh(mesh))
 
 
 def time_batchings(run: Callable[[str], Any], num_steps: int = 1) -> Batching:

@@ -17,18 +17,20 @@ from jax.typing import ArrayLike
 from jdrop import train
 from jdrop.annotations import Float
 from jdrop.batching import (
+    STEPS_TO_TIME,
     Batching,
     MemberMap,
     check_concrete,
     is_traced,
+    member_map,
     remember_choice,
     time_batchings,
 )
 from jdrop.memory import MembersAtOnce, choose_members_at_once
-from jdrop.meshes import batch_spec, check_mesh, count_on_device, place
+from jdrop.meshes import batch_spec, count_on_device, place
 from jdrop.network import ApplyFn, Network, Variables
 from jdrop.network import predict as predict_member
-from jdrop.train import Batch, LossFn, TrainState, cross_entropy, split_batch
+from jdrop.train import Batch, LossFn, TrainState, count_members, cross_entropy, split_batch
 
 __all__ = [
     "Batching",
@@ -39,9 +41,6 @@ __all__ = [
     "predict",
     "train_step",
 ]
-
-_STEPS_TO_TIME = 3
-"""The training steps of a fit that is timed."""
 
 
 def member_keys(key: Array, ensemble_size: int) -> Array:
@@ -103,7 +102,7 @@ def init_ensemble(
 
     # One member after another: on a CPU, orthogonal initial weights of several members at once, as
     # recurrent cells have, can wait for each other forever.
-    members = _member_map("scan", mesh)
+    members = member_map("scan", mesh)
     (key, inputs), indices = place(members.mesh, (key, inputs), _indices(ensemble_size))
     return _init_ensemble(key, indices, inputs, network, optimizer, loss_fn, members)
 
@@ -124,11 +123,6 @@ def _init_ensemble(
         return TrainState.create(network, variables, optimizer, loss_fn)
 
     return members(init_member, (key, inputs), indices)
-
-
-def _member_map(batching: str, mesh: Mesh | None, members_at_once: int | None = None) -> MemberMap:
-    """How to map over members. Raises if a setting is not valid."""
-    return MemberMap(batching, members_at_once, None if mesh is None else check_mesh(mesh))
 
 
 def train_step(
@@ -181,7 +175,7 @@ def train_step(
     """
     if key is None:
         raise TypeError("train_step needs a key: without one it would train without dropout.")
-    members = _member_map(batching, mesh)
+    members = member_map(batching, mesh)
     data = _place_step(members, key, state, batch, member_batches)
     if batching == "auto":
         check_concrete(data)
@@ -197,7 +191,7 @@ def _place_step(
 
     Raises if batches are those of another number of members.
     """
-    num_members = _count_members(state)
+    num_members = count_members(state)
     shapes = [jnp.shape(array) for array in jax.tree.leaves(batch)]
     if member_batches and any(shape[:1] != (num_members,) for shape in shapes):
         raise ValueError(
@@ -221,16 +215,6 @@ def _train_step(shared: Any, of_members: Any, members: MemberMap) -> tuple[Train
         return train.train_step(jax.random.fold_in(key, index), state, batch)
 
     return members(step, shared, *of_members)
-
-
-def _count_members(state: TrainState) -> int:
-    """The number of members of a state. Raises if it is that of a single network."""
-    if state.step.ndim != 1:
-        raise ValueError(
-            "state must have a member axis, as `init_ensemble` makes it, got one of a single "
-            "network; train that with `jdrop.train.fit` or `jdrop.train.train_step`."
-        )
-    return state.step.shape[0]
 
 
 def choose_batching(
@@ -273,7 +257,7 @@ def choose_batching(
         >>> state, losses = train_step(train_key, state, batch, batching=batching.choice)
     """
     check_concrete((key, state, batch))
-    members = _member_map("auto", mesh)
+    members = member_map("auto", mesh)
     return _time_steps(*_place_step(members, key, state, batch, member_batches), members)
 
 
@@ -355,26 +339,39 @@ def fit_ensemble(
         >>> predict(None, network, state.variables, inputs).shape
         (3, 4, 2)
     """
-    num_members = _count_members(state)
+    data, members = plan_fit(
+        key, state, inputs, labels, num_epochs, batch_size, rows, batching, members_at_once, mesh
+    )
+    return fit_members(*data, num_epochs, batch_size, members)
+
+
+def plan_fit(
+    key: Array,
+    state: TrainState,
+    inputs: Any,
+    labels: Any,
+    num_epochs: int,
+    batch_size: int,
+    rows: ArrayLike | None,
+    batching: str,
+    members_at_once: int | None,
+    mesh: Mesh | None,
+) -> tuple[tuple[Any, Any], MemberMap]:
+    """What `fit_members` takes, from the arguments of `fit_ensemble`, with every choice made."""
+    num_members = count_members(state)
     member_rows = None if rows is None else jnp.asarray(rows)
     if member_rows is not None and member_rows.shape[:1] != (num_members,):
         raise ValueError(
             f"rows must be [member, row] with the {num_members} members of the state, got the "
             f"shape {member_rows.shape}."
         )
-    members = _member_map(batching, mesh, members_at_once)
+    members = member_map(batching, mesh, members_at_once)
     data = place(members.mesh, (key, inputs, labels), (_indices(num_members), state, member_rows))
     # Several processes could choose differently, and would then run different programs.
     spans_processes = members.mesh is not None and members.mesh.is_multi_process
     if batching != "scan" and members_at_once is None and not (spans_processes or is_traced(data)):
-        choice = remember_choice(
-            lambda: _choose_members_at_once(*data, num_epochs, batch_size, members),
-            data,
-            "members_at_once",
-            num_epochs,
-            batch_size,
-            members,
-        )
+        choose = partial(_choose_members_at_once, *data, num_epochs, batch_size, members)
+        choice = remember_choice(choose, data, "members_at_once", num_epochs, batch_size, members)
         members = replace(members, members_at_once=choice)
     if batching == "auto":
         check_concrete(data)
@@ -382,7 +379,7 @@ def fit_ensemble(
             lambda: _time_fits(*data, batch_size, members), data, "batching", batch_size, members
         )
         members = members.by(choice)
-    return _fit_ensemble(*data, num_epochs, batch_size, members)
+    return data, members
 
 
 def _choose_members_at_once(
@@ -392,7 +389,7 @@ def _choose_members_at_once(
 
     def lower(members_at_once: int) -> Any:
         chunked = replace(members, batching="vmap", members_at_once=members_at_once)
-        return _fit_ensemble.lower(shared, of_members, num_epochs, batch_size, chunked)
+        return fit_members.lower(shared, of_members, num_epochs, batch_size, chunked)
 
     indices, *_ = of_members
     device = min(indices.devices(), key=lambda device: device.id)
@@ -404,23 +401,25 @@ def _time_fits(shared: Any, of_members: Any, batch_size: int, members: MemberMap
     key, inputs, labels = shared
     indices, state, rows = of_members
     # Raises the errors of the whole fit, with its own numbers, before anything is timed.
-    _fit_ensemble.eval_shape(shared, of_members, 1, batch_size, members.by("vmap"))
+    fit_members.eval_shape(shared, of_members, 1, batch_size, members.by("vmap"))
     num_examples = jax.tree.leaves((inputs, labels))[0].shape[0]
     every_row = jnp.broadcast_to(jnp.arange(num_examples), (len(indices), num_examples))
-    few = (every_row if rows is None else rows)[:, : _STEPS_TO_TIME * batch_size]
+    few = (every_row if rows is None else rows)[:, : STEPS_TO_TIME * batch_size]
     _, few = place(members.mesh, (), few)
 
     def run(batching: str) -> Any:
         data = (jax.random.clone(key), inputs, labels), (indices, state, few)
-        return _fit_ensemble(*data, 1, batch_size, members.by(batching))
+        return fit_members(*data, 1, batch_size, members.by(batching))
 
     return time_batchings(run, num_steps=few.shape[1] // batch_size)
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4))
-def _fit_ensemble(
+def fit_members(
     shared: Any, of_members: Any, num_epochs: int, batch_size: int, members: MemberMap
 ) -> tuple[TrainState, Any]:
+    """Trains the members whose indices, states and rows are `of_members`."""
+
     def fit_member(shared: Any, index: Array, state: TrainState, rows: Array | None) -> Any:
         key, inputs, labels = shared
         return train.fit(
@@ -480,9 +479,9 @@ def predict(
         )
     ((num_members,),) = sizes
     if members_at_once == 1:
-        members = _member_map("scan", mesh)
+        members = member_map("scan", mesh)
     else:
-        members = _member_map("vmap", mesh, members_at_once)
+        members = member_map("vmap", mesh, members_at_once)
     data = place(members.mesh, (key, inputs), (_indices(num_members), variables))
     return _predict(*data, network, regression, members)
 

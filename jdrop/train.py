@@ -230,7 +230,7 @@ def fit(
         )
     if num_epochs < 0:
         raise ValueError(f"num_epochs must be at least 0, got {num_epochs}.")
-    num_examples = _count_examples(inputs, labels)
+    num_examples = count_examples(inputs, labels)
     rows = jnp.arange(num_examples) if rows is None else jnp.asarray(rows)
     if rows.ndim != 1 or not jnp.issubdtype(rows.dtype, jnp.integer):
         raise ValueError(
@@ -291,10 +291,26 @@ def split_batch(batch: Any, batch_sharding: Sharding | PartitionSpec | None) -> 
     return jax.lax.with_sharding_constraint(batch, batch_sharding)
 
 
-def _count_examples(inputs: Any, labels: Any) -> int:
-    """The size of the first axis of every array. Raises if the sizes differ."""
+def count_members(state: TrainState) -> int:
+    """The number of members of a state. Raises if it is that of a single network."""
+    if state.step.ndim != 1:
+        raise ValueError(
+            "state must have a member axis, as `init_ensemble` makes it, got one of a single "
+            "network; train that with `jdrop.train.fit` or `jdrop.train.train_step`."
+        )
+    return state.step.shape[0]
+
+
+def count_examples(inputs: Any, labels: Any, prefix: str = "") -> int:
+    """The size of the first axis of every array. Raises if the sizes differ.
+
+    Args:
+        inputs: arrays `[example, ...]`.
+        labels: arrays `[example, ...]`.
+        prefix: what an error says before "inputs" and "labels".
+    """
     sizes: dict[int, str] = {}
-    for name, tree in {"inputs": inputs, "labels": labels}.items():
+    for name, tree in {f"{prefix}inputs": inputs, f"{prefix}labels": labels}.items():
         for path, array in jax.tree_util.tree_leaves_with_path(tree):
             name_of_array = f"{name}{jax.tree_util.keystr(path)}"
             if not array.ndim:
@@ -304,8 +320,11 @@ def _count_examples(inputs: Any, labels: Any) -> int:
                 )
             sizes.setdefault(array.shape[0], name_of_array)
     if not sizes:
-        raise ValueError(f"inputs must hold at least 1 array, got {inputs!r}.")
+        raise ValueError(f"{prefix}inputs must hold at least 1 array, got {inputs!r}.")
     if len(sizes) > 1:
         counts = " and ".join(f"{size} in {name}" for size, name in sizes.items())
-        raise ValueError(f"inputs and labels must hold the same number of examples, got {counts}.")
+        raise ValueError(
+            f"{prefix}inputs and {prefix}labels must hold the same number of examples, got "
+            f"{counts}."
+        )
     return next(iter(sizes))

@@ -43,6 +43,7 @@ ROOMS = [
     "memory",
     "batching",
     "ensemble",
+    "early_stopping",
     "inference",
     "metrics",
     "statistics",
@@ -69,6 +70,7 @@ FOREIGN = {
     "constraints": {"optax"},
     "train": {"optax"},
     "ensemble": {"optax"},
+    "early_stopping": {"numpy"},
     "inference": {"numpy"},
     "metrics": {"numpy"},
     "statistics": {"numpy", "scipy"},
@@ -136,7 +138,7 @@ def test_the_library_needs_neither_jaxtyping_nor_the_study():
         " 'pandas', 'pooch', 'pydantic', 'sklearn'):\n"
         "    sys.modules[name] = None\n"
         "import jdrop, jdrop.linen, jdrop.nnx, jdrop.train, jdrop.ensemble, jdrop.inference\n"
-        "import jdrop.metrics, jdrop.statistics, jdrop.thinned\n"
+        "import jdrop.early_stopping, jdrop.metrics, jdrop.statistics, jdrop.thinned\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -128,7 +128,7 @@ def test_a_fit_takes_as_many_members_as_fit_and_warns_once(getkey, usable, caplo
     state, key = make_state(getkey(), 8), getkey()
     members = MemberMap(members_at_once=2)
     data = (key, INPUTS, LABELS), (jnp.arange(8), state, None)
-    plan = ensemble._fit_ensemble.lower(*data, 1, 4, members).compile().memory_analysis()
+    plan = ensemble.fit_members.lower(*data, 1, 4, members).compile().memory_analysis()
     usable(float(plan.temp_size_in_bytes + plan.output_size_in_bytes))
     expected = ensemble.fit_ensemble(key, state, INPUTS, LABELS, members_at_once=2, **SIZES)
     for _ in range(2):
@@ -150,7 +150,7 @@ def test_the_planned_program_is_compiled_once(getkey, usable, caplog):
     state, key = make_state(getkey(), 6), getkey()
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         ensemble.fit_ensemble(key, state, INPUTS, LABELS, **SIZES)
-    compiled = [text for text in caplog.messages if "Compiling jit(_fit_ensemble)" in text]
+    compiled = [text for text in caplog.messages if "Compiling jit(fit_members)" in text]
     assert len(compiled) == 1
 
 
@@ -220,7 +220,7 @@ def test_the_memory_of_a_large_ensemble_is_a_few_times_its_data():
     temporary = {}
     for members_at_once in (16, 2):
         members = MemberMap(members_at_once=members_at_once)
-        fit = ensemble._fit_ensemble.lower(
+        fit = ensemble.fit_members.lower(
             (key, inputs, labels), (indices, state, None), 1, 50, members
         )
         analysis = fit.compile().memory_analysis()

@@ -119,7 +119,7 @@ def compiled_text(mesh, function, ensemble_size=8):
     indices, key = jnp.arange(ensemble_size), jax.random.key(1)
     if function == "fit_ensemble":
         data = place(members.mesh, (key, INPUTS, LABELS), (indices, state, None))
-        lowered = ensemble._fit_ensemble.lower(*data, 2, 4, members)
+        lowered = ensemble.fit_members.lower(*data, 2, 4, members)
     else:
         data = ensemble._place_step(members, key, state, (INPUTS, LABELS), False)
         lowered = ensemble._train_step.lower(*data, members)

@@ -17,6 +17,7 @@ MODULES = {
     "jdrop.network": "reference/network/",
     "jdrop.train": "reference/train/",
     "jdrop.ensemble": "reference/ensemble/",
+    "jdrop.early_stopping": "reference/early_stopping/",
     "jdrop.inference": "reference/inference/",
     "jdrop.metrics": "reference/metrics/",
     "jdrop.statistics": "reference/statistics/",
