@@ -288,7 +288,7 @@ class _Reader:
             return [self.key_of_words[inputs[0]]]
         match name:
             case "scan":
-                return self._read_scan(params, inputs, place)
+                return self._read_scan(equation, inputs, place)
             case "while":
                 return self._read_while(params, inputs, place)
             case "cond":
@@ -347,9 +347,13 @@ class _Reader:
         constants = [self.of_constant(const) for const in called.consts]
         return self.read(called.jaxpr, [*constants, *inputs], place)
 
-    def _read_scan(self, params: Any, inputs: list[int], place: _Place) -> list[int]:
-        num_consts, num_carry = params["num_consts"], params["num_carry"]
-        body, first_result = params["jaxpr"].jaxpr, num_consts + num_carry
+    def _read_scan(self, equation: Any, inputs: list[int], place: _Place) -> list[int]:
+        params, body = equation.params, equation.params["jaxpr"].jaxpr
+        # Only what a scan reads or stacks turn by turn has one axis more outside than inside.
+        # Versions of JAX keep the numbers of constants and carries in different parameters.
+        num_carry = _num_alike(equation.outvars, body.outvars)
+        num_consts = _num_alike(equation.invars, body.invars) - num_carry
+        first_result = num_consts + num_carry
         kept = [
             body.outvars[i] is body.invars[num_consts + i] for i in range(num_carry)
         ]  # A carry that no turn changes.
@@ -414,6 +418,12 @@ def _hashed_words(jaxpr: Jaxpr) -> set[Any]:
         if not isinstance(atom, Literal)
     }
     return used | {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}
+
+
+def _num_alike(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+    """How many arrays have as many axes outside of a loop as inside of it."""
+    pairs = zip(outside, inside, strict=True)
+    return sum(len(outer.aval.shape) == len(inner.aval.shape) for outer, inner in pairs)
 
 
 def _is_key(aval: Any) -> bool:
