@@ -20,7 +20,7 @@ from jdrop.study.evaluation.losses import losses_by_size, losses_of_readings
 from jdrop.study.evaluation.margins import regression_margins
 from jdrop.study.evaluation.points import regression_profile
 from jdrop.study.evaluation.ranges import possible
-from jdrop.study.evaluation.readings import Reading, State
+from jdrop.study.evaluation.readings import Reading, State, reading_of
 
 N, C = 150, 3
 
@@ -156,6 +156,37 @@ def test_shared_members_are_scored_as_if_alone(predictions, labels):
             alone = losses_by_size(Reading("alone", {size: state}), labels)
             for score, values in losses.items():
                 np.testing.assert_array_equal(values[:, index], alone[score][:, 0])
+
+
+def test_more_than_20_networks_are_averaged_in_groups_on_a_circle(labels):
+    """At each size the losses are means over groups, each computed here with NumPy."""
+    outputs = members(labels, 43, 2.0, 1)
+    reading = reading_of("plain", outputs[None], table=(25,))
+    assert reading.sizes == (*range(1, 21), 25, 30, 43)
+    losses = losses_by_size(reading, labels)
+    probs = np.exp(outputs.astype(np.float64))
+    for size, num_groups in ((1, 43), (2, 21), (19, 20), (25, 20), (43, 20)):
+        starts = [index * 43 // num_groups for index in range(num_groups)]
+        groups = [np.arange(start, start + size) % 43 for start in starts]
+        expected = np.mean(
+            [-np.log(probs[group].mean(0)[np.arange(N), labels]) for group in groups], axis=0
+        )
+        np.testing.assert_allclose(
+            losses["nll"][0, reading.sizes.index(size)], expected, rtol=1e-4, atol=1e-6
+        )
+        counts = np.bincount(np.concatenate(groups), minlength=43)
+        assert counts.max() - counts.min() <= 1
+
+
+def test_the_worth_of_many_networks_is_read_at_their_sizes(labels):
+    """A method that is the average of 30 networks is worth 30 of 40."""
+    plain = members(labels, 120, 2.0, 1)
+    dealt = np.exp(plain.astype(np.float64)).reshape(40, 3, N, C)
+    average = np.log(dealt[:30].mean(0)).astype(np.float32)
+    comparison = of_predictions(Predictions({"plain": plain, "same": average}, labels), "x", 3)
+    worth = comparison.method("same").points[0].worth["nll"]
+    assert worth.low <= 30 <= worth.high
+    assert [point.size for point in comparison.method("plain").points][-3:] == [20, 30, 40]
 
 
 def test_differences_are_of_the_same_replicates_and_examples(predictions):

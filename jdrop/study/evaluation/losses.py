@@ -16,11 +16,14 @@ from jdrop.study.evaluation.readings import Reading, State, is_regression
 NUM_SPLITS = 5
 """Two-fold splits of the test examples for calibration, as in Ashukha et al. 2020."""
 
-NUM_MASK_ORDERS = 5
-"""Starting points on the circle of masks. Networks have as many starting points as members."""
+MASK_STARTS = 5
+"""How many averages of masks are scored at each size, at most."""
+
+NETWORK_STARTS = 20
+"""How many averages of networks are scored at each size, if there are as many networks."""
 
 PADDING = 10
-"""Member counts are padded to a multiple, so that few programs are compiled."""
+"""Counts of members and sizes are padded to a multiple, so that few programs are compiled."""
 
 
 @jax.jit
@@ -28,46 +31,41 @@ def _classification_losses(
     key: Array,
     log_probs: Array,
     labels: Array,
-    calibrate: Array,
     num_members: ArrayLike,
-    num_orders: ArrayLike,
+    sizes: Array,
+    num_starts: Array,
 ) -> dict[str, Array]:
-    """Losses `[size, example]` of averages, at each size a mean over several orders of members.
+    """Losses `[size, example]` of averages, at each size a mean over several groups of members.
 
-    Members from `num_members` on, and larger sizes, are padding.
+    Members from `num_members` on are padding, and so are sizes with 0 starts.
     """
-    sizes = jnp.arange(1, len(log_probs) + 1)
 
-    def add_member(
-        average: RunningAverage, step: tuple[Array, Array]
-    ) -> tuple[RunningAverage, dict[str, Array]]:
-        member, calibrated = step
-        average = average.add(log_probs[member])
-        pooled = average.log_probs()
-        losses = metrics.losses(pooled, labels)
-        losses["calibrated_nll"] = jax.lax.cond(
-            calibrated,
-            lambda: metrics.calibrated_losses(
-                jax.random.clone(key), pooled, labels, num_repeats=NUM_SPLITS
-            ),
-            lambda: jnp.full_like(losses["nll"], jnp.nan),
+    def losses_of_group(start: Array, size: Array) -> dict[str, Array]:
+        average = jax.lax.fori_loop(
+            0,
+            size,
+            lambda step, average: average.add(log_probs[(start + step) % num_members]),
+            RunningAverage.start(log_probs[0]),
         )
-        return average, losses
+        pooled = average.log_probs()
+        calibrated = metrics.calibrated_losses(
+            jax.random.clone(key), pooled, labels, num_repeats=NUM_SPLITS
+        )
+        return {**metrics.losses(pooled, labels), "calibrated_nll": calibrated}
 
-    def losses_of_order(index: Array) -> dict[str, Array]:
-        start = index * num_members // num_orders
-        # Neighbours on a circle: each member is in equally many averages of a size.
-        members = (start + sizes - 1) % num_members
-        start_average = RunningAverage.start(log_probs[0])
-        return jax.lax.scan(add_member, start_average, (members, calibrate))[1]
+    def losses_of_size(of_size: tuple[Array, Array]) -> dict[str, Array]:
+        size, num_starts = of_size
+        sums = jax.lax.fori_loop(
+            0,
+            num_starts,
+            lambda index, sums: jax.tree.map(
+                jnp.add, sums, losses_of_group(index * num_members // num_starts, size)
+            ),
+            jax.tree.map(jnp.zeros_like, jax.eval_shape(losses_of_group, 0, size)),
+        )
+        return jax.tree.map(lambda values: values / num_starts, sums)
 
-    sums = jax.lax.fori_loop(
-        0,
-        num_orders,
-        lambda index, sums: jax.tree.map(jnp.add, sums, losses_of_order(index)),
-        jax.tree.map(jnp.zeros_like, jax.eval_shape(losses_of_order, 0)),
-    )
-    return jax.tree.map(lambda values: values / num_orders, sums)
+    return jax.lax.map(losses_of_size, (sizes, num_starts))
 
 
 @partial(jax.jit, static_argnames="size")
@@ -99,8 +97,8 @@ def _regression_losses(
 def losses_by_size(reading: Reading, labels: np.ndarray) -> dict[str, np.ndarray]:
     """Computes the losses `[replicate, size, example]` of a method by score.
 
-    The losses at a size are means over several groups of the replicate's members. Each member is
-    in equally many groups.
+    The losses at a size are means over several groups of the replicate's members, see
+    `_num_starts`.
     """
     return losses_of_readings([reading], labels)[0]
 
@@ -138,39 +136,53 @@ def _losses_of_state(
 ) -> dict[str, np.ndarray]:
     """Losses `[replicate, size, example]` of averages of the same members, by score."""
     num_members = outputs.shape[1]
-    num_orders = min(num_members, NUM_MASK_ORDERS) if unit == "masks" else num_members
+    num_starts = [_num_starts(num_members, size, unit) for size in sizes]
     key = jax.random.key(0)  # All methods are scored on the same splits.
     losses_of_replicates = []
     for replicate_outputs in outputs:
         if is_regression(labels):
             members = jnp.asarray(replicate_outputs)
-            starts = jnp.arange(num_orders) * num_members // num_orders
             losses_of_sizes = [
                 _regression_losses(
-                    jax.random.clone(key), members, jnp.asarray(labels), starts, size=size
+                    jax.random.clone(key),
+                    members,
+                    jnp.asarray(labels),
+                    jnp.arange(count) * num_members // count,
+                    size=size,
                 )
-                for size in sizes
+                for size, count in zip(sizes, num_starts, strict=True)
             ]
             losses = jax.tree.map(lambda *values: np.stack(values), *losses_of_sizes)
         else:
-            padded_count = -(-num_members // PADDING) * PADDING
-            calibrate = np.isin(np.arange(1, padded_count + 1), sizes)
-            padded = np.resize(replicate_outputs, (padded_count, *replicate_outputs.shape[1:]))
+            shape = (num_members + -num_members % PADDING, *replicate_outputs.shape[1:])
+            no_starts = (0, -len(sizes) % PADDING)
             padded_losses = _classification_losses(
                 jax.random.clone(key),
-                jnp.asarray(padded),
+                jnp.asarray(np.resize(replicate_outputs, shape)),
                 jnp.asarray(labels),
-                calibrate,
                 num_members,
-                num_orders,
+                jnp.asarray(np.pad(sizes, no_starts)),
+                jnp.asarray(np.pad(num_starts, no_starts)),
             )
-            indices = np.asarray(sizes) - 1
-            losses = {score: np.asarray(values)[indices] for score, values in padded_losses.items()}
+            losses = {
+                score: np.asarray(values)[: len(sizes)] for score, values in padded_losses.items()
+            }
         losses_of_replicates.append(losses)
     return {
         score: np.stack([losses[score] for losses in losses_of_replicates]).astype(np.float64)
         for score in losses_of_replicates[0]
     }
+
+
+def _num_starts(num_members: int, size: int, unit: str) -> int:
+    """How many groups of neighbours are averaged, where the members lie on a circle.
+
+    With up to 20 networks each one starts a group, so each is in equally many. With more, there are
+    20 groups, or as many disjoint ones as there can be.
+    """
+    if unit == "masks":
+        return min(num_members, MASK_STARTS)
+    return max(min(num_members, NETWORK_STARTS), num_members // size)
 
 
 def mean_losses(outputs: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:

@@ -84,7 +84,8 @@ class Scorer:
             for name, values in losses.items()
         }
         plain, headline = grouped["plain"], headline_of(readings)
-        curves = {score: EnsembleCurve(plain[score]) for score in self._scores}
+        sizes = next(reading.sizes for reading in readings if reading.name == "plain")
+        curves = {score: EnsembleCurve(plain[score], sizes) for score in self._scores}
         references = {
             "single": _at(plain, 0),
             "ensemble": _at(plain, -1),

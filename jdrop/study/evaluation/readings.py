@@ -1,7 +1,7 @@
 """Reads from a run folder what each method predicted."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -38,6 +38,9 @@ from jdrop.study.tuning import (
 
 MASK_SIZES = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000)
 """How many masks are averaged, up to as many as were drawn."""
+
+NETWORK_SIZES = (*range(1, 21), *(size for size in MASK_SIZES if size > 20))
+"""How many networks are averaged: every count up to 20."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,18 +107,24 @@ class Reading:
         return len(self.outputs) if self.retrained else 1
 
 
-def reading_of(name: str, outputs: np.ndarray, *, unit: str = "networks", **fields: Any) -> Reading:
+def reading_of(
+    name: str,
+    outputs: np.ndarray,
+    *,
+    unit: str = "networks",
+    table: Sequence[int] = (),
+    **fields: Any,
+) -> Reading:
     """A reading of the same members at every size, see `all_sizes`."""
-    state = State(outputs)
-    sizes = all_sizes(outputs.shape[1], unit)
-    return Reading(name, dict.fromkeys(sizes, state), unit, **fields)
+    sizes = all_sizes(outputs.shape[1], unit, table)
+    states = dict.fromkeys(sizes, State(outputs))
+    return Reading(name, states, unit, tuple(table), **fields)
 
 
-def all_sizes(num_members: int, unit: str) -> list[int]:
-    """Every count of networks, or the `MASK_SIZES` of masks, up to all members."""
-    if unit == "masks":
-        return sorted({*(size for size in MASK_SIZES if size <= num_members), num_members})
-    return list(range(1, num_members + 1))
+def all_sizes(num_members: int, unit: str, table: Sequence[int]) -> list[int]:
+    """The sizes at which averages are scored: a rising grid, all members, and those of tables."""
+    grid = MASK_SIZES if unit == "masks" else NETWORK_SIZES
+    return sorted({*(size for size in grid if size < num_members), num_members, *table})
 
 
 def is_regression(labels: np.ndarray) -> bool:
@@ -182,8 +191,8 @@ def load_readings(
             )
             for choice in all_choices(method, settings, tuning)
         }
-        sizes = all_sizes(num_members, method.unit)
         table = tuple(sorted({*method.table_sizes(num_members, settings.budget)}))
+        sizes = all_sizes(num_members, method.unit, table)
         same_state = states[same_epochs_choice(method, settings, tuning)]
         searched = {}
         if tuning is not None and method.weight_decays:

@@ -8,7 +8,7 @@ from jdrop.statistics import EnsembleCurve, crossed_interval
 from jdrop.study.analyses import Cell
 from jdrop.study.evaluation.losses import losses_by_size
 from jdrop.study.evaluation.ranges import possible
-from jdrop.study.evaluation.readings import in_groups, reading_of
+from jdrop.study.evaluation.readings import Reading, in_groups, reading_of
 from jdrop.study.parts import SweepCell
 
 
@@ -17,14 +17,15 @@ def score_sweep(
 ) -> list[Cell]:
     """Scores one plain network, the plain ensemble and one dropout network in each cell."""
 
-    def losses_in_groups(name: str, outputs: np.ndarray) -> dict[str, np.ndarray]:
-        losses = losses_by_size(reading_of(name, outputs), labels)
+    def losses_in_groups(reading: Reading) -> dict[str, np.ndarray]:
+        losses = losses_by_size(reading, labels)
         return {score: in_groups(values, groups) for score, values in losses.items()}
 
     cells = []
     for cell in swept:
-        plain = losses_in_groups("plain", cell.plain)
-        dropout = losses_in_groups("dropout", cell.dropout)
+        networks = reading_of("plain", cell.plain)
+        plain = losses_in_groups(networks)
+        dropout = losses_in_groups(reading_of("dropout", cell.dropout))
         losses = {
             "plain": {score: values[:, 0] for score, values in plain.items()},
             "ensemble": {score: values[:, -1] for score, values in plain.items()},
@@ -34,15 +35,15 @@ def score_sweep(
             Cell(
                 at=cell.values,
                 scores={
-                    networks: {
+                    name: {
                         score: possible(score, crossed_interval(values))
                         for score, values in scores.items()
                     }
-                    for networks, scores in losses.items()
+                    for name, scores in losses.items()
                 },
                 worth={
-                    score: EnsembleCurve(values).equivalent(losses["dropout"][score])
-                    for score, values in plain.items()
+                    score: EnsembleCurve(plain[score], networks.sizes).equivalent(values)
+                    for score, values in losses["dropout"].items()
                 },
             )
         )

@@ -23,6 +23,12 @@ from jdrop.study.scores import SCORES
 GIVEN_LINES = ("-", ":", "-.", "--")
 """Given methods have the same color, so their lines tell them apart."""
 
+SIZE_TICKS = (1, 2, 3, 5, 10, 20, 50, 100)
+"""Labels of a logarithmic axis of ensemble sizes."""
+
+WIDE_SIZE_TICKS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
+"""Its labels beyond 100, where there is less room for each."""
+
 
 def score_against_size(comparison: Comparison) -> Figure | None:
     """The worth of a method: where the curve of plain ensembles meets the method's score."""
@@ -59,8 +65,11 @@ def score_against_size(comparison: Comparison) -> Figure | None:
                 axes.plot(ends, [mean] * 2, color=color, lw=6, alpha=0.35, solid_capstyle="butt")
             if worth.is_resolved and math.isfinite(worth.value):
                 axes.plot([worth.value], [mean], color=color, marker=marker, ms=8)
-        axes.set_xlim(0.6, sizes[-1] + 0.4)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if sizes[-1] > 20:
+            _set_log_sizes(axes, sizes[-1], end=sizes[-1] * 1.05)
+        else:
+            axes.set_xlim(0.6, sizes[-1] + 0.4)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("networks averaged")
         axes.set_ylabel(f"test {axis_label(score)}")
         # Above the panel, where no line can cross it.
@@ -95,12 +104,8 @@ def worth_chart(comparison: Comparison) -> Figure | None:
             x = min(point.worth[score].value, largest * 1.3)
             text = f"{method.title(point.size)}: {point.worth[score]}"
             add_hover_points(axes, [x], [row], [text], size=12)
-        axes.set_xscale("log")
-        axes.set_xlim(0.85, largest * 1.6)
+        _set_log_sizes(axes, largest, end=largest * 1.6)
         axes.axvspan(largest, largest * 1.6, color="#888888", alpha=0.12, lw=0)
-        ticks = [tick for tick in (1, 2, 3, 5, 10, 20, 50, 100) if tick <= largest]
-        axes.set_xticks(ticks)
-        label_log_ticks(axes)
         axes.set_title(SCORES[score].title, loc="left", fontsize=10)
         axes.set_xlabel("plain networks")
         add_grid(axes)
@@ -110,6 +115,14 @@ def worth_chart(comparison: Comparison) -> Figure | None:
     for axes in grid.flat[len(scores) :]:
         axes.set_visible(False)
     return figure
+
+
+def _set_log_sizes(axes: Axes, largest: int, end: float) -> None:
+    axes.set_xscale("log")
+    axes.set_xlim(0.85, end)
+    ticks = SIZE_TICKS if largest <= SIZE_TICKS[-1] else WIDE_SIZE_TICKS
+    axes.set_xticks([tick for tick in ticks if tick <= largest])
+    label_log_ticks(axes)
 
 
 def _draw_worth(axes: Axes, row: int, worth: EnsembleEquivalent, style: tuple[str, str]) -> None:
