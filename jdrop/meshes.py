@@ -47,9 +47,24 @@ def place(mesh: Mesh | None, shared: Any, members: Any) -> tuple[Any, Any]:
     on_each = NamedSharding(mesh, PartitionSpec())
     spread = NamedSharding(mesh, PartitionSpec(MEMBER_AXIS))
     return (
-        jax.device_put(shared, on_each),
-        jax.device_put(members, on_each if _count_missing(mesh, members) else spread),
+        _put(shared, on_each),
+        _put(members, on_each if _count_missing(mesh, members) else spread),
     )
+
+
+def _put(arrays: Any, sharding: NamedSharding) -> Any:
+    """Puts arrays on the devices of a sharding, which may be those of several processes."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(arrays, sharding)
+
+    def put(leaf: Any) -> Any:
+        # JAX puts typed keys on devices of its own process only, but their words on any.
+        if not jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+            return jax.device_put(leaf, sharding)
+        words = jax.device_put(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
+
+    return jax.tree.map(put, arrays)
 
 
 def map_over_mesh(mesh: Mesh, f: Callable[..., Any], shared: Any, members: Any) -> Any:

@@ -47,9 +47,15 @@ MAX_GENERATED = 1.5
 """The same for keys of a hardware generator, with the random words written and read once."""
 
 MAX_BLOCK = 1.03
-"""How many times the bytes and the memory of no dropout the gradient of a block may take."""
+"""How many times the bytes and the memory of no dropout a block or attention may take."""
 
 BATCH, LENGTH, WIDTH, HEADS, DEPTH = 8, 1024, 768, 12, 12
+
+LONG = 4096
+"""A second length of attention."""
+
+NUM_KEYS = 8192
+"""Keys that are vmapped, each with a mask of `WIDTH` elements."""
 
 
 class Cost(NamedTuple):
@@ -144,6 +150,18 @@ def block(params: dict[str, Array], x: Array, key: Array, rate: float) -> Array:
     return x + jdrop.dropout(hidden_key, hidden, rate)
 
 
+def print_ratios(rate: float, cost: Cost, none: Cost) -> bool:
+    """Prints a cost as multiples of no dropout. Returns whether it is above `MAX_BLOCK`."""
+    ratios = cost.mib / none.mib, cost.temporary_mib / none.temporary_mib
+    is_above = max(ratios) > MAX_BLOCK
+    click.echo(
+        f"rate {rate}: bytes {ratios[0]:.3f} of {none.mib:.0f} MiB, temporary {ratios[1]:.3f} "
+        f"of {none.temporary_mib:.1f} MiB, operations "
+        f"{cost.gigaoperations / none.gigaoperations:.3f}{'  above' * is_above}"
+    )
+    return is_above
+
+
 def count_blocks(compiler: Compiler, depth: int) -> int:
     """Prints the costs of the gradient of blocks. Returns how many are above their limit.
 
@@ -173,18 +191,47 @@ def count_blocks(compiler: Compiler, depth: int) -> int:
 
         return jax.grad(loss, (0, 1))
 
-    none, above = compiler.cost(gradient(0.0), params, x, key), 0
-    for rate in (0.1, 0.5):
-        cost = compiler.cost(gradient(rate), params, x, key)
-        ratios = cost.mib / none.mib, cost.temporary_mib / none.temporary_mib
-        is_above = max(ratios) > MAX_BLOCK
-        above += is_above
-        click.echo(
-            f"rate {rate}: bytes {ratios[0]:.3f} of {none.mib:.0f} MiB, temporary {ratios[1]:.3f} "
-            f"of {none.temporary_mib:.1f} MiB, operations "
-            f"{cost.gigaoperations / none.gigaoperations:.3f}{'  above' * is_above}"
-        )
+    none = compiler.cost(gradient(0.0), params, x, key)
+    return sum(
+        print_ratios(rate, compiler.cost(gradient(rate), params, x, key), none)
+        for rate in (0.1, 0.5)
+    )
+
+
+def count_attention(compiler: Compiler) -> int:
+    """Prints the costs of the gradient of attention. Returns how many are above their limit."""
+
+    def gradient(rate: float) -> Callable[..., Any]:
+        def loss(query: Array, keys: Array, value: Array, key: Array) -> Array:
+            y = jdrop.dot_product_attention(key, query, keys, value, dropout_rate=rate)
+            return jnp.sum(y.astype(jnp.float32) ** 2)
+
+        return jax.grad(loss, (0, 1, 2))
+
+    above = 0
+    for length in (LENGTH, LONG):
+        click.echo(f"\ngradient of attention, length {length}: multiples of no dropout")
+        x = jax.ShapeDtypeStruct((BATCH, length, HEADS, WIDTH // HEADS), jnp.bfloat16)
+        inputs = x, x, x, abstract_key("threefry2x32")
+        none = compiler.cost(gradient(0.0), *inputs)
+        for rate in (0.1, 0.5):
+            above += print_ratios(rate, compiler.cost(gradient(rate), *inputs), none)
     return above
+
+
+def count_vmap(compiler: Compiler) -> int:
+    """Prints the costs of masks of one axis, vmapped over keys. They have no limit."""
+    click.echo(f"\nvmap over {NUM_KEYS} keys, {WIDTH} elements each: multiples of x * c; MiB")
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), NUM_KEYS))
+    for dtype in (jnp.float32, jnp.bfloat16):
+        x = jax.ShapeDtypeStruct((NUM_KEYS, WIDTH), dtype)
+        floor = compiler.cost(lambda keys, x: x * jnp.asarray(2, x.dtype), keys, x).mib
+        cost = compiler.cost(jax.vmap(jdrop_dropout(0.1)), keys, x)
+        click.echo(
+            f"{dtype.__name__:9s} 0.1  bytes {cost.mib / floor:.2f}, "
+            f"temporary {cost.temporary_mib:.2f}"
+        )
+    return 0
 
 
 PARTS: dict[str, Callable[[Compiler], int]] = {
@@ -192,6 +239,8 @@ PARTS: dict[str, Callable[[Compiler], int]] = {
     "rbg": lambda compiler: count_op(compiler, "rbg"),
     "block": lambda compiler: count_blocks(compiler, 1),
     "scan": lambda compiler: count_blocks(compiler, DEPTH),
+    "attention": count_attention,
+    "vmap": count_vmap,
 }
 
 
