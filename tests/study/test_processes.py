@@ -580,7 +580,7 @@ import jax, jax.numpy as jnp, numpy as np, optax
 num_processes = int(sys.argv[2])
 jax.config.update("jax_num_cpu_devices", 4 // num_processes)
 if num_processes > 1:
-    jax.distributed.initialize(sys.argv[1], num_processes, int(sys.argv[3]))
+    jax.distributed.initialize(sys.argv[1], num_processes, int(sys.argv[5]))
 from jax.experimental.multihost_utils import process_allgather
 from jdrop import ensemble
 from jdrop.early_stopping import fit_with_early_stopping
@@ -595,10 +595,10 @@ network = Network(apply_fn, init_fn)
 assert jax.device_count() == 4
 mesh = jax.make_mesh((4,), ("member",))
 x, y = jnp.eye(4), jnp.array([0, 1, 0, 1])
-key = jax.random.key(0, impl=sys.argv[4])
+key = jax.random.key(0, impl=sys.argv[3])
 init_key, fit_key, stop_key, mask_key = jax.random.split(key, 4)
 state = ensemble.init_ensemble(
-    init_key, network, optax.sgd(0.1), x, ensemble_size=int(sys.argv[5]), mesh=mesh
+    init_key, network, optax.sgd(0.1), x, ensemble_size=int(sys.argv[4]), mesh=mesh
 )
 state, losses = ensemble.fit_ensemble(
     fit_key, state, x, y, num_epochs=2, batch_size=2, mesh=mesh
@@ -621,11 +621,11 @@ print(json.dumps(np.concatenate([np.ravel(value) for value in values]).tolist())
 def test_a_mesh_may_span_processes(tmp_path, impl, ensemble_size):
     def numbers(num_processes):
         address = f"127.0.0.1:{free_port()}"
+        arguments = num_processes, impl, ensemble_size
         results = finish(
             [
                 subprocess.Popen(
-                    [sys.executable, "-c", MESH, address]
-                    + [str(num_processes), str(index), impl, str(ensemble_size)],
+                    [sys.executable, "-c", MESH, address, *map(str, arguments), str(index)],
                     cwd=tmp_path,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
