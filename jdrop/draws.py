@@ -349,7 +349,7 @@ class _Reader:
 
     def _read_scan(self, equation: Any, inputs: list[int], place: _Place) -> list[int]:
         params, body = equation.params, equation.params["jaxpr"].jaxpr
-        # Only what a scan reads or stacks turn by turn has one axis more outside than inside.
+        # Only scanned inputs and stacked outputs have one axis more outside of the scan.
         # Versions of JAX keep the numbers of constants and carries in different parameters.
         num_carry = _num_alike(equation.outvars, body.outvars)
         num_consts = _num_alike(equation.invars, body.invars) - num_carry

@@ -67,14 +67,16 @@ def fit_with_early_stopping(
 
     $$t - \operatorname{argmin}_{s \le t} v_{is} \ge \text{patience}$$
 
-    Of equal losses the first counts. A loss that is NaN or infinite is no improvement. The state of
+    Of equal losses the first counts. A loss that is NaN or infinite is no improvement; without any
+    finite loss a member stops after `patience` epochs. The state of
     a member equals that of `jdrop.ensemble.fit_ensemble` with the same key and `best_epoch` epochs,
     up to the rounding of batched products, and exactly with "scan". Members do not affect each
     other.
 
     A member that has stopped is computed further, and ignored, until half of the members have
-    stopped. Then the others go on in a program of half the size, and so on: for K members at most
-    $\lceil \log_2 K \rceil$ more programs are compiled.
+    stopped. Then the others go on in a program of half the size, and so on: for K members the
+    programs are compiled for at most $\lceil \log_2 K \rceil$ more sizes. Four states of all
+    members are in memory at once: that given, the best one, and those before and after an epoch.
 
     Args:
         key: consumed.
@@ -156,7 +158,8 @@ def fit_with_early_stopping(
     best_epoch = np.zeros(num_members, np.int32)
     running = np.ones(num_members, bool)
     positions = np.arange(num_members)  # Of the members in the program.
-    kept, best = state, state  # Of all members, and of those in the program.
+    # Of all members, and of those in the program. The latter is overwritten, so it is a copy.
+    kept, best = state, jax.tree.map(jnp.copy, state)
     history = []
     for epoch in range(1, num_epochs + 1):
         after, train_losses = fit_members((key, *train_data), of_members, 1, batch_size, members)
@@ -165,6 +168,7 @@ def fit_with_early_stopping(
         losses = _to_host(
             (train_losses, _validate(validation_data, after, loss_fn, members)), members.mesh
         )
+        of_members = (of_members[0], after, of_members[2])
         history.append(jax.tree.map(partial(_of_all_members, positions, running), losses))
         loss = losses[1][:, 0]
         improves = running[positions] & np.isfinite(loss) & (loss < best_loss[positions])
@@ -175,10 +179,9 @@ def fit_with_early_stopping(
         if not running.any():
             break
 
-        of_members = (of_members[0], after, of_members[2])
         size = _shrink(len(positions), int(running.sum()), members.mesh)
         if size < len(positions):
-            kept = _put(kept, positions, best)
+            kept = _replace_members(kept, positions, best)
             # The program may have room for members that have stopped: they are computed further.
             chosen = np.sort(np.argsort(~running[positions], kind="stable")[:size])
             positions = positions[chosen]
@@ -188,7 +191,7 @@ def fit_with_early_stopping(
         lambda *epochs: jnp.asarray(np.concatenate(epochs, axis=1)), *history
     )
     return EarlyStoppingResult(
-        state=_put(kept, positions, best),
+        state=_replace_members(kept, positions, best),
         best_epoch=jnp.asarray(best_epoch),
         train_losses=train_losses,
         validation_losses=validation_losses,
@@ -261,9 +264,9 @@ def _shrink(size: int, num_running: int, mesh: Mesh | None) -> int:
         size = half
 
 
-@jax.jit
+@partial(jax.jit, donate_argnums=2)
 def _choose(is_new: Array, new: Any, old: Any) -> Any:
-    """The new arrays for the members for which `is_new` is True, the old ones for the others."""
+    """The new arrays for the members for which `is_new` is True; overwrites those of the others."""
 
     def choose(new: Array, old: Array) -> Array:
         return jnp.where(jnp.expand_dims(is_new, range(1, new.ndim)), new, old)
@@ -278,6 +281,6 @@ def _take(tree: Any, positions: Array) -> Any:
 
 
 @jax.jit
-def _put(tree: Any, positions: Array, new: Any) -> Any:
+def _replace_members(tree: Any, positions: Array, new: Any) -> Any:
     """The arrays with those of the members at these positions replaced."""
     return jax.tree.map(lambda array, some: array.at[positions].set(some), tree, new)

@@ -58,6 +58,7 @@ class DataPart:
         test_groups: int32 `[test_size]`, from 0; None without groups.
         group_labels: the groups by their number; None without groups.
         groups_in_training: whether a group of test examples has training examples too.
+        train_group_name: what one group of training examples is; None where each is by itself.
         train_sequences: how many sequences hold the training examples, if these are tokens.
         test_sequences: how many sequences hold the test examples, if these are tokens.
     """
@@ -77,6 +78,7 @@ class DataPart:
     test_groups: Labels | None = None
     group_labels: list[str] | None = None
     groups_in_training: bool = False
+    train_group_name: str | None = None
     train_sequences: int | None = None
     test_sequences: int | None = None
 

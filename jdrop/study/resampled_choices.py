@@ -22,7 +22,7 @@ NUM_RESAMPLES = 1000
 """How many resamples choose."""
 
 RESAMPLES_AT_ONCE = 20
-"""Their weights are in memory together: with 60,000 examples they take 25 MB."""
+"""Their weights are in memory together: with 60,000 examples at most 35 MB."""
 
 
 @dataclass(frozen=True)

@@ -250,6 +250,7 @@ class _Work:
             test_groups=test_groups,
             group_labels=group_labels,
             groups_in_training=_are_in_training(data),
+            train_group_name=data.train_group_name,
             train_sequences=len(data.train_labels) if data.is_per_token else None,
             test_sequences=len(data.test_labels) if data.is_per_token else None,
         )

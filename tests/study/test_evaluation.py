@@ -187,6 +187,7 @@ def test_the_worth_of_many_networks_is_read_at_their_sizes(labels):
     worth = comparison.method("same").points[0].worth["nll"]
     assert worth.low <= 30 <= worth.high
     assert [point.size for point in comparison.method("plain").points][-3:] == [20, 30, 40]
+    assert [influence.against for influence in comparison.influence] == [1, 40]
 
 
 def test_differences_are_of_the_same_replicates_and_examples(predictions):

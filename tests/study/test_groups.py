@@ -113,6 +113,7 @@ def test_equal_groups_of_training_and_test_get_equal_numbers(as_type):
     assert data.group_name == "group"
     assert (data.train_groups.dtype, data.test_groups.dtype) == (np.int32, np.int32)
     assert data.train_groups.tolist() == [1, 3] * 10
+    assert data.train_group_name == data.group_name == "group"
     assert data.test_groups.tolist() == [0, 1, 2] * 2
     chosen = data.train_on(np.array([1, 2, 5]))
     assert chosen.train_groups.tolist() == [3, 1, 3]
@@ -122,6 +123,7 @@ def test_equal_groups_of_training_and_test_get_equal_numbers(as_type):
 def test_groups_of_the_test_examples_suffice():
     data = arrays(test_groups=[7, 7, 9, 9, 9, 7])
     assert data.train_groups is None
+    assert (data.group_name, data.train_group_name) == ("group", None)
     assert data.test_groups.tolist() == [0, 0, 1, 1, 1, 0]
     assert data.train_on(np.arange(3)).train_groups is None
 
@@ -275,6 +277,7 @@ def test_a_file_tells_groups_of_all_examples_or_of_given_test_examples(tmp_path)
     assert data.test_groups.tolist() == [1, 2] * 3
     data = from_file(tmp_path / "a.npz", str(tested), train_size=9)
     assert data.train_groups is None
+    assert (data.group_name, data.train_group_name) == ("group", None)
     assert data.test_groups.tolist() == [0, 1] * 3
     tested.write_text("a\n" * 7)
     with pytest.raises(DataError, match=r"each of the 26 examples \(20 to .*6 to .*, got 7"):

@@ -134,10 +134,10 @@ def test_candidates_that_are_equal_up_to_noise_are_a_caution(comparison):
     again, other = (round(100 * share) for share in unsure.tuning[-1].choice_shares)
     assert text == (
         "Cross-validation is not sure of its choice. For one dropout network it chose 20 epochs. "
-        f"Of 1,000 resamples of the training examples, {again} % choose the same, and {other} % "
-        "choose 30 epochs: the left-out loss is higher by 0.0003 nats there. The intervals and "
-        "the verdict do not include this chance. More training examples make the choice surer. "
-        "With the same 50 epochs for all methods the verdict is the same: not worse."
+        f"Of 1,000 resamples of the training examples, {again} % choose these again, and {other} % "
+        "choose 30 epochs, where the left-out loss is 0.0003 nats higher. The intervals and the "
+        "verdict do not include this chance. With the same 50 epochs for all methods the verdict "
+        "is the same: not worse."
     )
     (both,) = cautions_on(with_resampled_choices(comparison, 0.1), "not sure of its choice")
     assert "For the average of 10 it chose 20 epochs. Of the resamples, " in both
@@ -145,11 +145,11 @@ def test_candidates_that_are_equal_up_to_noise_are_a_caution(comparison):
 
 def test_the_groups_that_are_resampled_have_their_name(regression):
     unsure = with_resampled_choices(regression, 0.1)
-    grouped = dataclasses.replace(unsure, data={**unsure.data, "group_name": "person"})
+    grouped = dataclasses.replace(unsure, data={**unsure.data, "train_group_name": "person"})
     (text,) = cautions_on(grouped, "not sure of its choice")
     assert "Of 1,000 resamples of the training examples by person, " in text
     # Squared errors have no unit of their own here.
-    assert "the left-out loss is higher by 0.000" in text
+    assert "where the left-out loss is 0.000" in text
     assert "nats" not in text
 
 
@@ -169,19 +169,19 @@ def test_an_unsure_choice_leaves_another_verdict_to_its_own_caution(comparison):
     assert "the verdict is another one: worse" in texts[index + 1]
 
 
-def test_the_answer_says_how_many_resamples_choose_the_same(comparison):
+def test_the_answer_says_how_many_resamples_choose_it_again(comparison):
     clear = with_resampled_choices(comparison, 4.0)
     assert any(
-        "Of 1,000 resamples of the training examples, 100 %, 100 % and 100 % choose the same."
+        "Of 1,000 resamples of the training examples, 100 %, 100 % and 100 % choose these epochs again."
         in text
         for text in report.answer(clear)
     )
     assert not any("resamples" in text for text in report.answer(comparison))
 
 
-def test_the_choice_has_a_row_with_its_runner_up(comparison):
+def test_the_choice_has_a_row_with_the_most_frequent_other(comparison):
     header, (single, *_) = choices_table(with_resampled_choices(comparison, 0.1, ("plain",)))
-    assert header[:4] == ["method", "chosen epochs", "loss", "chosen again"]
+    assert header[:4] == ["method", "chosen epochs", "loss", "share"]
     assert single[:3] == ["one plain", "20", "0.100"]
     assert single[4] == "30"
     assert int(single[3].split()[0]) + int(single[6].split()[0]) in (99, 100, 101)

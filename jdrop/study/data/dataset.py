@@ -119,6 +119,13 @@ class Dataset:
         return self.num_classes is None
 
     @property
+    def train_group_name(self) -> str | None:
+        """What one group of training examples or tokens is; None where each is by itself."""
+        if self.train_groups is not None:
+            return self.group_name
+        return "sequence" if self.is_per_token else None
+
+    @property
     def is_per_token(self) -> bool:
         """Whether the positions of a sequence have labels, and not the example as a whole."""
         return self.train_labels.ndim > 1

@@ -150,11 +150,11 @@ def _influences(
         return []
     size = method.table[0]
     plain = losses["plain"][score]
-    num_plain = plain.shape[1]
+    sizes = next(reading.sizes for reading in readings if reading.name == "plain")
     return [
         influence(
             losses[method.name][score][:, method.sizes.index(size)],
-            plain[:, against - 1],
+            plain[:, index],
             groups,
             group_labels,
             method=method.name,
@@ -162,7 +162,7 @@ def _influences(
             against=against,
             score=score,
         )
-        for against in (1, num_plain)
+        for index, against in ((0, 1), (-1, sizes[-1]))
     ]
 
 

@@ -126,8 +126,7 @@ def _shares_caption(comparison: Comparison) -> str:
         return ""
     return (
         " Circles show the epochs that resamples of the training examples choose: the larger the "
-        "circle, the more resamples. Where circles are large at several epochs, the choice is not "
-        "sure."
+        "circle, the more resamples. If a line has several large circles, its choice is not sure."
     )
 
 

@@ -181,25 +181,22 @@ def _unsure_choices(comparison: Comparison) -> list[str]:
     ]
     texts: list[str] = []
     for name, choice in compared:
-        if choice is None or choice.is_sure or choice.runner_up is None:
+        if choice is None or choice.is_sure or choice.other is None:
             continue
-        chosen, other = choice.chosen, choice.runner_up
+        chosen, other = choice.chosen, choice.other
         resamples = "the resamples" if texts else resamples_text(comparison)
         more = signed_text("nll", other.loss - chosen.loss, unit=True).removeprefix("+")
         if comparison.task == "regression":  # Squared errors, in the unit of the target.
             more = significant(other.loss - chosen.loss)
         texts.append(
-            f"For {name} it chose {chosen}. Of {resamples}, {share_text(chosen.share)} choose the "
-            f"same, and {share_text(other.share)} choose {other}: the left-out loss is higher by "
-            f"{more} there."
+            f"For {name} it chose {chosen}. Of {resamples}, {share_text(chosen.share)} choose "
+            f"these again, and {share_text(other.share)} choose {other}, where the left-out loss "
+            f"is {more} higher."
         )
     if not texts:
         return []
     texts.insert(0, "Cross-validation is not sure of its choice.")
-    texts.append(
-        "The intervals and the verdict do not include this chance. More training examples make "
-        "the choice surer."
-    )
+    texts.append("The intervals and the verdict do not include this chance.")
     score, same = comparison.curve_scores[0], _same_epochs_point(comparison)
     verdict = point.against_ensemble[score].verdict
     if same is not None and same.against_ensemble[score].verdict == verdict:

@@ -33,16 +33,16 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Choice:
+class EpochChoice:
     """What cross-validation chose for a method at one size.
 
     Attributes:
         chosen: has the smallest loss.
-        runner_up: the other candidate that most resamples choose; None if no resample does.
+        other: of the other candidates, the one that most resamples choose; None if none is chosen.
     """
 
     chosen: Candidate
-    runner_up: Candidate | None
+    other: Candidate | None
 
     @property
     def is_sure(self) -> bool:
@@ -50,7 +50,7 @@ class Choice:
         return self.chosen.share >= SURE
 
 
-def choice_of(comparison: Comparison, method: str, size: int) -> Choice | None:
+def choice_of(comparison: Comparison, method: str, size: int) -> EpochChoice | None:
     """The choice for a method at one size; None if it is unknown how sure that is."""
     candidates, chosen = [], None
     for curve in comparison.tuning:
@@ -66,19 +66,19 @@ def choice_of(comparison: Comparison, method: str, size: int) -> Choice | None:
                 candidates.append(candidate)
     if chosen is None:
         return None
-    return Choice(chosen, max(candidates, key=lambda each: each.share, default=None))
+    return EpochChoice(chosen, max(candidates, key=lambda each: each.share, default=None))
 
 
 def choices_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Returns header and rows: the choice for each method, and how sure it is."""
-    header = ["method", "chosen epochs", "loss", "chosen again"]
-    header += ["runner-up", "loss − chosen", "chosen"]
+    header = ["method", "chosen epochs", "loss", "share"]
+    header += ["most frequent other", "loss − chosen", "its share"]
     rows = []
     for method, point in comparison.table:
         choice = choice_of(comparison, method.name, point.size)
         if choice is None:
             continue
-        chosen, other = choice.chosen, choice.runner_up
+        chosen, other = choice.chosen, choice.other
         row = [method.title(point.size), _settings(chosen), significant(chosen.loss)]
         row += [share_text(chosen.share)]
         if other is None:
@@ -97,7 +97,7 @@ def _settings(candidate: Candidate) -> str:
 
 def resamples_text(comparison: Comparison) -> str:
     """What is resampled, such as "1,000 resamples of the training examples"."""
-    name = comparison.data["group_name"]
+    name = comparison.data.get("train_group_name")
     what = "tokens" if comparison.is_per_token else "examples"
     by = "" if name is None else " in whole groups" if name == "group" else f" by {name}"
     return f"{NUM_RESAMPLES:,} resamples of the training {what}{by}"

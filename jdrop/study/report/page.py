@@ -152,11 +152,11 @@ def render(template: str, comparison: Comparison, images: list[dict[str, str]]) 
         "the weight decay, that cross-validation on the training examples chose for it. Right: all "
         "methods are trained equally long, except those that have no cells on the left.",
         "How sure the choice of epochs is": "Loss: the mean over left-out training examples; the "
-        "smallest is chosen. Chosen again: the share of "
-        f"{resamples_text(comparison)} that choose the same. "
-        "Runner-up: the other candidate that most of them choose, and their share. The "
-        "networks of the folds stay the same, so the shares hold the chance of the examples, not "
-        "that of the trainings. The intervals of this report hold neither.",
+        "smallest is chosen. Share: of "
+        f"{resamples_text(comparison)}, how many choose these epochs again. It is not the "
+        "probability that the choice is right: of two candidates that are equally good, each may "
+        "be chosen. The networks of the folds stay the same, so the shares hold the chance of the "
+        "examples, not that of the trainings. The intervals of this report hold neither.",
         "Cost": "FLOPs as multiples of the training, or the prediction, of one plain network. "
         "Search: the cross-validation that chose epochs and weight decay. The ratio of training "
         "costs in the answer is that of two rows of “training with search”.",

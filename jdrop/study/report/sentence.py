@@ -259,15 +259,15 @@ def _epochs(comparison: Comparison, method: MethodResult, point: Point) -> str:
 
 
 def _chosen_again(comparison: Comparison, method: MethodResult, point: Point) -> str:
-    """In what share of resamples the three choices are the same."""
+    """In what share of resamples each of the three choices is made again."""
     sizes = [(method.name, point.size), ("plain", 1), ("plain", comparison.ensemble.size)]
     choices = [choice_of(comparison, name, size) for name, size in sizes]
     shares = [share_text(choice.chosen.share) for choice in choices if choice is not None]
     if len(shares) < len(sizes):
         return ""
     return (
-        f" Of {resamples_text(comparison)}, {shares[0]}, {shares[1]} and {shares[2]} choose the "
-        "same."
+        f" Of {resamples_text(comparison)}, {shares[0]}, {shares[1]} and {shares[2]} choose these "
+        "epochs again."
     )
 
 
