@@ -172,8 +172,8 @@ def test_an_unsure_choice_leaves_another_verdict_to_its_own_caution(comparison):
 def test_the_answer_says_how_many_resamples_choose_it_again(comparison):
     clear = with_resampled_choices(comparison, 4.0)
     assert any(
-        "Of 1,000 resamples of the training examples, 100 %, 100 % and 100 % choose these epochs again."
-        in text
+        "Of 1,000 resamples of the training examples, 100 %, 100 % and 100 % choose these epochs "
+        "again." in text
         for text in report.answer(clear)
     )
     assert not any("resamples" in text for text in report.answer(comparison))
