@@ -235,7 +235,10 @@ class Experiment:
         Raises: as `train` does.
         """
         self.train(progress, tensorboard=tensorboard)
-        return evaluate(self._run_folder, self._margins)
+        progress("scoring", 0, 1)
+        comparison = evaluate(self._run_folder, self._margins)
+        progress("scoring", 1, 1)
+        return comparison
 
     def train(self, progress: Progress, *, tensorboard: bool = False) -> None:
         """Trains what the folder does not hold yet; process 0 also predicts, and stores the parts.

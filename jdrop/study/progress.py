@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -26,6 +27,29 @@ class _ShrinkingColumn(TextColumn):
         return text
 
 
+SHORT = 2.0
+"""Seconds after which a repeated work has lines too, where there is no terminal."""
+
+
+@dataclass
+class _Work:
+    """A work that is shown.
+
+    Attributes:
+        bar: on a terminal.
+        start: the time of its first step, in seconds.
+        done_at_start: the steps that were done then.
+        step: the steps that are done, and their total.
+        is_repeated: whether the same work was done before.
+    """
+
+    bar: Any
+    start: float
+    done_at_start: int
+    step: tuple[int, int]
+    is_repeated: bool
+
+
 class Display:
     """Shows the progress: call it as `progress(what, done, total)`.
 
@@ -39,21 +63,28 @@ class Display:
 
     def __init__(self, bars: Bars, console: Console) -> None:
         self._bars, self._console = bars, console
-        self._tasks: dict[str, tuple[Any, float, int]] = {}
+        self._works: dict[str, _Work] = {}
         self.note = ""
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Shows that `done` of `total` steps of the work `what` are done."""
         note, self.note = self.note, ""
-        if what not in self._tasks:
-            task = self._bars.add_task(what, total=total, note="")
-            self._tasks[what] = task, time.monotonic(), done
-        task, start, done_at_start = self._tasks[what]
-        self._bars.update(task, completed=done, note=note)
-        if not self._console.is_terminal and (done == total or done % -(-total // 4) == 0):
+        now = time.monotonic()
+        if what not in self._works:
+            bar = self._bars.add_task(what, total=total, note="")
+            self._works[what] = _Work(bar, now, done, (done, total), is_repeated=False)
+        elif done < self._works[what].step[0] or (done, total) == self._works[what].step:
+            bar = self._works[what].bar
+            self._works[what] = _Work(bar, now, done, (done, total), is_repeated=True)
+        work = self._works[what]
+        work.step = done, total
+        self._bars.update(work.bar, completed=done, total=total, note=note)
+        is_shown = not work.is_repeated or now - work.start > SHORT
+        is_quarter = done == total or done % -(-total // 4) == 0
+        if not self._console.is_terminal and is_shown and is_quarter:
             line = f"{what}: {done}/{total}"
-            if total > done > done_at_start:  # The clock starts when the first is done.
-                left = (time.monotonic() - start) * (total - done) / (done - done_at_start)
+            if total > done > work.done_at_start:  # The clock starts when the first is done.
+                left = (now - work.start) * (total - done) / (done - work.done_at_start)
                 line += f", {left:.0f} s left"
             with_note = f"{line}, {note}" if note else line
             fits = len(with_note) <= self._console.width

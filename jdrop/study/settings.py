@@ -115,7 +115,7 @@ def checked_sweep(sweep: Mapping[str, Iterable[Any]] | None) -> dict[str, list[f
     checked: dict[str, list[float]] = {}
     for name, values in (sweep or {}).items():
         if name not in SWEPT_TYPES:
-            raise UserError(f"sweep must name {' or '.join(SWEPT_TYPES)}, got {name!r}.")
+            raise UserError(f"sweep (--sweep) must name {' or '.join(SWEPT_TYPES)}, got {name!r}.")
         integers = SWEPT_TYPES[name] is int
         what = "integers" if integers else "numbers"
         try:

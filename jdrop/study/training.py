@@ -260,6 +260,8 @@ class Trainer:
                 like = fits[0].state.variables
                 scored = slices.scores(candidates, like, validation.losses)
             if validation.is_enough(scored):
+                # The epochs that are left would not be better.
+                self._progress(f"training {training.description}", end, end)
                 break
         if not self._run_folder.processes.is_first:
             return None

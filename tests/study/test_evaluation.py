@@ -268,7 +268,7 @@ def test_a_method_that_is_the_ensemble_is_worth_the_ensemble(labels):
 
 
 def test_unknown_margins_are_refused(predictions):
-    with pytest.raises(UserError, match=r"margins must be of nll, .* got one of crps"):
+    with pytest.raises(UserError, match=r"margins .* must be of nll, .* got one of crps"):
         of_predictions(predictions, "x", 3, {"crps": 0.1})
 
 

@@ -67,8 +67,9 @@ def test_a_simple_model_that_beats_no_network_is_not_mentioned(comparison):
 def test_choices_beside_the_epochs_of_the_settings_are_one_caution(comparison):
     (text,) = cautions_on(comparison, "50 epochs")
     assert text == (
-        "With the same 50 epochs, one plain (20) and 10 plain (30) would be past their best. The "
-        "choice of one dropout is the last candidate, 100 epochs: more may be better."
+        "With the same 50 epochs, one plain (20) and 10 plain (30) would be past their best. "
+        "Cross-validation chose the most epochs that it tried, 100, for one dropout: more may be "
+        "better."
     )
 
 

@@ -73,7 +73,7 @@ def test_swept_values_become_python_floats():
 @pytest.mark.parametrize(
     ("sweep", "message"),
     [
-        ({"depth": [1]}, "sweep must name rate or train_size or .*, got 'depth'"),
+        ({"depth": [1]}, "must name rate or train_size or .*, got 'depth'"),
         ({"rate": 0.1}, "values of rate to sweep must be a list of numbers, got 0.1"),
         ({"rate": "12"}, "values of rate to sweep must be a list of numbers, got '12'"),
         ({"train_size": [20.7]}, r"values of train_size .* a list of integers, got \[20.7\]"),

@@ -184,14 +184,14 @@ def test_validation_scores_networks_that_train_on_its_rows(tmp_path, data):
 
 
 def test_validation_ends_a_training_when_it_is_enough(tmp_path, data):
-    epochs = []
+    steps = []
     train(
         tmp_path,
         data,
-        lambda what, done, total: epochs.append(done) if what.startswith("training") else None,
+        lambda what, *step: steps.append(step) if what.startswith("training") else None,
         validation=validation_on(range(30, 40), (1, 3, 6), lambda scores: len(scores) == 2),
     )
-    assert epochs == [1, 2, 3]
+    assert steps == [(1, 6), (2, 6), (3, 6), (3, 3)]
 
 
 def test_networks_that_diverge_are_reported(tmp_path, data):

@@ -176,7 +176,9 @@ def _require_every_class(classes: Sequence[str | int], labels: np.ndarray) -> No
 
 def _fitting(train_size: int, available: int) -> int:
     if not 2 <= train_size <= available:
-        raise DataError(f"train_size must lie in [2, {available}], got {train_size}.")
+        raise DataError(
+            f"train_size (--train-size) must lie in [2, {available}], got {train_size}."
+        )
     return train_size
 
 

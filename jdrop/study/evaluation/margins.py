@@ -36,6 +36,7 @@ def choose_margins(
     unknown = set(given or ()) - set(defaults)
     if unknown:
         raise UserError(
-            f"margins must be of {', '.join(defaults)}, got one of {', '.join(sorted(unknown))}."
+            f"margins (--margin) must be of {', '.join(defaults)}, got one of "
+            f"{', '.join(sorted(unknown))}."
         )
     return {**defaults, **(given or {})}

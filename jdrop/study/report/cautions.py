@@ -156,15 +156,15 @@ def _choices(comparison: Comparison) -> list[str]:
         if curve.chosen < epochs:
             past.append(f"{title} ({curve.chosen})")
         elif curve.chosen == curve.epochs[-1]:
-            last.append(title)
+            last.append(f"“{title}”" if "," in title else title)
     texts = []
     if past:
         texts.append(f"With the same {epochs} epochs, {_shortened(past)} would be past their best.")
     if last:
         most = max(curve.epochs[-1] for curve in comparison.tuning)
         texts.append(
-            f"The choice of {_shortened(last)} is the last candidate, {most} epochs: more may be "
-            "better."
+            f"Cross-validation chose the most epochs that it tried, {most}, for "
+            f"{_shortened(last)}: more may be better."
         )
     return [" ".join(texts)] if texts else []
 

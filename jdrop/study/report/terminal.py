@@ -59,7 +59,8 @@ def _note(comparison: Comparison, score: str) -> str:
         f"{largest}, in {unit}; the report has the intervals. worth: how many plain networks must "
         f"be averaged to score as well in {score}, with its 95 % interval; ≤1: one does, >: all "
         f"are too few. enough?: as good as the average of all {largest} within the margin of "
-        f"{margin_text(main_score, comparison.margins[main_score])}?"
+        f"{margin_text(main_score, comparison.margins[main_score])}? Not resolved, undecided and "
+        "refused: the data do not tell."
     )
     if any(method.name == "weight-scaling" for method in comparison.methods):
         text += " same, no masks: the networks of the row above, by weight scaling."

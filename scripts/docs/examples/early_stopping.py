@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from sklearn.datasets import load_digits
 
@@ -38,6 +39,6 @@ result = fit_with_early_stopping(
     batch_size=50,
 )
 print("best epoch of each member:", result.best_epoch)
-print("validation loss:", jnp.nanmin(result.validation_losses, axis=1).round(3))
+print("validation loss:", np.nanmin(result.validation_losses, axis=1).round(3))
 members = ensemble.predict(None, network, result.state.variables, test_x)
 print(f"five averaged: NLL {metrics.nll(inference.pool(members), test_y):.3f}")
