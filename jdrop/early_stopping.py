@@ -68,10 +68,9 @@ def fit_with_early_stopping(
     $$t - \operatorname{argmin}_{s \le t} v_{is} \ge \text{patience}$$
 
     Of equal losses the first counts. A loss that is NaN or infinite is no improvement; without any
-    finite loss a member stops after `patience` epochs. The state of
-    a member equals that of `jdrop.ensemble.fit_ensemble` with the same key and `best_epoch` epochs,
-    up to the rounding of batched products, and exactly with "scan". Members do not affect each
-    other.
+    finite loss a member stops after `patience` epochs. The state of a member equals that of
+    `jdrop.ensemble.fit_ensemble` with the same key and `best_epoch` epochs, up to the rounding of
+    batched products, and exactly with "scan". Members do not affect each other.
 
     A member that has stopped is computed further, and ignored, until half of the members have
     stopped. Then the others go on in a program of half the size, and so on: for K members the

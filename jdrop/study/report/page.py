@@ -150,7 +150,8 @@ def render(template: str, comparison: Comparison, images: list[dict[str, str]]) 
         "holds every count, or the data are too few.",
         "Own epochs and the same epochs": "Left: each method is trained for the epochs, and with "
         "the weight decay, that cross-validation on the training examples chose for it. Right: all "
-        "methods are trained equally long, except for early stopping, which has no left half.",
+        "methods are trained equally long. A method that ends by itself, such as early stopping, "
+        "has no left half.",
         "How sure the choice of epochs is": "Loss: the mean over left-out training examples; the "
         "smallest is chosen. Share: of "
         f"{resamples_text(comparison)}, how many choose these epochs again. It is not the "

@@ -65,7 +65,7 @@ def score_against_size(comparison: Comparison) -> Figure | None:
                 axes.plot(ends, [mean] * 2, color=color, lw=6, alpha=0.35, solid_capstyle="butt")
             if worth.is_resolved and math.isfinite(worth.value):
                 axes.plot([worth.value], [mean], color=color, marker=marker, ms=8)
-        if sizes[-1] > 20:
+        if len(sizes) < sizes[-1]:  # The larger sizes are on a grid.
             _set_log_sizes(axes, sizes[-1], end=sizes[-1] * 1.05)
         else:
             axes.set_xlim(0.6, sizes[-1] + 0.4)
