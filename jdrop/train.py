@@ -19,6 +19,7 @@ from jdrop.constraints import max_norm
 from jdrop.convolutions import with_channels_last
 from jdrop.losses import LossFn, compute_losses, cross_entropy, gaussian_nll, weighted
 from jdrop.network import ApplyFn, Network, Variables, check_network
+from jdrop.orders import shuffle
 
 __all__ = [
     "Batch",
@@ -275,7 +276,7 @@ def begin_epoch(
     if state.network.step_rule is not None:
         epoch_key = jax.random.fold_in(shuffle_key, index)
         state = state.network.step_rule.start_epoch(epoch_key, state)
-    order = jax.random.permutation(jax.random.fold_in(order_key, index), rows)
+    order = shuffle(jax.random.fold_in(order_key, index), rows)
     return state, order[: steps_per_epoch * batch_size].reshape(steps_per_epoch, batch_size)
 
 

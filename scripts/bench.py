@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from bench_ensembles import bench_checkpoints, bench_ensemble
+from bench_ensembles import bench_checkpoints, bench_ensemble, bench_orders
 from jax import Array, lax
 from timing import Dropout, dropouts, print_times, time_in_turn, torch_if_installed
 
@@ -442,6 +442,7 @@ BENCHMARKS = {
     "block": bench_block,
     "mlp": bench_mlp,
     "ensemble": bench_ensemble,
+    "orders": bench_orders,
     "checkpoints": bench_checkpoints,
     "attention": bench_attention,
     "memory": bench_memory,

@@ -1,4 +1,4 @@
-"""Times an ensemble's training step beside single networks, Flax and PyTorch; and checkpoints."""
+"""Times an ensemble's training beside single networks, Flax and PyTorch; orders; checkpoints."""
 
 import statistics
 import tempfile
@@ -12,6 +12,7 @@ from unittest import mock
 import click
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.training.train_state import TrainState as FlaxState
@@ -20,6 +21,7 @@ from timing import print_times, time_in_turn, torch_if_installed
 
 import jdrop.linen
 from jdrop import ensemble, train
+from jdrop.orders import shuffle
 from jdrop.study import checkpoints
 from jdrop.study.run_folder import RunFolder
 
@@ -30,17 +32,18 @@ STEPS = 10
 
 
 class MLP(nn.Module):
-    """64-256-256-10 with ReLU and a dropout layer of jdrop or Flax."""
+    """64-256-256-10, or other sizes, with ReLU and a dropout layer of jdrop or Flax."""
 
     dropout: Any = jdrop.linen.Dropout
+    sizes: tuple[int, ...] = SIZES
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """Returns ten logits."""
-        for units in SIZES[1:-1]:
+        for units in self.sizes[1:-1]:
             x = nn.relu(nn.Dense(units)(x))
             x = self.dropout(RATE, deterministic=not train)(x)
-        return nn.Dense(SIZES[-1])(x)
+        return nn.Dense(self.sizes[-1])(x)
 
 
 def make_data() -> tuple[np.ndarray, np.ndarray]:
@@ -172,6 +175,34 @@ def bench_ensemble() -> dict[str, Any]:
         functions |= {"torch loop": torch_loop(torch, 20), "torch vmap": torch_vmap(torch, 20)}
     rows = print_times("ensemble, a step of 20 members", time_in_turn(functions, 7), STEPS)
     results["20 members, other libraries"] = rows
+    return results
+
+
+def bench_orders() -> dict[str, Any]:
+    """Random orders of rows for 100 vmapped members, and an epoch, which needs them.
+
+    The network is 16-50-10 with dropout, the batch 128, the optimizer Adam.
+    """
+    results = {}
+    num_members = 100
+    keys = jax.random.split(jax.random.key(0), num_members)
+    network = jdrop.linen.as_network(MLP(sizes=(16, 50, 10)))
+    for num_rows in (500, 10_000, 40_000):
+        rows = jnp.arange(num_rows)
+        inputs, labels = jax.random.normal(jax.random.key(1), (num_rows, 16)), rows % 10
+        state = ensemble.init_ensemble(
+            jax.random.key(2), network, optax.adam(1e-3), inputs[:1], ensemble_size=num_members
+        )
+        functions = {
+            "jdrop": partial(jax.jit(jax.vmap(shuffle, (0, None))), keys, rows),
+            "jax": partial(jax.jit(jax.vmap(jax.random.permutation, (0, None))), keys, rows),
+            "an epoch": partial(
+                ensemble.fit_ensemble, keys[0], state, inputs, labels, num_epochs=1, batch_size=128
+            ),
+        }
+        name = f"{num_rows} rows"
+        rows_of_table = time_in_turn(functions, 7)
+        results[name] = print_times(f"orders of {name}, a member", rows_of_table, num_members)
     return results
 
 

@@ -18,6 +18,7 @@ PACKAGE = Path(jdrop.__file__).parent
 ROOMS = [
     "annotations",
     "bits",
+    "orders",
     "functional",
     "stochastic_depth",
     "attention",
