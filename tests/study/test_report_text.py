@@ -92,17 +92,19 @@ def test_differences_of_percentages_are_in_points():
 def test_the_answer_leads_with_the_differences(comparison):
     point = comparison.method("dropout").point(1)
     single, ensemble = point.minus_single, point.minus_ensemble
-    first, verdict, *others = report.answer(comparison)
+    first, verdict, second, *others = report.answer(comparison)
     assert first == (
         "On made up with 500 training examples, one dropout network (weight scaling) differs from "
-        f"one plain network by {difference_text('nll', single['nll'], unit=True)} in NLL and "
-        f"{difference_text('error', single['error'], unit=True)} in error. From the average of all "
-        f"10 it differs by {difference_text('nll', ensemble['nll'])} nats in NLL and "
-        f"{difference_text('error', ensemble['error'])} points in error (95 % intervals; less is "
-        "better)."
+        f"one plain network by {difference_text('nll', single['nll'])} nats in NLL, and from the "
+        f"average of all 10 by {difference_text('nll', ensemble['nll'])} nats (95 % intervals; "
+        "less is better)."
     )
     assert verdict.startswith("In NLL it is enough within a margin of 0.01 nats: it is not worse")
-    assert verdict.endswith("In error the verdict is: not worse.")
+    assert second == (
+        f"In error it differs from one plain network by {difference_text('error', single['error'])}"
+        f" points, and from the average by {difference_text('error', ensemble['error'])} points. "
+        "The verdict is: not worse."
+    )
     assert [text.split(" ")[0] for text in others] == ["One", "Each", "The"]
     assert (
         "the epochs that cross-validation chose: 75 for one dropout network, 20 for one plain "
@@ -112,8 +114,8 @@ def test_the_answer_leads_with_the_differences(comparison):
 
 
 def test_the_answer_of_a_regression_speaks_of_the_mse(regression):
-    assert "nats in calibrated NLL and" in words(regression)
-    assert "in MSE" in words(regression)
+    assert "nats in calibrated NLL, and" in words(regression)
+    assert "In MSE it differs" in words(regression)
     assert "error" not in words(regression)
 
 
@@ -203,6 +205,7 @@ def test_a_refusal_is_said_once(comparison):
     assert everything.count(reason) == 1
     assert f"Whether it is enough in NLL cannot be said. {reason}" in everything
     assert "How many plain networks one dropout network is worth is not resolved." in everything
+    assert "The verdict is" not in everything
 
 
 def test_verdicts_are_put_into_words(comparison):

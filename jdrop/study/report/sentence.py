@@ -23,15 +23,19 @@ ENOUGH = ("not worse", "equivalent", "better")
 def answer(comparison: Comparison) -> list[str]:
     """Returns the answer as short paragraphs.
 
-    The first says how one dropout network differs from plain ones. The others hold the verdict,
-    the controls that do as well, the worth in plain networks, the epochs and the cost.
+    The first says how one dropout network differs from plain ones in the main score. The others
+    hold the verdict, the second score, the controls that do as well, the worth in plain networks,
+    the epochs and the cost.
     """
     if comparison.headline is None:
         return ["Only plain networks were compared."]
     method, point = comparison.headline
+    scores = [comparison.curve_scores[0], second_score(comparison)]
+    first, *others = [score for score in scores if score not in point.unreliable]
     paragraphs = [
-        _differences(comparison, method, point),
-        f"{verdict_sentence(comparison, point)} {_second_verdict(comparison, point)}".strip(),
+        _differences(comparison, method, point, first),
+        verdict_sentence(comparison, point),
+        *[_second_differences(comparison, point, score) for score in others],
         *_controls(comparison, point),
         worth_sentence(comparison, method, point),
         _perplexities(comparison, method, point),
@@ -66,27 +70,20 @@ def negated(difference: Interval) -> Interval:
     )
 
 
-def _differences(comparison: Comparison, method: MethodResult, point: Point) -> str:
+def _differences(comparison: Comparison, method: MethodResult, point: Point, score: str) -> str:
     data = comparison.data
     noun = "tokens" if comparison.is_per_token else "examples"
     size = "" if data["train_size"] is None else f" with {data['train_size']:,} training {noun}"
     noise = f", {data['label_noise']:.0%} of them mislabelled" if data["label_noise"] else ""
-    scores = [comparison.curve_scores[0], second_score(comparison)]
-    scores = [score for score in scores if score not in point.unreliable]
-    from_single, from_all = (
-        " and ".join(
-            f"{difference_text(score, differences[score], unit=True)} in {SCORES[score].title}"
-            for score in scores
-        )
-        for differences in (point.minus_single, point.minus_ensemble)
-    )
+    from_single = difference_text(score, point.minus_single[score], unit=True)
+    from_all = difference_text(score, point.minus_ensemble[score], unit=True)
     who = subject(method, point)
     if method.name == "dropout" and point.size == 1:
         who += " (weight scaling)"
     return (
-        f"On {data['name']}{size}{noise}, {who} differs from one plain network by {from_single}. "
-        f"From the average of all {comparison.ensemble.size} it differs by {from_all} "
-        "(95 % intervals; less is better)."
+        f"On {data['name']}{size}{noise}, {who} differs from one plain network by {from_single} in "
+        f"{SCORES[score].title}, and from the average of all {comparison.ensemble.size} by "
+        f"{from_all} (95 % intervals; less is better)."
     )
 
 
@@ -115,13 +112,16 @@ def verdict_sentence(comparison: Comparison, point: Point) -> str:
     return f"{text} ({found})."
 
 
-def _second_verdict(comparison: Comparison, point: Point) -> str:
-    """The verdict in the second score, unless it is refused or the score unreliable."""
-    second = second_score(comparison)
-    verdict = point.against_ensemble[second].verdict
-    if second in point.unreliable or verdict == "refused":
-        return ""
-    return f"In {SCORES[second].title} the verdict is: {verdict}."
+def _second_differences(comparison: Comparison, point: Point, score: str) -> str:
+    """The differences in the second score, and the verdict unless it is refused."""
+    from_single = difference_text(score, point.minus_single[score], unit=True)
+    from_all = difference_text(score, point.minus_ensemble[score], unit=True)
+    text = (
+        f"In {SCORES[score].title} it differs from one plain network by {from_single}, and from "
+        f"the average by {from_all}."
+    )
+    verdict = point.against_ensemble[score].verdict
+    return text if verdict == "refused" else f"{text} The verdict is: {verdict}."
 
 
 def worth_sentence(comparison: Comparison, method: MethodResult, point: Point) -> str:
