@@ -228,6 +228,7 @@ def test_a_second_table_holds_the_test_examples(tmp_path):
     np.testing.assert_array_equal(data.ood_inputs, data.test_inputs)
 
 
+COLOURS = "x,y\n" + "1,red\n2,blue\n" * 5
 GOOD = "x,y\n" + "\n".join(f"{i},{i % 2}" for i in range(10))
 
 
@@ -258,6 +259,7 @@ GOOD = "x,y\n" + "\n".join(f"{i},{i % 2}" for i in range(10))
         ("# a, b\nx;y\n1;0", {"target": "y"}, "got 'y'; delete the first row if it is a comment"),
         ("x,y,\n1,2,\n3,4,", {"target": "y"}, "name for each column, got a column without a name"),
         (GOOD.replace("3,1", "3"), {"target": "y"}, "missing value in column 'y', example 4"),
+        (COLOURS + "3,re", {"target": "y"}, "cut short: it ends with 're', the beginning of 'red'"),
         ("x;y\n1,234.5;0\n7,002;1", {"target": "y"}, "numbers with a comma in column 'x'"),
         (
             "x,y\n" + "\n".join(f"{i},word{i}" for i in range(101)),
@@ -274,6 +276,12 @@ GOOD = "x,y\n" + "\n".join(f"{i},{i % 2}" for i in range(10))
 def test_tables_with_mistakes_are_refused(tmp_path, text, options, message):
     with pytest.raises(DataError, match=message):
         table(write(tmp_path / "t.csv", text), **options)
+
+
+@pytest.mark.parametrize("end", ["3,red", "3,re\n", "3,re\n4,re", "3,green"])
+def test_a_last_word_that_is_no_cut_one_is_read(tmp_path, end):
+    data = table(write(tmp_path / "t.csv", COLOURS + end), target="y", seed=1)
+    assert data.num_classes == 2 + (end != "3,red")
 
 
 def numbers_with(*words, column=0):

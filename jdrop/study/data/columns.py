@@ -198,6 +198,8 @@ def _read_table(path: Path) -> _Table:
     if len(cells) < 2:
         raise DataError(f"{path} must hold a header and a row for each example, got no examples.")
     cells = cells.map(str.strip)
+    if not text.endswith("\n"):
+        _refuse_cut_word(path, cells.iloc[1:, -1])
     if not np.isnan(_to_numbers(cells.iloc[0])).any():
         cells.columns = [str(index) for index in cells.columns]
         _refuse_header_of_numbers(path, cells)
@@ -215,6 +217,20 @@ def _read_table(path: Path) -> _Table:
             "in the first row."
         )
     return _Table(path, cells)
+
+
+def _refuse_cut_word(path: Path, column: pd.Series) -> None:
+    """Raises if the file ends inside a word, which would pass for a class or a category."""
+    *others, last = column
+    if last in others or not np.isnan(_to_numbers(column.iloc[[-1]])).any():
+        return
+    whole = next((cell for cell in others if last and cell.startswith(last)), None)
+    if whole is not None:
+        raise DataError(
+            f"{path} seems to be cut short: it ends with {quote(last)}, the beginning of "
+            f"{quote(whole)}, without an end of the line; copy the file again, or end the line if "
+            "it is complete."
+        )
 
 
 def _refuse_header_of_numbers(path: Path, cells: pd.DataFrame) -> None:
